@@ -1,0 +1,94 @@
+"""The nouns that walk through the house, and the axis alphabet.
+
+| axis | counts |
+|---|---|
+| B | prompts |
+| G | members of a group |
+| P | prompt tokens (allocated; the length says how many are real) |
+| T | response tokens (likewise) |
+| V | vocabulary |
+| D | width of the residual stream |
+| H, N | query heads, key and value heads |
+| K | size of a head |
+| L | layers |
+
+A mask is a length until the last moment: `positions(T) < length`. Padding is
+on the right, and no mask is ever inferred from a token id.
+"""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+# Where an answer comes from; `GroupBatch.origin` holds these.
+EXPERT, TEACHER, SELF = 0, 1, 2
+ORIGINS = {'expert': EXPERT, 'teacher': TEACHER, 'self': SELF}
+
+
+@flax.struct.dataclass
+class Prompts:
+  """What the policy is asked.
+
+  Attributes:
+    tokens: [B, P] int32, padded on the right.
+    length: [B] int32, at least 1.
+    index: [B] int32, the dataset's record id; the sampler's random bits
+      depend on it, not on the row.
+  """
+
+  tokens: jax.Array
+  length: jax.Array
+  index: jax.Array
+
+
+@flax.struct.dataclass
+class Responses:
+  """Answers of one group per prompt, given or sampled.
+
+  Attributes:
+    tokens: [B, G, T] int32, padded on the right with 0.
+    length: [B, G] int32, the stop token included; 0 for an empty slot.
+    behavior_logp: [B, G, T] float32, log-probability of each token under the
+      policy that sampled it; 0 beyond the length and for given answers.
+  """
+
+  tokens: jax.Array
+  length: jax.Array
+  behavior_logp: jax.Array
+
+  @property
+  def mask(self) -> jax.Array:
+    """[B, G, T] bool: the tokens that are real."""
+    return length_mask(self.length, self.tokens.shape[-1])
+
+
+@flax.struct.dataclass
+class GroupBatch:
+  """Scored groups: what a training step sees.
+
+  No advantages (the step computes them from rewards, so they cannot be
+  stale) and no probabilities (they are exp(logp)).
+
+  Attributes:
+    prompts: B prompts.
+    responses: G answers each.
+    rewards: [B, G] float32.
+    origin: [B, G] int32, one of EXPERT, TEACHER, SELF.
+    member_mask: [B, G] bool, the slot holds an answer.
+  """
+
+  prompts: Prompts
+  responses: Responses
+  rewards: jax.Array
+  origin: jax.Array
+  member_mask: jax.Array
+
+  @property
+  def token_mask(self) -> jax.Array:
+    """[B, G, T] bool: the tokens that train."""
+    return self.responses.mask & self.member_mask[..., None]
+
+
+def length_mask(length: jax.Array, size: int) -> jax.Array:
+  """[..., size] bool from lengths [...]."""
+  return jnp.arange(size) < length[..., None]

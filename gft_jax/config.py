@@ -1,0 +1,481 @@
+"""Every setting of a run: frozen nested dataclasses, one default per field.
+
+A function receives its own sub-config or plain keywords, never the whole.
+`override(config, 'loss.tau=0.2')` is the only way in from the command line;
+checks raise ConfigError and name both numbers that disagree.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from typing import Any
+
+
+class ConfigError(ValueError):
+  """A setting that cannot work; the message is one line for the user."""
+
+
+def setting(default: Any, meaning: str) -> Any:
+  """A dataclass field with its default and the meaning that --help prints."""
+  return dataclasses.field(default=default, metadata={'meaning': meaning})
+
+
+def require(condition: bool, message: str) -> None:
+  if not condition:
+    raise ConfigError(message)
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+  """Shape of a decoder of the Llama and Qwen2 families."""
+
+  vocab_size: int = setting(0, 'tokens; 0 takes the size of the tokenizer')
+  width: int = setting(96, 'D, size of the residual stream')
+  layers: int = setting(2, 'L, decoder blocks')
+  heads: int = setting(4, 'H, query heads')
+  kv_heads: int = setting(4, 'N, key and value heads; divides heads')
+  head_size: int = setting(24, 'K, size of one head')
+  mlp_width: int = setting(256, 'width of the gated MLP')
+  rope_theta: float = setting(10000.0, 'base of the rotary frequencies')
+  rope_scaling: tuple[float, float, float, int] | None = setting(
+    None,
+    'Llama-3 scaling: factor, low and high frequency factor, original context',
+  )
+  norm_epsilon: float = setting(1e-5, 'epsilon of every RMSNorm')
+  qkv_bias: bool = setting(False, 'biases on q, k and v (Qwen2)')
+  tied_head: bool = setting(False, 'the head is the transposed embedding')
+  max_positions: int = setting(2048, 'longest prompt + response in tokens')
+
+  def __post_init__(self):
+    require(
+      self.heads % self.kv_heads == 0,
+      f'model.architecture.heads={self.heads} is not a multiple of'
+      f' kv_heads={self.kv_heads}',
+    )
+    require(
+      self.head_size % 2 == 0,
+      f'model.architecture.head_size={self.head_size} must be even for RoPE',
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  path: str = setting('', 'Hugging Face folder; empty: train from scratch')
+  tokenizer: str = setting(
+    '', 'folder of the tokenizer when path is empty; empty: the embedded one'
+  )
+  architecture: Architecture = setting(
+    Architecture(), 'the shape when path is empty'
+  )
+  dtype: str = setting('float32', 'dtype of the computation')
+  param_dtype: str = setting('float32', 'dtype of the master parameters')
+  remat: str = setting(
+    'none', 'what the backward pass keeps: none, dots or full (keeps nothing)'
+  )
+
+  def __post_init__(self):
+    for name in ('dtype', 'param_dtype'):
+      one_of(f'model.{name}', getattr(self, name), ('float32', 'bfloat16'))
+    one_of('model.remat', self.remat, ('none', 'dots', 'full'))
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  path: str = setting(
+    '', 'JSONL or parquet file of prompts; empty: the embedded arithmetic task'
+  )
+  eval_path: str = setting('', 'held-out file; empty: rows cut off path')
+  cache: str = setting(
+    '~/.cache/gft_jax', 'where prepared datasets are kept (ArrayRecord)'
+  )
+  split: str = setting('train', 'split that this stage trains on')
+  columns: str = setting(
+    '',
+    'columns of the file as role=name pairs, for instance'
+    ' prompt=question,expert=answer; empty: guessed from the names',
+  )
+  template: str = setting(
+    'auto', 'prompt format: plain, chat (the tokenizer has a template) or auto'
+  )
+  instruction: str = setting('', 'text added to each prompt after a newline')
+  batch_size: int = setting(16, 'B, prompts per step over all devices')
+  max_prompt: int = setting(16, 'P, tokens; a longer prompt is dropped')
+  max_response: int = setting(40, 'T, tokens with EOS; longer is dropped')
+  max_dropped: float = setting(
+    0.2, 'largest share of dropped rows before the run refuses to start'
+  )
+  rows: int = setting(0, 'rows to use; 0: all of them')
+
+  def __post_init__(self):
+    for name in ('batch_size', 'max_prompt', 'max_response'):
+      positive(f'data.{name}', getattr(self, name))
+    one_of('data.template', self.template, ('auto', 'plain', 'chat'))
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupConfig:
+  """The paper's default group is 1 expert + 3 teachers + 4 samples."""
+
+  experts: int = setting(1, 'expert answers per group, 0 or 1')
+  teachers: int = setting(3, 'teacher answers per group; 0 is "no mix"')
+  samples: int = setting(4, "the policy's own answers per group")
+
+  def __post_init__(self):
+    for name in ('experts', 'teachers', 'samples'):
+      count = getattr(self, name)
+      require(count >= 0, f'group.{name}={count} must not be negative')
+    require(self.experts <= 1, f'group.experts={self.experts} is more than 1')
+    require(self.size > 0, 'group: experts + teachers + samples is 0')
+
+  @property
+  def size(self) -> int:
+    """G."""
+    return self.experts + self.teachers + self.samples
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerConfig:
+  temperature: float = setting(1.0, '0 is greedy')
+  top_k: int = setting(0, 'keep the k likeliest tokens; 0: all')
+  top_p: float = setting(1.0, 'keep the likeliest tokens of this mass')
+  min_p: float = setting(0.0, 'drop tokens under this share of the likeliest')
+  stop_ids: tuple[int, ...] = setting((), 'token ids that stop besides EOS')
+
+  def __post_init__(self):
+    require(
+      self.temperature >= 0,
+      f'sampler.temperature={self.temperature} must not be negative',
+    )
+    require(self.top_k >= 0, f'sampler.top_k={self.top_k} must be >= 0')
+    require(0 < self.top_p <= 1, f'sampler.top_p={self.top_p} not in (0, 1]')
+    require(0 <= self.min_p <= 1, f'sampler.min_p={self.min_p} not in [0, 1]')
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardConfig:
+  function: str = setting(
+    'arithmetic',
+    'arithmetic, math (math-verify) or the import path of your own'
+    ' (prompt, answer, response) -> float, as package.module:function',
+  )
+  workers: int = setting(
+    0, 'guarded processes; 0 grades in this process, for rewards you trust'
+  )
+  timeout_s: float = setting(5.0, 'seconds that one answer may take')
+  memory_mb: int = setting(2048, 'address space of one worker')
+
+  def __post_init__(self):
+    require(self.workers >= 0, f'reward.workers={self.workers} is negative')
+    positive('reward.timeout_s', self.timeout_s)
+    positive('reward.memory_mb', self.memory_mb)
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+  tau: float = setting(0.7, 'threshold of the dynamic coefficient (Eq. 5)')
+  epsilon: float = setting(1e-6, 'added to the std of a group (Eq. 4)')
+  clip_low: float = setting(0.2, 'ratio clip below 1 (GRPO)')
+  clip_high: float = setting(0.2, 'ratio clip above 1 (GRPO)')
+  dual_clip: float | None = setting(
+    3.0, 'bound of the ratio where the advantage is negative; none: no bound'
+  )
+  reduction: str = setting(
+    'token_mean', 'token_mean, sequence_mean or token_sum'
+  )
+  chunk: int = setting(512, 'tokens whose logits exist at one time')
+
+  def __post_init__(self):
+    require(0 <= self.tau <= 1, f'loss.tau={self.tau} is not in [0, 1]')
+    positive('loss.chunk', self.chunk)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+  learning_rate: float = setting(1e-4, 'peak learning rate of AdamW')
+  schedule: str = setting('constant', 'constant or cosine (to a fiftieth)')
+  warmup_steps: int = setting(0, 'optimizer steps of linear warm-up')
+  b1: float = setting(0.9, 'decay of the first moment')
+  b2: float = setting(0.999, 'decay of the second moment')
+  epsilon: float = setting(1e-8, "Adam's epsilon")
+  weight_decay: float = setting(0.01, 'decoupled weight decay')
+  clip_norm: float = setting(1.0, 'largest global gradient norm; 0: no limit')
+  mini_batches: int = setting(
+    1, 'optimizer steps per rollout; whole groups, so it divides batch_size'
+  )
+  micro_batches: int = setting(
+    1, 'parts of a mini-batch whose gradients are added (memory only)'
+  )
+
+  def __post_init__(self):
+    one_of('optimizer.schedule', self.schedule, ('constant', 'cosine'))
+    positive('optimizer.mini_batches', self.mini_batches)
+    positive('optimizer.micro_batches', self.micro_batches)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+  data: int = setting(1, 'devices that hold different prompts')
+  fsdp: int = setting(1, 'devices that also share the parameters')
+  tensor: int = setting(1, 'devices that share each matrix product')
+
+  def __post_init__(self):
+    for name in ('data', 'fsdp', 'tensor'):
+      positive(f'mesh.{name}', getattr(self, name))
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+  every: int = setting(50, 'steps between checkpoints; the last is always kept')
+  keep: int = setting(2, 'checkpoints kept per stage')
+
+  def __post_init__(self):
+    positive('checkpoint.every', self.every)
+    positive('checkpoint.keep', self.keep)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+  every: int = setting(0, 'steps between evaluations; 0: only after the stage')
+  splits: tuple[str, ...] = setting(
+    ('test', 'ood_length', 'ood_operator'), 'held-out splits'
+  )
+  prompts: int = setting(128, 'prompts per split')
+  samples: int = setting(4, 'answers per prompt')
+  ks: tuple[int, ...] = setting((1, 4), 'k of the unbiased pass@k')
+  temperature: float = setting(0.5, 'temperature of the graded answers')
+  max_response: int = setting(52, 'tokens of an answer')
+  kl_prompts: int = setting(
+    128,
+    'prompts for entropy and KL to the base policy, on own samples at'
+    ' temperature 1; 0: neither',
+  )
+  batch_size: int = setting(128, 'prompts per call of the sampler')
+
+  def __post_init__(self):
+    positive('eval.samples', self.samples)
+    require(
+      not self.ks or max(self.ks) <= self.samples,
+      f'eval.ks={self.ks} has a k above eval.samples={self.samples}',
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class LogConfig:
+  progress: bool = setting(True, 'a progress bar per stage')
+  tensorboard: bool = setting(True, 'event files under workdir/tensorboard')
+  wandb: bool = setting(False, 'Weights & Biases, if it is installed')
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  """One node of the tree of stages; its optimizer state is fresh."""
+
+  name: str = setting('gft', 'name, unique in the run')
+  start: str = setting('', 'earlier stage to start from; empty: the model')
+  objective: str = setting('gft', 'row of gft_jax.objectives.OBJECTIVES')
+  steps: int = setting(100, 'rollouts, each of optimizer.mini_batches updates')
+  overrides: tuple[str, ...] = setting(
+    (), 'settings of this stage, for instance optimizer.learning_rate=1e-4'
+  )
+
+  def __post_init__(self):
+    positive(f'stages.{self.name}.steps', self.steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  seed: int = setting(0, 'root of every random stream')
+  model: ModelConfig = setting(ModelConfig(), 'the policy')
+  data: DataConfig = setting(DataConfig(), 'prompts and given answers')
+  group: GroupConfig = setting(GroupConfig(), 'composition of a group')
+  sampler: SamplerConfig = setting(SamplerConfig(), 'rollouts')
+  reward: RewardConfig = setting(RewardConfig(), 'text to score')
+  loss: LossConfig = setting(LossConfig(), 'hyper-parameters of objectives')
+  optimizer: OptimizerConfig = setting(OptimizerConfig(), 'AdamW')
+  mesh: MeshConfig = setting(MeshConfig(), 'devices')
+  checkpoint: CheckpointConfig = setting(CheckpointConfig(), 'Orbax')
+  eval: EvalConfig = setting(EvalConfig(), 'held-out evaluation')
+  log: LogConfig = setting(LogConfig(), 'writers besides metrics.jsonl')
+  stages: tuple[Stage, ...] = setting((Stage(),), 'the tree of stages')
+
+  def __post_init__(self):
+    seen = []
+    for stage in self.stages:
+      require(
+        stage.name not in seen, f'stages: two stages are named {stage.name!r}'
+      )
+      require(
+        not stage.start or stage.start in seen,
+        f'stages.{stage.name}.start={stage.start!r} is not an earlier stage;'
+        f' earlier: {", ".join(seen) or "none"}',
+      )
+      seen.append(stage.name)
+
+
+def one_of(name: str, value: str, choices: typing.Iterable[str]) -> None:
+  """Raises ConfigError with the nearest choice."""
+  choices = tuple(choices)
+  if value not in choices:
+    raise ConfigError(
+      f'{name}={value!r} is not one of {", ".join(choices)}'
+      + nearest(value, choices)
+    )
+
+
+def positive(name: str, value: float) -> None:
+  require(value > 0, f'{name}={value} must be positive')
+
+
+def nearest(word: str, choices: typing.Iterable[str]) -> str:
+  matches = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.3)
+  return f'; did you mean {matches[0]}?' if matches else ''
+
+
+def override(config: Any, assignment: str) -> Any:
+  """Returns `config` with one field replaced.
+
+  Args:
+    config: a dataclass of this module.
+    assignment: 'a.b=c'. A segment after a tuple of named parts picks the part
+      by its name: 'stages.gft.steps=10'.
+
+  Raises:
+    ConfigError: unknown field (names the nearest), wrong type, failed check.
+  """
+  path, separator, text = assignment.partition('=')
+  require(
+    bool(separator) and bool(path.strip()),
+    f'--set {assignment!r} is not of the form a.b=c',
+  )
+  return _replace(config, path.strip().split('.'), text.strip(), path.strip())
+
+
+def for_stage(config: Config, stage: Stage) -> Config:
+  """The settings of one stage: the top level under its overrides."""
+  for assignment in stage.overrides:
+    config = override(config, assignment)
+  return config
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+  """Plain JSON types; `from_dict` is its inverse."""
+  return dataclasses.asdict(config)
+
+
+def from_dict(kind: type, values: dict[str, Any]) -> Any:
+  """The dataclass `kind` from the dictionary that `to_dict` gave."""
+  hints = typing.get_type_hints(kind)
+  unknown = sorted(set(values) - set(hints))
+  require(not unknown, f'{kind.__name__} has no field {", ".join(unknown)}')
+  return kind(**{k: _from_json(hints[k], v) for k, v in values.items()})
+
+
+def differences(old: Any, new: Any, path: str = '') -> list[str]:
+  """Names of the fields in which two configs differ, as 'a.b: old -> new'."""
+  if dataclasses.is_dataclass(old) and type(old) is type(new):
+    return [
+      line
+      for field in dataclasses.fields(old)
+      for line in differences(
+        getattr(old, field.name),
+        getattr(new, field.name),
+        f'{path}.{field.name}' if path else field.name,
+      )
+    ]
+  if _is_stages(old) and _is_stages(new):
+    names = [stage.name for stage in old]
+    if names == [stage.name for stage in new]:
+      return [
+        line
+        for a, b in zip(old, new)
+        for line in differences(a, b, f'{path}.{a.name}')
+      ]
+  return [] if old == new else [f'{path}: {old!r} -> {new!r}']
+
+
+def fields_with_meaning(kind: type = Config, path: str = ''):
+  """Yields (dotted name, type name, default, meaning) of every field."""
+  hints = typing.get_type_hints(kind)
+  for field in dataclasses.fields(kind):
+    name = f'{path}{field.name}'
+    if dataclasses.is_dataclass(hints[field.name]):
+      yield from fields_with_meaning(hints[field.name], f'{name}.')
+    elif hints[field.name] == tuple[Stage, ...]:
+      yield from fields_with_meaning(Stage, f'{name}.NAME.')
+    else:
+      kind_name = _type_name(hints[field.name])
+      yield name, kind_name, field.default, field.metadata['meaning']
+
+
+def _is_stages(value: Any) -> bool:
+  return isinstance(value, tuple) and all(isinstance(v, Stage) for v in value)
+
+
+def _replace(node: Any, path: list[str], text: str, name: str) -> Any:
+  head, rest = path[0], path[1:]
+  if isinstance(node, tuple):
+    names = [part.name for part in node]
+    require(
+      head in names and bool(rest),
+      f'{name}: no stage {head!r}; stages: {", ".join(names)}'
+      + nearest(head, names),
+    )
+    return tuple(
+      _replace(part, rest, text, name) if part.name == head else part
+      for part in node
+    )
+  hints = typing.get_type_hints(type(node))
+  require(
+    head in hints,
+    f'{name}: no setting {head!r}' + nearest(head, hints),
+  )
+  current = getattr(node, head)
+  if dataclasses.is_dataclass(current) or _is_stages(current):
+    require(bool(rest), f'{name} is a group of settings, not one setting')
+    value = _replace(current, rest, text, name)
+  else:
+    require(not rest, f'{name}: {head!r} is one setting, not a group')
+    value = _parse(hints[head], text, name)
+  return dataclasses.replace(node, **{head: value})
+
+
+def _parse(kind: Any, text: str, name: str) -> Any:
+  origin = typing.get_origin(kind)
+  if origin is types.UnionType:
+    inner = [k for k in typing.get_args(kind) if k is not types.NoneType]
+    return None if text.lower() == 'none' else _parse(inner[0], text, name)
+  if origin is tuple:
+    items = [t.strip() for t in text.strip('()[]').split(',') if t.strip()]
+    kinds = typing.get_args(kind)
+    if kinds[-1] is Ellipsis:
+      kinds = (kinds[0],) * len(items)
+    require(
+      len(items) == len(kinds),
+      f'{name}={text!r} has {len(items)} items, not {len(kinds)}',
+    )
+    return tuple(_parse(k, item, name) for k, item in zip(kinds, items))
+  if kind is bool:
+    choices = {'true': True, '1': True, 'false': False, '0': False}
+    require(text.lower() in choices, f'{name}={text!r} is not true or false')
+    return choices[text.lower()]
+  try:
+    return kind(text)
+  except ValueError:
+    raise ConfigError(f'{name}={text!r} is not of type {kind.__name__}') from None
+
+
+def _from_json(kind: Any, value: Any) -> Any:
+  if dataclasses.is_dataclass(kind):
+    return from_dict(kind, value)
+  if isinstance(value, (list, tuple)):
+    if kind == tuple[Stage, ...]:
+      return tuple(from_dict(Stage, item) for item in value)
+    return tuple(value)
+  return value
+
+
+def _type_name(kind: Any) -> str:
+  return kind.__name__ if isinstance(kind, type) and not typing.get_args(
+    kind
+  ) else str(kind)

@@ -1,0 +1,54 @@
+"""Ranges for users; requirements.txt pins what was tested."""
+
+import pathlib
+import re
+
+import setuptools
+
+HERE = pathlib.Path(__file__).parent
+VERSION = re.search(
+  r"__version__ = '(.+)'", (HERE / 'gft_jax/__init__.py').read_text()
+).group(1)
+
+setuptools.setup(
+  name='gft_jax',
+  version=VERSION,
+  description='Group Fine-Tuning of language models in JAX and Flax',
+  long_description=(HERE / 'README.md').read_text(),
+  long_description_content_type='text/markdown',
+  license='Apache-2.0',
+  python_requires='>=3.11',
+  packages=setuptools.find_packages(include=['gft_jax', 'gft_jax.*']),
+  install_requires=[
+    'array-record>=0.8',
+    'chex>=0.1.91',
+    'flax>=0.12,<0.13',
+    'grain>=0.2.16',
+    'jax>=0.10.2,<0.11',
+    'math-verify[antlr4_13_2]>=0.9,<0.10',
+    'matplotlib>=3.10',
+    'numpy>=2.0',
+    'optax>=0.2.6',
+    'orbax-checkpoint>=0.12.8,<0.13',
+    'pebble>=5.1',
+    'pyarrow>=20',
+    'safetensors>=0.6',
+    'tensorboardX>=2.6',
+    'tensorflow-datasets>=4.9.9',
+    'tokenizers>=0.22',
+    'tqdm>=4.66',
+    'transformers>=5.0,<6',
+  ],
+  extras_require={
+    'tpu': ['jax[tpu]>=0.10.2,<0.11'],
+    'cuda': ['jax[cuda13]>=0.10.2,<0.11'],
+    # PyTorch is the reference that parity tests compare with; nothing else.
+    'test': [
+      'gguf>=0.17',
+      'pytest>=8',
+      'reasoning-gym>=0.1.25',
+      'ruff>=0.14',
+      'torch==2.13.0',
+    ],
+  },
+)
