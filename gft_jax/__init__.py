@@ -32,7 +32,7 @@ _HOME = {
   'train': 'gft_jax.train',
 }
 
-__all__ = sorted(_HOME)  # noqa: PLE0604
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str):

@@ -462,7 +462,9 @@ def _parse(kind: Any, text: str, name: str) -> Any:
   try:
     return kind(text)
   except ValueError:
-    raise ConfigError(f'{name}={text!r} is not of type {kind.__name__}') from None
+    raise ConfigError(
+      f'{name}={text!r} is not of type {kind.__name__}'
+    ) from None
 
 
 def _from_json(kind: Any, value: Any) -> Any:
@@ -476,6 +478,8 @@ def _from_json(kind: Any, value: Any) -> Any:
 
 
 def _type_name(kind: Any) -> str:
-  return kind.__name__ if isinstance(kind, type) and not typing.get_args(
-    kind
-  ) else str(kind)
+  return (
+    kind.__name__
+    if isinstance(kind, type) and not typing.get_args(kind)
+    else str(kind)
+  )

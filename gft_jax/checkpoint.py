@@ -1,0 +1,140 @@
+"""Orbax checkpoints that count only if every byte verifies.
+
+A step is a folder `<step>/` with the Orbax checkpoint of the state and the
+run's position, and `manifest.json`, written last: the SHA-256 of every other
+file. Orbax 0.12 loads flipped bits silently and lists truncated steps, so a
+step without a manifest, or with one that does not match, does not count.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import shutil
+from typing import Any, NamedTuple
+
+import flax.serialization
+import jax
+from orbax.checkpoint import v1 as ocp
+
+MANIFEST = 'manifest.json'
+
+
+class Restored(NamedTuple):
+  """A verified checkpoint.
+
+  Attributes:
+    step: steps of the stage that are done.
+    state: of the structure that `restore` was given.
+    position: what `save` was given beside the state.
+  """
+
+  step: int
+  state: Any
+  position: dict[str, Any]
+
+
+def save(
+  directory: pathlib.Path,
+  step: int,
+  state: Any,
+  position: dict[str, Any],
+  *,
+  keep: int,
+) -> None:
+  """Writes a checkpoint and deletes all but the newest `keep`.
+
+  Args:
+    directory: of this stage.
+    step: steps done.
+    state: a Flax train state, or any pytree of arrays.
+    position: JSON types: data iterator, byte offset of metrics.jsonl.
+    keep: at least 1; only verified steps are counted and deleted.
+  """
+  target = directory / f'{step:08d}'
+  # A leftover of an interrupted or damaged save of the same step.
+  shutil.rmtree(target, ignore_errors=True)
+  target.parent.mkdir(parents=True, exist_ok=True)
+  ocp.save(
+    target / 'state', flax.serialization.to_state_dict(state), overwrite=True
+  )
+  _write(target / 'position.json', json.dumps(position))
+  _write(target / MANIFEST, json.dumps(_digests(target), indent=1))
+  done = sorted(p.parent for p in directory.glob(f'*/{MANIFEST}'))
+  for old in done[:-keep]:
+    shutil.rmtree(old)
+
+
+def restore(directory: pathlib.Path, abstract: Any) -> Restored | None:
+  """The newest checkpoint that verifies, or None.
+
+  Args:
+    directory: of one stage.
+    abstract: the state to fill, as arrays or `jax.ShapeDtypeStruct`s with
+      shardings.
+
+  A step that does not verify is passed over with a warning that names it and
+  the file at fault.
+  """
+  steps = sorted((p for p in directory.glob('[0-9]*')), reverse=True)
+  for folder in steps:
+    fault = _fault(folder)
+    if fault:
+      logging.warning('checkpoint %s is passed over: %s', folder, fault)
+      continue
+    target = flax.serialization.to_state_dict(abstract)
+    target = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(
+        x.shape, x.dtype, sharding=getattr(x, 'sharding', None)
+      ),
+      target,
+    )
+    values = ocp.load(folder / 'state', target)
+    return Restored(
+      step=int(folder.name),
+      state=flax.serialization.from_state_dict(abstract, values),
+      position=json.loads((folder / 'position.json').read_text()),
+    )
+  return None
+
+
+def _fault(folder: pathlib.Path) -> str:
+  """Why the checkpoint does not count; empty if it does."""
+  manifest = folder / MANIFEST
+  if not manifest.exists():
+    return f'no {MANIFEST}; the save did not finish'
+  try:
+    expected = json.loads(manifest.read_text())
+  except ValueError:
+    return f'{MANIFEST} is damaged'
+  found = _digests(folder)
+  for name in sorted(set(expected) | set(found)):
+    if name not in found:
+      return f'{name} is missing'
+    if name not in expected:
+      return f'{name} does not belong to it'
+    if expected[name] != found[name]:
+      return f'{name} is damaged'
+  return ''
+
+
+def _digests(folder: pathlib.Path) -> dict[str, str]:
+  """SHA-256 of every file below the folder except the manifest."""
+  digests = {}
+  for path in sorted(folder.rglob('*')):
+    if path.is_file() and path != folder / MANIFEST:
+      with path.open('rb') as file:
+        digest = hashlib.file_digest(file, 'sha256').hexdigest()
+      digests[str(path.relative_to(folder))] = digest
+  return digests
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+  """Whole or not at all, also across a power cut."""
+  temporary = path.with_suffix('.tmp')
+  with temporary.open('w') as file:
+    file.write(text)
+    file.flush()
+    os.fsync(file.fileno())
+  temporary.rename(path)

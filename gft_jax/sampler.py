@@ -1,0 +1,242 @@
+"""Group rollouts: prefill each prompt once, expand to G, decode in lax.
+
+The sampler knows a model only by its entrances, called through
+`model.apply({'params': params}, ..., method=...)`:
+
+  prefill(tokens [B,P], length [B]) -> prefix with `.hidden [B,D]`
+  empty_cache(prefix, group_size, max_tokens) -> cache
+  decode(prefix, cache, tokens [B,G], step) -> (hidden [B,G,D], cache)
+  head() -> [D,V]
+
+so a table of known probabilities is a model too (see the tests).
+
+Randomness: token t of member g of the prompt with record id i is drawn with
+the one uniform number of `fold_in(fold_in(fold_in(key, i), g), t)`. The bits
+depend on nothing else: not on the row, the batch, or the mesh.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gft_jax.batch import Prompts, Responses
+
+
+class Rollout(NamedTuple):
+  """State of the decode loop.
+
+  Attributes:
+    step: [] int32, tokens decided so far.
+    tokens: [B, G, T] int32.
+    logp: [B, G, T] float32.
+    length: [B, G] int32.
+    alive: [B, G] bool, no stop token yet.
+    hidden: [B, G, D], the state that predicts token `step`.
+    cache: keys and values of the responses, owned by the model.
+  """
+
+  step: jax.Array
+  tokens: jax.Array
+  logp: jax.Array
+  length: jax.Array
+  alive: jax.Array
+  hidden: jax.Array
+  cache: Any
+
+
+def sample_groups(
+  model: Any,
+  params: Any,
+  prompts: Prompts,
+  key: jax.Array,
+  *,
+  group_size: int,
+  max_tokens: int,
+  temperature: float = 1.0,
+  top_k: int = 0,
+  top_p: float = 1.0,
+  min_p: float = 0.0,
+  stop_ids: tuple[int, ...] = (),
+) -> Responses:
+  """Samples G responses per prompt.
+
+  Pure and unjitted; everything after `*` is static.
+
+  Args:
+    model: anything with the entrances of the module docstring.
+    params: its parameters, a plain pytree.
+    prompts: B prompts, tokens [B, P].
+    key: a JAX key of this rollout, `fold_in(root, step)`.
+    group_size: G.
+    max_tokens: T; a response without a stop token has this length.
+    temperature: 0 is greedy (the first of equal logits).
+    top_k: keep the k largest logits (and their ties); 0 keeps all.
+    top_p: then keep the smallest set of the likeliest tokens whose
+      renormalised mass reaches top_p; 1 keeps all.
+    min_p: then drop tokens below min_p times the likeliest; 0 keeps all.
+    stop_ids: tokens that end a response. The stop token is part of it.
+
+  Returns:
+    Responses with tokens [B, G, T] (0 beyond the length), length [B, G], and
+    behavior_logp [B, G, T]: log-softmax of logits / temperature *before* any
+    filter, so that a ratio objective, which evaluates the policy at that
+    temperature, starts at ratio 1. At temperature 0 the logits are untempered.
+
+  Raises:
+    ValueError: group_size or max_tokens below 1, or a negative temperature.
+  """
+  if group_size < 1 or max_tokens < 1:
+    raise ValueError(
+      f'group_size={group_size} and max_tokens={max_tokens} must be >= 1'
+    )
+  if temperature < 0:
+    raise ValueError(f'temperature={temperature} must not be negative')
+  variables = {'params': params}
+  batch = prompts.tokens.shape[0]
+  shape = (batch, group_size)
+
+  with jax.named_scope('prefill'):
+    prefix = model.apply(
+      variables, prompts.tokens, prompts.length, method='prefill'
+    )
+    head = model.apply(variables, method='head')
+    cache = model.apply(
+      variables, prefix, group_size, max_tokens, method='empty_cache'
+    )
+  member_keys = _member_keys(key, prompts.index, group_size)
+
+  def decide(rollout: Rollout) -> Rollout:
+    logits = jnp.matmul(
+      rollout.hidden, head, preferred_element_type=jnp.float32
+    )
+    tempered = logits / temperature if temperature > 0 else logits
+    logp = jax.nn.log_softmax(tempered)
+    if temperature > 0:
+      kept = keep(logp, top_k=top_k, top_p=top_p, min_p=min_p)
+      uniform = _uniform(member_keys, rollout.step)
+      token = draw(jnp.where(kept, logp, -jnp.inf), uniform)
+    else:
+      token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    chosen = jnp.take_along_axis(logp, token[..., None], axis=-1)
+    stopped = jnp.isin(token, jnp.array(stop_ids, jnp.int32))
+    at = (0, 0, rollout.step)
+    write = jax.lax.dynamic_update_slice
+    alive = rollout.alive
+    return rollout._replace(
+      step=rollout.step + 1,
+      tokens=write(rollout.tokens, jnp.where(alive, token, 0)[..., None], at),
+      logp=write(rollout.logp, jnp.where(alive[..., None], chosen, 0.0), at),
+      length=rollout.length + alive,
+      alive=alive & ~stopped,
+    )
+
+  def advance(rollout: Rollout) -> Rollout:
+    last = rollout.step - 1
+    tokens = jax.lax.dynamic_index_in_dim(
+      rollout.tokens, last, axis=-1, keepdims=False
+    )
+    hidden, cache = model.apply(
+      variables, prefix, rollout.cache, tokens, last, method='decode'
+    )
+    return decide(rollout._replace(hidden=hidden, cache=cache))
+
+  def unfinished(rollout: Rollout) -> jax.Array:
+    return (rollout.step < max_tokens) & jnp.any(rollout.alive)
+
+  with jax.named_scope('decode'):
+    first = jnp.broadcast_to(
+      prefix.hidden[:, None], (*shape, prefix.hidden.shape[-1])
+    )
+    rollout = decide(
+      Rollout(
+        step=jnp.int32(0),
+        tokens=jnp.zeros((*shape, max_tokens), jnp.int32),
+        logp=jnp.zeros((*shape, max_tokens), jnp.float32),
+        length=jnp.zeros(shape, jnp.int32),
+        alive=jnp.ones(shape, bool),
+        hidden=first,
+        cache=cache,
+      )
+    )
+    rollout = jax.lax.while_loop(unfinished, advance, rollout)
+  return Responses(
+    tokens=rollout.tokens,
+    length=rollout.length,
+    behavior_logp=rollout.logp,
+  )
+
+
+def keep(
+  logp: jax.Array, *, top_k: int, top_p: float, min_p: float
+) -> jax.Array:
+  """The tokens that survive the filters, in the order top-k, top-p, min-p.
+
+  One sort of the vocabulary at most, and none unless top_k or top_p asks.
+
+  Args:
+    logp: [..., V] float32 log-probabilities.
+    top_k: 0 keeps all.
+    top_p: 1 keeps all.
+    min_p: 0 keeps all.
+
+  Returns:
+    [..., V] bool; the likeliest token always survives.
+  """
+  vocabulary = logp.shape[-1]
+  floor = jnp.full((*logp.shape[:-1], 1), -jnp.inf)
+  if top_p < 1:
+    count = top_k if 0 < top_k < vocabulary else vocabulary
+    likeliest = jax.lax.top_k(logp, count)[0]
+    mass = jnp.cumsum(jax.nn.softmax(likeliest), axis=-1)
+    # A token stays while the mass before it has not reached top_p yet.
+    needed = jnp.sum(mass < top_p, axis=-1, keepdims=True)
+    needed = jnp.minimum(needed, count - 1)
+    floor = jnp.take_along_axis(likeliest, needed, axis=-1)
+  elif 0 < top_k < vocabulary:
+    floor = jax.lax.top_k(logp, top_k)[0][..., -1:]
+  if min_p > 0:
+    least = jnp.max(logp, axis=-1, keepdims=True) + jnp.log(min_p)
+    floor = jnp.maximum(floor, least)
+  return logp >= floor
+
+
+def draw(logp: jax.Array, uniform: jax.Array) -> jax.Array:
+  """Draws by the inverse of the cumulative distribution.
+
+  One uniform number per row instead of V of Gumbel noise. A token of
+  probability 0 is never drawn: the cumulative sum does not rise at it, and
+  `uniform * total` stays below the total in float32 for uniform < 1.
+
+  Args:
+    logp: [..., V] log-weights, -inf where a token is filtered out; they need
+      not be normalised.
+    uniform: [...] in [0, 1).
+
+  Returns:
+    [...] int32.
+  """
+  weights = jnp.exp(logp - jnp.max(logp, axis=-1, keepdims=True))
+  cumulative = jnp.cumsum(weights, axis=-1)
+  threshold = uniform[..., None] * cumulative[..., -1:]
+  return jnp.sum(cumulative <= threshold, axis=-1, dtype=jnp.int32)
+
+
+def _member_keys(key: jax.Array, index: jax.Array, group_size: int):
+  """[B, G] keys from record ids [B]."""
+  fold = jax.random.fold_in
+  members = jnp.arange(group_size)
+
+  def of_prompt(i):
+    return jax.vmap(lambda g: fold(fold(key, i), g))(members)
+
+  return jax.vmap(of_prompt)(index)
+
+
+def _uniform(member_keys: jax.Array, step: jax.Array) -> jax.Array:
+  """[B, G] uniform numbers in [0, 1) for one position."""
+
+  def one(member_key):
+    return jax.random.uniform(jax.random.fold_in(member_key, step))
+
+  return jax.vmap(jax.vmap(one))(member_keys)
