@@ -1,0 +1,237 @@
+"""Attention in which the responses of a group share one prompt.
+
+Keys fall into parts: the prompt, computed once per group, and a response's
+own tokens. Each part is attended alone, and the parts are joined exactly by
+their log-sum-exp, so neither the prompt nor a key head is ever repeated.
+
+`jax.nn.dot_product_attention` serves the prompt. It does not serve the parts:
+its residual is stopped in the gradient (a merged loss would train on a wrong
+gradient without a word) and rounded to the dtype of the keys. `attend` returns
+a float32 log-sum-exp that differentiates.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# Tokens of the cache that one turn of the decode loop reads. Smaller blocks
+# waste fewer keys after the current token, larger ones take fewer turns.
+BLOCK = 64
+
+
+class Part(NamedTuple):
+  """Attention over a part of the keys.
+
+  Attributes:
+    out: [..., S, H, K] float32, softmax over this part times its values.
+    lse: [..., S, H] float32, log of the sum of exp(logits) over this part.
+  """
+
+  out: jax.Array
+  lse: jax.Array
+
+
+def rotation(
+  positions: jax.Array,
+  *,
+  head_size: int,
+  theta: float,
+  scaling: tuple[float, float, float, int] | None = None,
+) -> tuple[jax.Array, jax.Array]:
+  """Cosine and sine of the rotary angles, float32.
+
+  Angle i of position p is p * theta^(-2i/K). Llama-3 scaling (factor, low,
+  high, original context) divides frequencies with fewer than `low` turns in
+  the original context by the factor, leaves those with more than `high`, and
+  interpolates between (transformers `modeling_rope_utils`, rope type llama3).
+
+  Args:
+    positions: [...] int32.
+    head_size: K, even.
+    theta: base of the frequencies.
+    scaling: Llama-3 scaling, or None.
+
+  Returns:
+    ([..., K/2], [..., K/2]).
+  """
+  exponents = np.arange(0, head_size, 2, dtype=np.float32) / head_size
+  frequencies = 1.0 / theta**exponents
+  if scaling is not None:
+    factor, low, high, original_context = scaling
+    turns = original_context * frequencies / (2 * np.pi)
+    kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    frequencies = frequencies * (kept + (1 - kept) / factor)
+
+  angles = jnp.multiply.outer(
+    positions.astype(jnp.float32), frequencies.astype(np.float32)
+  )
+  return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
+  """Turns x [..., H, K] by `rotation` ([..., K/2] each), in float32.
+
+  Element i pairs with i + K/2, as in Hugging Face checkpoints; the original
+  Llama weights pair 2i with 2i + 1.
+  """
+  cos, sin = (r[..., None, :] for r in rotation)
+  a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+  return turned.astype(x.dtype)
+
+
+def attend(
+  query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array
+) -> Part:
+  """Softmax attention over one part of the keys.
+
+  Args:
+    query: [..., S, H, K].
+    key: [..., U, N, K]; head h of the query reads key head h // (H / N).
+    value: [..., U, N, K].
+    mask: bool, broadcastable to [..., S, U] and of that rank; every query
+      must see at least one key.
+  """
+  *lead, size, heads, head_size = query.shape
+  kv_heads = key.shape[-2]
+  grouped = query.reshape(*lead, size, kv_heads, heads // kv_heads, head_size)
+
+  logits = jnp.einsum(
+    '...snhk,...unk->...nhsu',
+    grouped,
+    key,
+    preferred_element_type=jnp.float32,
+  )
+  logits = jnp.where(
+    mask[..., None, None, :, :], logits * head_size**-0.5, -jnp.inf
+  )
+  lse = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+  out = jnp.einsum(
+    '...nhsu,...unk->...snhk',
+    jnp.exp(logits - lse).astype(value.dtype),
+    value,
+    preferred_element_type=jnp.float32,
+  )
+  return Part(
+    out=out.reshape(*lead, size, heads, head_size),
+    lse=jnp.moveaxis(lse[..., 0], -1, -3).reshape(*lead, size, heads),
+  )
+
+
+def merge(a: Part, b: Part) -> Part:
+  """Attention over the union of two disjoint parts of the keys."""
+  lse = jnp.logaddexp(a.lse, b.lse)
+  out = (
+    a.out * jnp.exp(a.lse - lse)[..., None]
+    + b.out * jnp.exp(b.lse - lse)[..., None]
+  )
+  return Part(out, lse)
+
+
+def attend_prompt(
+  query: jax.Array, key: jax.Array, value: jax.Array
+) -> jax.Array:
+  """Causal attention among prompt tokens.
+
+  Padding is on the right, so the causal mask alone keeps it from every real
+  token; what padded positions give is finite and never read.
+
+  Args:
+    query: [B, P, H, K].
+    key: [B, P, N, K].
+    value: [B, P, N, K].
+
+  Returns:
+    [B, P, H, K].
+  """
+  return jax.nn.dot_product_attention(query, key, value, is_causal=True)
+
+
+def attend_response(
+  query: jax.Array,
+  own: tuple[jax.Array, jax.Array],
+  prefix: tuple[jax.Array, jax.Array],
+  length: jax.Array,
+) -> jax.Array:
+  """Each response attends to the shared prompt and causally to itself.
+
+  Args:
+    query: [B, G, T, H, K].
+    own: keys and values [B, G, T, N, K] of the same tokens.
+    prefix: keys and values [B, P, N, K] of the prompts.
+    length: [B] int32, real tokens of each prompt.
+
+  Returns:
+    [B, G, T, H, K].
+  """
+  tokens = query.shape[2]
+  causal = jnp.tril(jnp.ones((1, 1, tokens, tokens), bool))
+  part = merge(
+    _attend_prefix(query, prefix, length), attend(query, *own, causal)
+  )
+  return part.out.astype(query.dtype)
+
+
+def attend_step(
+  query: jax.Array,
+  cache: tuple[jax.Array, jax.Array],
+  prefix: tuple[jax.Array, jax.Array],
+  length: jax.Array,
+  layer: jax.Array,
+  step: jax.Array,
+) -> jax.Array:
+  """One decoded token attends to the prompt and to its response so far.
+
+  The cache is read in blocks up to the current token: the cost follows the
+  step, not the allocation. No gradient (the number of turns is dynamic).
+
+  Args:
+    query: [B, G, H, K].
+    cache: keys and values [L, B, G, T, N, K] of all layers, this token's in
+      place; the whole cache, because a slice of a layer would copy it.
+    prefix: keys and values [B, P, N, K] of the prompts.
+    length: [B] int32, real tokens of each prompt.
+    layer: [] int32.
+    step: [] int32, index of this token in the response, under T.
+
+  Returns:
+    [B, G, H, K].
+  """
+  _, batch, group, tokens, kv_heads, head_size = cache[0].shape
+  query = query[:, :, None]
+  block = min(BLOCK, tokens)
+
+  def attend_block(i: jax.Array, part: Part) -> Part:
+    # The last block of a T that is no multiple would end beyond the cache: it
+    # starts earlier and masks what the block before it has attended.
+    start = jnp.minimum(i * block, tokens - block)
+    key, value = (
+      jax.lax.dynamic_slice(
+        x,
+        (layer, 0, 0, start, 0, 0),
+        (1, batch, group, block, kv_heads, head_size),
+      )[0]
+      for x in cache
+    )
+    position = start + jnp.arange(block)
+    seen = (position >= i * block) & (position <= step)
+    return merge(part, attend(query, key, value, seen[None, None, None]))
+
+  part = _attend_prefix(query, prefix, length)
+  part = jax.lax.fori_loop(0, step // block + 1, attend_block, part)
+  return part.out[:, :, 0].astype(query.dtype)
+
+
+def _attend_prefix(
+  query: jax.Array, prefix: tuple[jax.Array, jax.Array], length: jax.Array
+) -> Part:
+  """Queries [B, G, T, H, K] of a group as one axis against one prompt."""
+  batch, group, tokens, heads, head_size = query.shape
+  positions = jnp.arange(prefix[0].shape[1])[None, None]
+  mask = positions < length[:, None, None]
+  part = attend(
+    query.reshape(batch, group * tokens, heads, head_size), *prefix, mask
+  )
+  return Part(part.out.reshape(query.shape), part.lse.reshape(query.shape[:-1]))

@@ -1,0 +1,285 @@
+"""A decoder of the Llama and Qwen2 families with two entrances.
+
+A prompt enters once per group and becomes a `Prefix`; the G responses attend
+to it and to themselves. Training (`prefill`, `respond`) and sampling
+(`prefill`, `decode`) use the same prefix and the same parameters:
+
+  prefix = model.apply({'params': params}, tokens, length, method='prefill')
+  hidden = model.apply({'params': params}, prefix, responses, method='respond')
+
+Hidden states are after the final norm; hidden @ head is the logits, which
+only `ops.logprobs` and the sampler form.
+"""
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from gft_jax.config import Architecture
+from gft_jax.models import attention
+
+# What the backward pass finds stored; it recomputes the rest layer by layer.
+REMAT_POLICIES = {
+  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  'full': jax.checkpoint_policies.nothing_saveable,
+}
+
+
+@flax.struct.dataclass
+class Prefix:
+  """Prompts after the model, shared by the members of each group.
+
+  Attributes:
+    keys: [L, B, P, N, K], rotated.
+    values: [L, B, P, N, K].
+    hidden: [B, D], final state of the last real token: it predicts response
+      token 0.
+    length: [B] int32.
+  """
+
+  keys: jax.Array
+  values: jax.Array
+  hidden: jax.Array
+  length: jax.Array
+
+
+@flax.struct.dataclass
+class Cache:
+  """Keys (rotated) and values [L, B, G, T, N, K] of decoded tokens."""
+
+  keys: jax.Array
+  values: jax.Array
+
+
+class Block(nn.Module):
+  """Attention and gated MLP, each normed before and added to the stream."""
+
+  architecture: Architecture
+  dtype: str
+  param_dtype: str
+
+  def setup(self):
+    a = self.architecture
+    # Two outputs per layer add to the stream; scaled so, its variance at
+    # initialisation does not grow with depth (GPT-2).
+    to_stream = nn.initializers.variance_scaling(
+      1 / (2 * a.layers), 'fan_in', 'normal'
+    )
+    self.attention_norm = self._norm()
+    self.query = self._linear((a.heads, a.head_size), use_bias=a.qkv_bias)
+    self.key = self._linear((a.kv_heads, a.head_size), use_bias=a.qkv_bias)
+    self.value = self._linear((a.kv_heads, a.head_size), use_bias=a.qkv_bias)
+    self.output = self._linear(a.width, axis=(-2, -1), kernel_init=to_stream)
+    self.mlp_norm = self._norm()
+    self.gate = self._linear(a.mlp_width)
+    self.up = self._linear(a.mlp_width)
+    self.down = self._linear(a.width, kernel_init=to_stream)
+
+  def prompt(self, x, rotation):
+    query, key, value = self._project(x, rotation)
+    x = self._finish(x, attention.attend_prompt(query, key, value))
+    return x, (key, value)
+
+  def response(self, x, prefix, rotation, length):
+    query, *own = self._project(x, rotation)
+    out = attention.attend_response(query, own, prefix, length)
+    return self._finish(x, out), None
+
+  def step(self, carry, prefix, layer, rotation, length, step):
+    x, cache = carry
+    query, *own = self._project(x, rotation)
+    cache = tuple(
+      jax.lax.dynamic_update_slice(
+        old, new[None, :, :, None], (layer, 0, 0, step, 0, 0)
+      )
+      for old, new in zip(cache, own)
+    )
+    out = attention.attend_step(query, cache, prefix, length, layer, step)
+    return (self._finish(x, out), cache), None
+
+  def _project(self, x, rotation):
+    x = self.attention_norm(x)
+    return (
+      attention.rotate(self.query(x), rotation),
+      attention.rotate(self.key(x), rotation),
+      self.value(x),
+    )
+
+  def _finish(self, x, out):
+    x = x + self.output(out)
+    y = self.mlp_norm(x)
+    return x + self.down(nn.silu(self.gate(y)) * self.up(y))
+
+  def _linear(self, features, **settings):
+    settings = {
+      'kernel_init': nn.initializers.variance_scaling(1, 'fan_in', 'normal'),
+      'use_bias': False,
+    } | settings
+    return nn.DenseGeneral(
+      features, dtype=self.dtype, param_dtype=self.param_dtype, **settings
+    )
+
+  def _norm(self):
+    return nn.RMSNorm(
+      self.architecture.norm_epsilon,
+      dtype=self.dtype,
+      param_dtype=self.param_dtype,
+    )
+
+
+class Transformer(nn.Module):
+  """The policy.
+
+  Attributes:
+    architecture: the shape.
+    dtype: of the computation; norms, rotations, softmax and log-sum-exp are
+      float32 whatever it is.
+    param_dtype: of the parameters.
+    remat: 'none', 'dots' (keeps matrix products with parameters) or 'full'
+      (keeps the input of each layer).
+  """
+
+  architecture: Architecture
+  dtype: str = 'float32'
+  param_dtype: str = 'float32'
+  remat: str = 'none'
+
+  def setup(self):
+    a = self.architecture
+    # The tables are bare parameters: rows are gathered before they are cast.
+    small = nn.initializers.normal(0.02)
+    self.embedding = self.param(
+      'embedding', small, (a.vocab_size, a.width), self.param_dtype
+    )
+    if not a.tied_head:
+      self.unembedding = self.param(
+        'head', small, (a.width, a.vocab_size), self.param_dtype
+      )
+    self.final_norm = nn.RMSNorm(
+      a.norm_epsilon, dtype=self.dtype, param_dtype=self.param_dtype
+    )
+    block = Block
+    if self.remat != 'none':
+      block = nn.remat(
+        Block,
+        policy=REMAT_POLICIES[self.remat],
+        prevent_cse=False,  # A scan already keeps the two passes apart.
+        methods=('prompt', 'response'),
+      )
+    over_layers = {
+      'variable_axes': {'params': 0},
+      'split_rngs': {'params': True},
+      'length': a.layers,
+    }
+    same = nn.broadcast
+    self.blocks = nn.scan(
+      block,
+      methods={
+        'prompt': over_layers | {'in_axes': same},
+        'response': over_layers | {'in_axes': (0, same, same)},
+        'step': over_layers | {'in_axes': (0, 0, same, same, same)},
+      },
+    )(a, self.dtype, self.param_dtype)
+
+  def __call__(self, tokens: jax.Array, length: jax.Array) -> Prefix:
+    """`prefill`, which touches every parameter: `model.init` calls this."""
+    return self.prefill(tokens, length)
+
+  def prefill(self, tokens: jax.Array, length: jax.Array) -> Prefix:
+    """Runs the prompts once.
+
+    Args:
+      tokens: [B, P] int32, padded on the right.
+      length: [B] int32, at least 1.
+    """
+    positions = jnp.arange(tokens.shape[1])[None]
+    x, (keys, values) = self.blocks.prompt(
+      self._embed(tokens), self._rotation(positions)
+    )
+    last = jnp.take_along_axis(x, (length - 1)[:, None, None], axis=1)[:, 0]
+    return Prefix(keys, values, self.final_norm(last), length)
+
+  def respond(self, prefix: Prefix, tokens: jax.Array) -> jax.Array:
+    """Runs the responses of each group against its shared prompt.
+
+    Args:
+      prefix: of B prompts.
+      tokens: [B, G, T] int32, padded on the right.
+
+    Returns:
+      [B, G, T, D]; entry t is the state that predicts response token t. The
+      first is the prompt's, so the last token is never run.
+    """
+    batch, group, count = tokens.shape
+    first = jnp.broadcast_to(
+      prefix.hidden[:, None, None],
+      (batch, group, 1, prefix.hidden.shape[-1]),
+    )
+    if count == 1:
+      return first
+    positions = jnp.arange(count - 1)[None, None] + prefix.length[:, None, None]
+    x, _ = self.blocks.response(
+      self._embed(tokens[..., :-1]),
+      (prefix.keys, prefix.values),
+      self._rotation(positions),
+      prefix.length,
+    )
+    return jnp.concatenate([first, self.final_norm(x)], axis=2)
+
+  def empty_cache(
+    self, prefix: Prefix, group_size: int, max_tokens: int
+  ) -> Cache:
+    """Room for G responses of T tokens to each prompt."""
+    layers, batch, _, kv_heads, head_size = prefix.keys.shape
+    shape = (layers, batch, group_size, max_tokens, kv_heads, head_size)
+    return Cache(
+      jnp.zeros(shape, prefix.keys.dtype), jnp.zeros(shape, prefix.keys.dtype)
+    )
+
+  def decode(
+    self, prefix: Prefix, cache: Cache, tokens: jax.Array, step: jax.Array
+  ) -> tuple[jax.Array, Cache]:
+    """Runs one token of every response.
+
+    The cache goes through the layers as a carry and is updated in place; as a
+    scanned output it would be copied at every step.
+
+    Args:
+      prefix: of B prompts.
+      cache: holds tokens 0 to step - 1.
+      tokens: [B, G] int32, response token `step` of every response.
+      step: [] int32, under the T of the cache.
+
+    Returns:
+      ([B, G, D], the state that predicts token step + 1; the cache with this
+      token).
+    """
+    positions = (prefix.length + step)[:, None]
+    carry = (self._embed(tokens), (cache.keys, cache.values))
+    (x, cache), _ = self.blocks.step(
+      carry,
+      (prefix.keys, prefix.values),
+      jnp.arange(self.architecture.layers),
+      self._rotation(positions),
+      prefix.length,
+      step,
+    )
+    return self.final_norm(x), Cache(*cache)
+
+  def head(self) -> jax.Array:
+    """[D, V] in the compute dtype; hidden @ head is the logits."""
+    tied = self.architecture.tied_head
+    matrix = self.embedding.T if tied else self.unembedding
+    return matrix.astype(self.dtype)
+
+  def _embed(self, tokens):
+    return self.embedding[tokens].astype(self.dtype)
+
+  def _rotation(self, positions):
+    return attention.rotation(
+      positions,
+      head_size=self.architecture.head_size,
+      theta=self.architecture.rope_theta,
+      scaling=self.architecture.rope_scaling,
+    )
