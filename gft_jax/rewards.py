@@ -1,0 +1,333 @@
+r"""Text to score, in a guarded process pool.
+
+A reward is a function `(prompt, answer, response) -> float` of three texts:
+the question, the reference answer and what the policy wrote, without its stop
+token. Model output is data: it is parsed, never executed. It is still hostile
+(`10^10^10` is a legal answer), so with `reward.workers > 0` it is graded in
+spawned processes under a deadline that the parent keeps and a limit on
+memory; a worker that breaks one is replaced. Whatever goes wrong scores 0 and
+is counted by cause:
+
+| cause | meaning |
+|---|---|
+| parse | the response holds no answer that can be read; normal, not a fault |
+| gold | the reference answer cannot be read; the data are at fault |
+| invalid | the reward is not a finite number |
+| error | the reward raised |
+| timeout | it took longer than `reward.timeout_s` and was killed |
+| memory | it asked for more than `reward.memory_mb` |
+| crash | the process died |
+
+Spawned workers import this module and the caller's main module, hence no jax
+here, and none at the top level of a script.
+"""
+
+import importlib
+import logging
+import multiprocessing
+import numbers
+import os
+import re
+import resource
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pebble
+
+from gft_jax import config as config_lib
+
+Reward = Callable[[str, str, str], float]
+Case = tuple[str, str, str]
+
+# The longest text that the mathematics parser sees: its regular expressions
+# are superlinear, and an answer stands at the end.
+MAX_CHARACTERS = 8192
+
+_LARGEST = float(np.finfo(np.float32).max)
+_EXIT_MEMORY = 77
+_CAUSE_OF_EXIT = {_EXIT_MEMORY: 'memory', -signal.SIGALRM: 'timeout'}
+
+
+class AnswerError(ValueError):
+  """The response holds no answer that can be read (cause 'parse')."""
+
+
+class GoldError(ValueError):
+  """The reference answer cannot be read (cause 'gold')."""
+
+
+class Scores(NamedTuple):
+  """What `Grader.score` gives for n answers.
+
+  Attributes:
+    values: [n] float32, 0 where grading failed.
+    failures: cause -> count, only the causes that occurred.
+    timed_out: positions whose time ran out. Time is the one cause that a
+      second run need not repeat, so a journal of these makes it repeat.
+  """
+
+  values: np.ndarray
+  failures: dict[str, int]
+  timed_out: tuple[int, ...]
+
+
+class _Outcome(NamedTuple):
+  value: float
+  cause: str | None
+
+
+def arithmetic(prompt: str, answer: str, response: str) -> float:
+  """1 if the integer after the last '#' of `response` is `answer`, else 0."""
+  del prompt
+  return float(
+    _integer_after_hash(f'#{answer}', GoldError)
+    == _integer_after_hash(response, AnswerError)
+  )
+
+
+def mathematics(prompt: str, answer: str, response: str) -> float:
+  r"""1 if `response` ends in an expression equal to `answer`, else 0.
+
+  math-verify decides equality, so 1/2, 0.5 and \frac{1}{2} agree. A bare
+  reference answer is read as LaTeX. A response without \boxed but with the
+  '####' of GSM8K is read from that mark to the end of its line; of any other,
+  the last `MAX_CHARACTERS` characters.
+
+  Raises:
+    AnswerError, GoldError: math-verify found no expression.
+    Exception: whatever its parsers raise; `raise_on_error` keeps them loud,
+      and its own time-outs, which swallow, are off: the pool has the deadline.
+  """
+  del prompt
+  import math_verify  # half a second that other rewards need not pay
+
+  # It warns in every process that its time-outs are off, as they should be.
+  logging.getLogger('math_verify').setLevel(logging.ERROR)
+  gold = math_verify.parse(
+    _as_latex(_marked(answer)), parsing_timeout=None, raise_on_error=True
+  )
+  if not gold:
+    raise GoldError(f'no expression in the reference answer {answer!r}')
+  found = math_verify.parse(
+    _marked(response[-MAX_CHARACTERS:]),
+    parsing_timeout=None,
+    raise_on_error=True,
+  )
+  if not found:
+    raise AnswerError('no expression in the response')
+  return float(
+    math_verify.verify(gold, found, timeout_seconds=None, raise_on_error=True)
+  )
+
+
+BUILT_IN: dict[str, Reward] = {'arithmetic': arithmetic, 'math': mathematics}
+
+# Rewards for which an answer that never stopped is wrong whatever it says.
+MUST_STOP = frozenset({'arithmetic'})
+
+
+class Grader:
+  """Grades answers with one reward function; close it or use `with`."""
+
+  def __init__(self, config: config_lib.RewardConfig):
+    """Raises ConfigError if `config.function` names no function."""
+    self._config = config
+    self._function = resolve(config.function)
+    self._pool = self._new_pool() if config.workers else None
+
+  def __enter__(self) -> 'Grader':
+    return self
+
+  def __exit__(self, *unused_exception) -> None:
+    self.close()
+
+  def close(self) -> None:
+    """Ends the workers, also those that are still grading."""
+    if self._pool is not None:
+      self._pool.stop()
+      self._pool.join()
+
+  def score(
+    self,
+    prompts: Sequence[str],
+    answers: Sequence[str],
+    responses: Sequence[str],
+    *,
+    finished: Sequence[bool] | None = None,
+    timed_out: Iterable[int] = (),
+  ) -> Scores:
+    """Grades n answers; equal triples of texts are graded once.
+
+    Args:
+      prompts: n questions.
+      answers: n reference answers.
+      responses: n texts of the policy, without the stop token.
+      finished: [n] bool, the response stopped by itself; None: all did. An
+        unfinished one scores 0 under the rewards in `MUST_STOP`, which is no
+        failure; other rewards grade what there is.
+      timed_out: positions that a journal says ran out of time; they are
+        replayed as such, not graded.
+
+    Raises:
+      RuntimeError: workers cannot start, or died twice between answers.
+    """
+    cases = list(zip(prompts, answers, responses, strict=True))
+    replayed = set(timed_out)
+    stopped = [True] * len(cases) if finished is None else finished
+    must_stop = self._config.function in MUST_STOP
+
+    def needs_grading(position: int) -> bool:
+      return position not in replayed and bool(
+        stopped[position] or not must_stop
+      )
+
+    graded = [i for i in range(len(cases)) if needs_grading(i)]
+    distinct = list(dict.fromkeys(cases[i] for i in graded))
+    outcome_of = dict(zip(distinct, self._grade(distinct)))
+    outcomes = [_Outcome(0.0, None)] * len(cases)
+    for i in graded:
+      outcomes[i] = outcome_of[cases[i]]
+    for i in replayed:
+      outcomes[i] = _Outcome(0.0, 'timeout')
+    return Scores(
+      values=np.array([outcome.value for outcome in outcomes], np.float32),
+      failures=dict(Counter(o.cause for o in outcomes if o.cause)),
+      timed_out=tuple(
+        i for i, outcome in enumerate(outcomes) if outcome.cause == 'timeout'
+      ),
+    )
+
+  def _grade(self, cases: list[Case]) -> list[_Outcome]:
+    if self._pool is None:
+      return [_outcome(self._function, case) for case in cases]
+    try:
+      return self._grade_in_pool(cases)
+    except RuntimeError:
+      # Pebble's word for a broken pool: a worker died while none was at work,
+      # for instance by the kernel's memory killer. No answer is to blame.
+      self.close()
+      self._pool = self._new_pool()
+      return self._grade_in_pool(cases)
+
+  def _grade_in_pool(self, cases: list[Case]) -> list[_Outcome]:
+    futures = [
+      self._pool.schedule(_work, args=(case,), timeout=self._config.timeout_s)
+      for case in cases
+    ]
+    return [_collect(future) for future in futures]
+
+  def _new_pool(self) -> pebble.ProcessPool:
+    return pebble.ProcessPool(
+      max_workers=self._config.workers,
+      initializer=_start_worker,
+      initargs=(self._config,),
+      context=multiprocessing.get_context('spawn'),
+    )
+
+
+def resolve(name: str) -> Reward:
+  """The reward of a built-in name or of 'package.module:function'.
+
+  Raises:
+    ConfigError: nothing callable under that name.
+  """
+  module_name, colon, function_name = name.partition(':')
+  if not colon:
+    config_lib.one_of(
+      'reward.function', name, (*BUILT_IN, 'package.module:function')
+    )
+    return BUILT_IN[name]
+  try:
+    module = importlib.import_module(module_name)
+  except (ImportError, ValueError) as error:
+    raise config_lib.ConfigError(
+      f'reward.function={name!r}: cannot import {module_name!r} ({error});'
+      ' is its folder on PYTHONPATH?'
+    ) from error
+  function = getattr(module, function_name, None)
+  config_lib.require(
+    callable(function),
+    f'reward.function={name!r}: no function {function_name!r} in'
+    f' {module_name}' + config_lib.nearest(function_name, vars(module)),
+  )
+  return function
+
+
+def _integer_after_hash(text: str, error: type[ValueError]) -> int:
+  number = text.rpartition('#')[2].strip() if '#' in text else ''
+  # int() would also take '1_0', '+1' and digits of other scripts, and raises
+  # beyond 4300 digits.
+  if not re.fullmatch('-?[0-9]{1,1000}', number):
+    raise error(f"no integer after the last '#' of {text[-80:]!r}")
+  return int(number)
+
+
+def _marked(text: str) -> str:
+  if '####' not in text or r'\boxed' in text:
+    return text
+  return text.rpartition('####')[2].strip().partition('\n')[0]
+
+
+def _as_latex(text: str) -> str:
+  return text if '$' in text or r'\boxed' in text else f'${text}$'
+
+
+def _outcome(function: Reward, case: Case) -> _Outcome:
+  """Calls `function`; what goes wrong becomes the cause, never an exception."""
+  try:
+    value = function(*case)
+  except AnswerError:
+    return _Outcome(0.0, 'parse')
+  except GoldError:
+    return _Outcome(0.0, 'gold')
+  except MemoryError:
+    return _Outcome(0.0, 'memory')
+  except KeyboardInterrupt:
+    raise
+  except BaseException:
+    # A foreign function may raise anything: sys.exit, math-verify's time-out.
+    return _Outcome(0.0, 'error')
+  # The bound also refuses NaN, and what float32 would turn into infinity.
+  if isinstance(value, numbers.Real | np.bool_) and abs(value) <= _LARGEST:
+    return _Outcome(float(value), None)
+  return _Outcome(0.0, 'invalid')
+
+
+# The reward of a worker process; the parent never sets it.
+_worker_function: Reward
+_worker_seconds: float
+
+
+def _start_worker(config: config_lib.RewardConfig) -> None:
+  """Runs once in each worker; the import is not charged to an answer."""
+  global _worker_function, _worker_seconds
+  _worker_function = resolve(config.function)
+  _worker_seconds = config.timeout_s
+  # Pebble's handler would wait for the next byte code, which a long
+  # multiplication never reaches.
+  signal.signal(signal.SIGTERM, signal.SIG_DFL)
+  limit = config.memory_mb * 2**20
+  resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def _work(case: Case) -> _Outcome:
+  # The parent kills at the deadline. The alarm is for a worker whose parent
+  # is dead: its default action ends the process.
+  signal.setitimer(signal.ITIMER_REAL, 2 * _worker_seconds)
+  outcome = _outcome(_worker_function, case)
+  signal.setitimer(signal.ITIMER_REAL, 0)
+  if outcome.cause == 'memory':
+    os._exit(_EXIT_MEMORY)  # what it still holds would fail the next answer
+  return outcome
+
+
+def _collect(future: pebble.ProcessFuture) -> _Outcome:
+  try:
+    return future.result()
+  except TimeoutError:
+    return _Outcome(0.0, 'timeout')
+  except pebble.ProcessExpired as error:
+    return _Outcome(0.0, _CAUSE_OF_EXIT.get(error.exitcode, 'crash'))

@@ -1,0 +1,68 @@
+"""Rewards that misbehave, reached by import path as a user's would be."""
+
+import os
+import sys
+import time
+
+
+def length(prompt: str, answer: str, response: str) -> float:
+  return float(len(response))
+
+
+def by_response(prompt: str, answer: str, response: str) -> float:
+  """Does what the response says; any other response is its own length."""
+  if response in _MISDEEDS:
+    return _MISDEEDS[response]()
+  return float(len(response))
+
+
+def prompt_too(prompt: str, answer: str, response: str) -> float:
+  return float(prompt == 'a')
+
+
+def calls(prompt: str, answer: str, response: str) -> float:
+  """How often this process was asked."""
+  global _calls
+  _calls += 1
+  return float(_calls)
+
+
+def process_id(prompt: str, answer: str, response: str) -> float:
+  return float(os.getpid())
+
+
+def jax_is_loaded(prompt: str, answer: str, response: str) -> float:
+  return float(any(m.partition('.')[0] == 'jax' for m in sys.modules))
+
+
+def _hang() -> float:
+  while True:
+    time.sleep(1)
+
+
+def _eat() -> float:
+  return float(len(bytearray(2**40)))
+
+
+def _raise() -> float:
+  raise KeyError('a bug in the reward')
+
+
+_calls = 0
+_MISDEEDS = {
+  'hang': _hang,
+  'hang in C': lambda: float((10 ** (10**9)) % 7),
+  'crash': lambda: os._exit(3),
+  'eat': _eat,
+  'raise': _raise,
+  'exit': sys.exit,
+  'worker': os.getpid,
+  'nan': lambda: float('nan'),
+  'inf': lambda: float('inf'),
+  'too large': lambda: 1e300,
+  'none': lambda: None,
+  'text': lambda: '1.0',
+  'true': lambda: True,
+}
+
+not_a_function = 3
