@@ -6,6 +6,9 @@ import chex
 import jax
 import jax.numpy as jnp
 
+# Mapped axes of devices to add over, under pmap or shard_map; None: no mapping.
+AxisName = str | tuple[str, ...] | None
+
 
 class WeightedMean(NamedTuple):
   """A mean that has not been divided yet.
@@ -60,14 +63,14 @@ def select(values: chex.Array, mask: chex.Array) -> chex.Array:
 
 
 def token_mean(
-  values: chex.Array, mask: chex.Array, *, axis_name: str | None = None
+  values: chex.Array, mask: chex.Array, *, axis_name: AxisName = None
 ) -> WeightedMean:
   """Mean over all tokens: Σ m x / Σ m.
 
   Args:
     values: [..., T]. bfloat16 and float16 are accumulated in float32.
     mask: [..., T], true where a token counts.
-    axis_name: mapped axis of devices to add over, under pmap or shard_map.
+    axis_name: mapped axes of devices to add over, under pmap or shard_map.
 
   Returns:
     Scalars; weight = number of tokens.
@@ -81,7 +84,7 @@ def token_mean(
 
 
 def sequence_mean(
-  values: chex.Array, mask: chex.Array, *, axis_name: str | None = None
+  values: chex.Array, mask: chex.Array, *, axis_name: AxisName = None
 ) -> WeightedMean:
   """Mean over rows of the row's token mean: Σ_rows (Σ m x / Σ m) / rows.
 
@@ -101,7 +104,7 @@ def sequence_mean(
 
 
 def token_sum(
-  values: chex.Array, mask: chex.Array, *, axis_name: str | None = None
+  values: chex.Array, mask: chex.Array, *, axis_name: AxisName = None
 ) -> WeightedMean:
   """Mean over rows of the row's token sum: Σ_rows Σ m x / rows.
 
@@ -138,7 +141,7 @@ def _rows(values: chex.Array, mask: chex.Array) -> WeightedMean:
 
 
 def _total(
-  totals: chex.Array, weights: chex.Array, axis_name: str | None
+  totals: chex.Array, weights: chex.Array, axis_name: AxisName
 ) -> WeightedMean:
   mean = WeightedMean(totals.sum(), weights.sum(dtype=totals.dtype))
   return mean if axis_name is None else jax.lax.psum(mean, axis_name)

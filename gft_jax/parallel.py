@@ -1,0 +1,258 @@
+"""Devices: one mesh, one table of partition rules, and the paper's loss on it.
+
+The production path is `jit` with the shardings below on a mesh of three axes:
+
+| axis | shards |
+|---|---|
+| data | prompts |
+| fsdp | prompts, and parameters over their width |
+| tensor | heads, MLP width and vocabulary |
+
+A group is never split: B is sharded, G is not. The same loss is written with
+`pmap` and `shard_map` at the end, with a psum of WeightedMeans as its one
+collective.
+"""
+
+import functools
+import os
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from gft_jax.config import ConfigError, MeshConfig, require
+from gft_jax.ops import advantages as advantages_lib
+from gft_jax.ops import losses, masking
+
+# The axes that hold different prompts.
+BATCH_AXES = ('data', 'fsdp')
+
+# End of a parameter's path -> its partition. The first match counts, also for
+# the moments of the optimizer, whose paths end alike. blocks/* are stacked [L].
+PARTITION_RULES = (
+  (r'embedding', PartitionSpec('tensor', 'fsdp')),  # [V, D]
+  (r'head', PartitionSpec('fsdp', 'tensor')),  # [D, V]
+  (
+    r'(query|key|value)/kernel',  # [L, D, H, K]
+    PartitionSpec(None, 'fsdp', 'tensor', None),
+  ),
+  (r'(query|key|value)/bias', PartitionSpec(None, 'tensor', None)),  # [L, H, K]
+  (
+    r'output/kernel',  # [L, H, K, D]
+    PartitionSpec(None, 'tensor', None, 'fsdp'),
+  ),
+  (r'(gate|up)/kernel', PartitionSpec(None, 'fsdp', 'tensor')),  # [L, D, M]
+  (r'down/kernel', PartitionSpec(None, 'tensor', 'fsdp')),  # [L, M, D]
+  (r'norm/scale', PartitionSpec()),  # [L, D] or [D]
+)
+
+
+def initialize_processes() -> None:
+  """Joins the other processes of the run, if there are any.
+
+  Call it before anything touches a device; every process runs the same
+  program. Three variables describe the run: JAX_COORDINATOR_ADDRESS
+  (host:port of process 0), JAX_NUM_PROCESSES, JAX_PROCESS_ID. Without them
+  this process is alone. On a TPU pod or under Slurm, GFT_JAX_PROCESSES=auto
+  lets JAX find them.
+
+  Raises:
+    ConfigError: some of the three are set, but not all.
+  """
+  if os.environ.get('GFT_JAX_PROCESSES') == 'auto':
+    jax.distributed.initialize()
+    return
+  names = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
+  missing = [name for name in names if name not in os.environ]
+  if len(missing) == len(names):
+    return
+  require(
+    not missing, f'a run of several processes needs {", ".join(missing)} too'
+  )
+  address, count, index = (os.environ[name] for name in names)
+  jax.distributed.initialize(address, int(count), int(index))
+
+
+def make_mesh(config: MeshConfig) -> Mesh:
+  """The mesh (data, fsdp, tensor) on the first devices.
+
+  Its axes are Auto: XLA propagates the shardings. `jax.make_mesh` would make
+  them Explicit.
+
+  Raises:
+    ConfigError: there are fewer devices than the axes need, or, with several
+      processes, not exactly as many.
+  """
+  shape = (config.data, config.fsdp, config.tensor)
+  needed, present = int(np.prod(shape)), jax.device_count()
+  asked = f'mesh data={shape[0]} x fsdp={shape[1]} x tensor={shape[2]}'
+  require(
+    needed <= present,
+    f'{asked} needs {needed} devices, but there are {present}',
+  )
+  require(
+    jax.process_count() == 1 or needed == present,
+    f'{asked} uses {needed} of {present} devices; {jax.process_count()}'
+    ' processes must use all of them',
+  )
+  return jax.make_mesh(
+    shape,
+    ('data', 'fsdp', 'tensor'),
+    axis_types=(AxisType.Auto,) * 3,
+    devices=jax.devices()[:needed],
+  )
+
+
+def check_divisible(
+  batch_size: int, config: MeshConfig, *, parts: int = 1
+) -> None:
+  """Every part of a batch must fill the devices that hold prompts.
+
+  Args:
+    batch_size: B, prompts over all devices.
+    config: the mesh.
+    parts: mini-batches times micro-batches that B is cut into.
+
+  Raises:
+    ConfigError: names the numbers that disagree.
+  """
+  rows = config.data * config.fsdp
+  require(
+    batch_size % (parts * rows) == 0,
+    f'data.batch_size={batch_size} is not a multiple of {parts * rows}:'
+    f' mesh.data={config.data} x mesh.fsdp={config.fsdp} devices hold prompts,'
+    f' optimizer.mini_batches x micro_batches={parts}',
+  )
+
+
+def parameter_shardings(params: Any, mesh: Mesh) -> Any:
+  """A tree of NamedShardings for parameters, or for a whole train state.
+
+  Scalars are replicated, and so is a dimension that its axis does not divide.
+
+  Args:
+    params: tree of arrays or shapes.
+    mesh: of `make_mesh`.
+
+  Raises:
+    ConfigError: no rule matches a path.
+  """
+
+  def sharding(path, leaf):
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    rule = PartitionSpec() if leaf.ndim == 0 else _rule(name)
+    axes = [
+      axis if axis and size % mesh.shape[axis] == 0 else None
+      for axis, size in zip(rule, leaf.shape)
+    ]
+    return NamedSharding(mesh, PartitionSpec(*axes))
+
+  return jax.tree_util.tree_map_with_path(sharding, params)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Prompts over data and fsdp; groups and tokens whole."""
+  return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def to_global(mesh: Mesh, tree: Any) -> Any:
+  """Host-local arrays [B / processes, ...] -> sharded global arrays [B, ...].
+
+  Each process contributes its own rows, in the order of the processes.
+  """
+  sharding = batch_sharding(mesh)
+  return jax.tree.map(
+    lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)),
+    tree,
+  )
+
+
+def gft_loss(
+  logp: jax.Array,
+  rewards: jax.Array,
+  member_mask: jax.Array,
+  token_mask: jax.Array,
+  *,
+  tau: float,
+  axis_name: masking.AxisName = None,
+) -> jax.Array:
+  """The paper's loss, from log-probabilities and rewards to a number.
+
+      -Σ_bkt A_bk C(p_bkt) log p_bkt / tokens
+
+  Advantages (Eq. 4) and coefficients (Eq. 5) stay on the device; the total
+  and the number of tokens are added over all of them.
+
+  Args:
+    logp: [B, G, T]; masked entries may be -inf.
+    rewards: [B, G].
+    member_mask: [B, G], the group has this member.
+    token_mask: [B, G, T], the token trains.
+    tau: threshold of the coefficient.
+    axis_name: mapped axes, under pmap or shard_map.
+
+  Returns:
+    A scalar, the same on every device.
+  """
+  logp = masking.select(logp, token_mask)
+  advantages = advantages_lib.group_normalized(rewards, member_mask)
+  loss = losses.gft_token_loss(logp, advantages, tau=tau)
+  return masking.token_mean(loss, token_mask, axis_name=axis_name).value
+
+
+def pmapped_gft_loss(
+  logp: jax.Array,
+  rewards: jax.Array,
+  member_mask: jax.Array,
+  token_mask: jax.Array,
+  *,
+  tau: float,
+) -> jax.Array:
+  """`gft_loss` under pmap: arrays [devices, B, ...], a scalar out.
+
+  Differentiate it from outside; inside, each device would see the psum's
+  gradient once per device.
+  """
+  mapped = jax.pmap(
+    _on_device,
+    axis_name='devices',
+    in_axes=(0, 0, 0, 0, None),
+    out_axes=None,
+  )
+  return mapped(logp, rewards, member_mask, token_mask, tau)
+
+
+def shard_mapped_gft_loss(
+  mesh: Mesh,
+  logp: jax.Array,
+  rewards: jax.Array,
+  member_mask: jax.Array,
+  token_mask: jax.Array,
+  *,
+  tau: float,
+) -> jax.Array:
+  """`gft_loss` under shard_map: B over the data and fsdp axes of the mesh."""
+  mapped = jax.shard_map(
+    functools.partial(gft_loss, tau=tau, axis_name=BATCH_AXES),
+    mesh=mesh,
+    in_specs=PartitionSpec(BATCH_AXES),
+    out_specs=PartitionSpec(),
+  )
+  return mapped(logp, rewards, member_mask, token_mask)
+
+
+def _on_device(logp, rewards, member_mask, token_mask, tau):
+  return gft_loss(
+    logp, rewards, member_mask, token_mask, tau=tau, axis_name='devices'
+  )
+
+
+def _rule(name: str) -> PartitionSpec:
+  for pattern, rule in PARTITION_RULES:
+    if re.search(pattern + '$', name):
+      return rule
+  raise ConfigError(
+    f'no rule of parallel.PARTITION_RULES matches the parameter {name}'
+  )
