@@ -26,6 +26,25 @@ def require(condition: bool, message: str) -> None:
     raise ConfigError(message)
 
 
+def one_of(name: str, value: str, choices: typing.Iterable[str]) -> None:
+  """Raises ConfigError with the nearest choice."""
+  choices = tuple(choices)
+  if value not in choices:
+    raise ConfigError(
+      f'{name}={value!r} is not one of {", ".join(choices)}'
+      + nearest(value, choices)
+    )
+
+
+def positive(name: str, value: float) -> None:
+  require(value > 0, f'{name}={value} must be positive')
+
+
+def nearest(word: str, choices: typing.Iterable[str]) -> str:
+  matches = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.3)
+  return f'; did you mean {matches[0]}?' if matches else ''
+
+
 @dataclasses.dataclass(frozen=True)
 class Architecture:
   """Shape of a decoder of the Llama and Qwen2 families."""
@@ -251,6 +270,11 @@ class EvalConfig:
     ' temperature 1; 0: neither',
   )
   batch_size: int = setting(128, 'prompts per call of the sampler')
+  base: str = setting(
+    '',
+    'stage whose result is the base policy of the KL, for a run that'
+    ' pre-trains; empty: the policy that the first stage starts from',
+  )
 
   def __post_init__(self):
     positive('eval.samples', self.samples)
@@ -311,25 +335,6 @@ class Config:
         f' earlier: {", ".join(seen) or "none"}',
       )
       seen.append(stage.name)
-
-
-def one_of(name: str, value: str, choices: typing.Iterable[str]) -> None:
-  """Raises ConfigError with the nearest choice."""
-  choices = tuple(choices)
-  if value not in choices:
-    raise ConfigError(
-      f'{name}={value!r} is not one of {", ".join(choices)}'
-      + nearest(value, choices)
-    )
-
-
-def positive(name: str, value: float) -> None:
-  require(value > 0, f'{name}={value} must be positive')
-
-
-def nearest(word: str, choices: typing.Iterable[str]) -> str:
-  matches = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.3)
-  return f'; did you mean {matches[0]}?' if matches else ''
 
 
 def override(config: Any, assignment: str) -> Any:
