@@ -302,9 +302,11 @@ _worker_seconds: float
 
 
 def _start_worker(config: config_lib.RewardConfig) -> None:
-  """Runs once in each worker; the import is not charged to an answer."""
+  """Runs once in each worker; what it loads is charged to no answer."""
   global _worker_function, _worker_seconds
   _worker_function = resolve(config.function)
+  if _worker_function is mathematics:
+    mathematics('', '1', r'\boxed{1}')  # sympy and the grammar: up to 2 s
   _worker_seconds = config.timeout_s
   # Pebble's handler would wait for the next byte code, which a long
   # multiplication never reaches.

@@ -131,11 +131,15 @@ def test_hostile_mathematics_costs_the_time_limit_and_no_more():
     '\\boxed{__import__("os")._exit(1)}',
     '\0' * 100,
   ]
-  answer = ['18'] * (len(hostile) + 1)
-  start = time.monotonic()
-  scores = score('math', [*hostile, '18'], answer, workers=2, timeout_s=1.0)
-  seconds = time.monotonic() - start
-  assert scores.values.tolist() == [0] * len(hostile) + [1]
+  responses = [text for bad in hostile for text in (bad, '18')]
+  answers = ['18'] * len(responses)
+  prompts = [str(i) for i in range(len(responses))]  # nothing is a duplicate
+  with grader('math', workers=2, timeout_s=1.0) as g:
+    start = time.monotonic()
+    scores = g.score(prompts, answers, responses)
+    seconds = time.monotonic() - start
+  assert scores.values.tolist() == [0, 1] * len(hostile)
+  assert 3 <= scores.failures['timeout'] <= 5
   assert seconds < 3 + 1.5 * len(hostile)
 
 
