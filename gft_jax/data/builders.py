@@ -1,0 +1,213 @@
+"""TFDS builders without TensorFlow, and the one way to a prepared split.
+
+Records are kept as ArrayRecord and read back by index. A dataset lies in a
+folder named after what it was made from: the SHA-256 of the source file and its
+columns, or of the code of the embedded task; what is edited is prepared again.
+TFDS writes into `incomplete.*` and renames at the end, so a folder that exists
+is whole.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import io
+import pathlib
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from gft_jax.config import DataConfig, one_of, require
+from gft_jax.data import arithmetic, files
+
+# The name of the embedded task, and its expert after a slash.
+EMBEDDED = 'arithmetic'
+EXPERTS = ('terse', 'verbose')
+# Rows cut off a file for 'test' where no eval_path is given: a tenth, at most.
+MOST_HELD_OUT = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """A prepared split.
+
+  Attributes:
+    name: for messages.
+    records: dicts of row (int), prompt, answer, expert (bytes, the last may be
+      empty) and teacher (list of bytes), by position.
+    dropped: bad rows of the file: reason -> count.
+  """
+
+  name: str
+  records: Sequence[dict]
+  dropped: dict[str, int]
+
+
+@dataclasses.dataclass
+class ExpertConfig(tfds.core.BuilderConfig):
+  """Which expert writes the solutions: its name."""
+
+
+class LocalBuilder(tfds.core.GeneratorBasedBuilder):
+  """A builder that downloads nothing."""
+
+  VERSION = tfds.core.Version('1.0.0')
+  # TFDS would look for lists of checksums through importlib_resources, which
+  # it does not install.
+  url_infos: ClassVar[dict] = {}
+
+
+class Arithmetic(LocalBuilder):
+  """The embedded task; the config is the style of the expert."""
+
+  BUILDER_CONFIGS: ClassVar[list] = [ExpertConfig(name=n) for n in EXPERTS]
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    return _info(self)
+
+  def _split_generators(self, dl_manager):
+    return {split: self._generate_examples(split) for split in arithmetic.SIZES}
+
+  def _generate_examples(self, split: str):
+    expert = self.builder_config.name
+    for i, row in enumerate(arithmetic.rows(split, expert=expert)):
+      yield i, {'row': i, **row}
+
+
+class GroupFile(LocalBuilder):
+  """Rows of a JSONL or parquet file; bad ones are counted in the metadata."""
+
+  def __init__(
+    self, *, path: pathlib.Path, columns: dict[str, str], **kwargs
+  ) -> None:
+    self.path, self.columns = path, columns
+    super().__init__(**kwargs)
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    return _info(self, tfds.core.MetadataDict(dropped={}, first_bad=''))
+
+  def _split_generators(self, dl_manager):
+    return {'rows': self._generate_examples()}
+
+  def _generate_examples(self):
+    metadata, good = self.info.metadata, 0
+    for number, row in files.rows(self.path, self.columns):
+      if isinstance(row, files.BadRow):
+        reason = str(row)
+        count = metadata['dropped'].get(reason, 0)
+        metadata['dropped'][reason] = count + 1
+        if not metadata['first_bad']:
+          metadata['first_bad'] = f'row {number}: {reason}'
+      else:
+        good += 1
+        yield number, {'row': number, **row}
+    require(good > 0, f'{self.path}: every row is bad; {metadata["first_bad"]}')
+
+
+def source(config: DataConfig, split: str) -> Source:
+  """The records of a split, prepared on first use.
+
+  The embedded task has the splits of `arithmetic.SIZES`. A file has `train` and
+  `test`: the rows of `eval_path`, or else the last rows of the file (a tenth,
+  at most 256), which `train` then lacks.
+
+  Raises:
+    ConfigError: no such split, or a file that cannot be used.
+  """
+  task, _, expert = (config.path or EMBEDDED).partition('/')
+  if task == EMBEDDED:
+    return _embedded_source(config, expert or EXPERTS[0], split)
+  one_of('split', split, ('train', 'test'))
+  if split == 'test' and config.eval_path:
+    return _file_source(config, config.eval_path, 'all')
+  if config.eval_path:
+    return _file_source(config, config.path, 'all')
+  return _file_source(config, config.path, split)
+
+
+def _embedded_source(config: DataConfig, expert: str, split: str) -> Source:
+  one_of('data.path: expert', expert, EXPERTS)
+  one_of('split', split, arithmetic.SIZES)
+  builder = _prepared(
+    Arithmetic,
+    config.cache,
+    _digest(pathlib.Path(arithmetic.__file__)),
+    config=expert,
+  )
+  name = f'{EMBEDDED}/{expert}, {split}'
+  return Source(name, builder.as_data_source(split), dropped={})
+
+
+def _file_source(config: DataConfig, path: str, part: str) -> Source:
+  """`part` is all, or train or test for the two sides of the cut."""
+  file = pathlib.Path(path).expanduser()
+  columns = files.column_map(file, config.columns)
+  builder = _prepared(
+    GroupFile,
+    config.cache,
+    _digest(file, repr(sorted(columns.items()))),
+    path=file,
+    columns=columns,
+  )
+  metadata = builder.info.metadata
+  good = builder.info.splits['rows'].num_examples
+  bad = sum(metadata['dropped'].values())
+  require(
+    bad <= config.max_dropped * (good + bad),
+    f'{path}: {bad} of {good + bad} rows are bad, more than'
+    f' data.max_dropped={config.max_dropped} allows; the first:'
+    f' {metadata["first_bad"]}',
+  )
+  cut = good - min(good // 10, MOST_HELD_OUT)
+  require(
+    part == 'all' or cut < good,
+    f'{path} has {good} rows, too few to hold a tenth out; set data.eval_path',
+  )
+  part = {'all': 'rows', 'train': f'rows[:{cut}]', 'test': f'rows[{cut}:]'}[
+    part
+  ]
+  return Source(path, builder.as_data_source(part), metadata['dropped'])
+
+
+def _info(
+  builder: tfds.core.DatasetBuilder,
+  metadata: tfds.core.MetadataDict | None = None,
+) -> tfds.core.DatasetInfo:
+  text = tfds.features.Text()
+  return tfds.core.DatasetInfo(
+    builder=builder,
+    features=tfds.features.FeaturesDict(
+      {
+        'row': tfds.features.Scalar(np.int64),
+        'prompt': text,
+        'answer': text,
+        'expert': text,
+        'teacher': tfds.features.Sequence(text),
+      }
+    ),
+    disable_shuffling=True,
+    metadata=metadata,
+  )
+
+
+def _digest(file: pathlib.Path, extra: str = '') -> str:
+  with file.open('rb') as content:
+    digest = hashlib.file_digest(content, 'sha256')
+  digest.update(extra.encode())
+  return digest.hexdigest()[:24]
+
+
+def _prepared(kind: type, cache: str, key: str, **arguments):
+  """The builder with its files written, by one process at a time."""
+  folder = pathlib.Path(cache).expanduser() / key
+  folder.mkdir(parents=True, exist_ok=True)
+  # TFDS draws a bar and prints to stdout, which belongs to the caller.
+  tfds.disable_progress_bar()
+  with (folder / 'lock').open('w') as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    builder = kind(data_dir=folder, file_format='array_record', **arguments)
+    with contextlib.redirect_stdout(io.StringIO()):
+      builder.download_and_prepare()
+  return builder
