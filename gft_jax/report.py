@@ -1,0 +1,594 @@
+"""A run directory in, figures and one page out.
+
+`workdir`/report/ then holds a PNG and an SVG of each figure and index.html, one
+file that opens from disk, prints, and can be sent to somebody. What was not
+measured is left out. Colours are those of Okabe and Ito (2008), which stay
+apart for colour-blind readers; no figure needs its colours to be understood.
+"""
+
+import base64
+import html
+import io
+import json
+import math
+import pathlib
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from gft_jax import config as config_lib
+from gft_jax import writers
+
+BLUE, VERMILLION, ORANGE, GREEN = '#0072B2', '#D55E00', '#E69F00', '#009E73'
+SKY, PURPLE, GREY = '#56B4E9', '#CC79A7', '#999999'
+
+STYLE = {
+  'axes.axisbelow': True,
+  'axes.grid': True,
+  'axes.spines.right': False,
+  'axes.spines.top': False,
+  'axes.titlesize': 9,
+  'figure.constrained_layout.use': True,
+  'font.size': 9,
+  'grid.color': '#E4E4E4',
+  'grid.linewidth': 0.6,
+  'legend.frameon': False,
+  'lines.linewidth': 1.5,
+  'savefig.dpi': 200,
+  'svg.hashsalt': 'gft_jax',  # the same run gives the same bytes
+}
+
+ORIGIN_STYLES = {
+  'expert': (VERMILLION, '--'),
+  'teacher': (ORANGE, ':'),
+  'self': (BLUE, '-'),
+}
+PHASE_COLOURS = {
+  'data': GREY,
+  'sample': BLUE,
+  'reward': ORANGE,
+  'update': GREEN,
+  'evaluate': PURPLE,
+  'checkpoint': SKY,
+}
+COLUMNS = 4
+
+Series = tuple[np.ndarray, np.ndarray]
+
+
+class Run(NamedTuple):
+  """What a run directory says.
+
+  Attributes:
+    name: of the directory.
+    config: its settings.
+    records: stage -> its records in order, for the stages that have any.
+    weights: stage -> ([n] 1/p, [n] C/p) over tokens of expert answers.
+  """
+
+  name: str
+  config: config_lib.Config
+  records: dict[str, list[writers.Record]]
+  weights: dict[str, tuple[np.ndarray, np.ndarray]]
+
+  def series(self, stage: str, name: str) -> Series:
+    """Steps and values of one metric in one stage; empty if not measured."""
+    pairs = [(r['step'], r[name]) for r in self.records[stage] if name in r]
+    steps, values = zip(*pairs) if pairs else ((), ())
+    return np.array(steps), np.array(values, float)
+
+  def stages_with(self, *names: str) -> list[str]:
+    """Stages that measured at least one of `names`."""
+    return [
+      stage
+      for stage, records in self.records.items()
+      if any(name in record for record in records for name in names)
+    ]
+
+  def final(self, stage: str) -> writers.Record:
+    """The last evaluation of a stage, or {}."""
+    for record in reversed(self.records.get(stage, [])):
+      if any(name.startswith('eval/') for name in record):
+        return record
+    return {}
+
+  def names(self, pattern: str) -> list[str]:
+    """Names that match in any record, in order of appearance."""
+    records = (r for records in self.records.values() for r in records)
+    return [
+      name
+      for name in dict.fromkeys(name for r in records for name in r)
+      if re.fullmatch(pattern, name)
+    ]
+
+  def splits(self) -> list[str]:
+    names = self.names(r'eval/[^/]+/(avg|pass)@\d+')
+    return list(dict.fromkeys(name.split('/')[1] for name in names))
+
+
+def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
+  """Writes the figures and the page; returns the path of index.html.
+
+  Reads config.json, metrics.jsonl and, where they exist, the arrays `before`
+  and `after` of report/coefficients/STAGE.npz.
+
+  Raises:
+    ConfigError: `workdir` holds no run, or one that has measured nothing.
+  """
+  run = read_run(pathlib.Path(workdir))
+  folder = pathlib.Path(workdir) / 'report'
+  folder.mkdir(exist_ok=True)
+  parts = []
+  with matplotlib.rc_context(STYLE):
+    for name, (draw, caption) in FIGURES.items():
+      figure = draw(run)
+      if figure is None:
+        continue
+      figure.savefig(folder / f'{name}.png')
+      vector = io.BytesIO()
+      figure.savefig(vector, format='svg', metadata={'Date': None})
+      (folder / f'{name}.svg').write_bytes(vector.getvalue())
+      parts.append(_figure(name, vector.getvalue(), caption))
+  page = folder / 'index.html'
+  page.write_text(_page(run, parts), encoding='utf-8')
+  return page
+
+
+def read_run(workdir: pathlib.Path) -> Run:
+  """Reads a run directory; raises ConfigError if there is nothing to tell."""
+  path = workdir / 'config.json'
+  config_lib.require(path.is_file(), f'{path} does not exist: not a run')
+  config = config_lib.from_dict(config_lib.Config, json.loads(path.read_text()))
+  records: dict[str, list[writers.Record]] = {}
+  for record in writers.read_metrics(workdir):
+    records.setdefault(record['stage'], []).append(record)
+  config_lib.require(
+    bool(records), f'{workdir / "metrics.jsonl"} is empty: nothing to report'
+  )
+  weights = {}
+  for stage in records:
+    path = workdir / 'report' / 'coefficients' / f'{stage}.npz'
+    if path.is_file():
+      with np.load(path, allow_pickle=False) as arrays:
+        weights[stage] = (arrays['before'], arrays['after'])
+  return Run(workdir.resolve().name, config, records, weights)
+
+
+def accuracy(run: Run) -> Figure | None:
+  """One row per stage, one panel per split: avg@n and the largest pass@k."""
+  splits = run.splits()
+  stages = [s for s in run.records if run.final(s)]
+  if not splits or not stages:
+    return None
+  figure, axes = _rows(stages, len(splits))
+  for ax, split in zip(axes, splits):
+    ax.set_title(split)
+    marks = _accuracy_marks(run, split)
+    for (name, style), shift in zip(marks, _shifts(len(marks))):
+      for y, stage in enumerate(stages):
+        _interval(ax, run.final(stage), name, y + shift, style)
+    ax.set_xlim(-0.02, 1.02)
+    ax.set_xticks([0, 0.25, 0.5, 0.75, 1], ['0', '.25', '.5', '.75', '1'])
+  figure.supxlabel('accuracy', fontsize=9)
+  _legend(figure, axes)
+  return figure
+
+
+def learning(run: Run) -> Figure | None:
+  """avg@n over the steps of each stage that was evaluated more than once."""
+  names = [
+    n
+    for n in run.names(r'eval/[^/]+/avg@\d+')
+    if n.split('/')[1] in run.splits()
+  ]
+  stages = [
+    s for s in run.records if any(len(run.series(s, n)[0]) > 1 for n in names)
+  ]
+  if not stages:
+    return None
+  figure, axes = _panels(stages)
+  styles = zip((BLUE, VERMILLION, GREEN, PURPLE, ORANGE), 'osD^v')
+  for name, (colour, marker) in zip(names, styles):
+    for ax, stage in zip(axes, stages):
+      steps, values = run.series(stage, name)
+      label = name.split('/')[1]
+      ax.plot(steps, values, color=colour, marker=marker, ms=4, label=label)
+      _, low = run.series(stage, f'{name}_low')
+      _, high = run.series(stage, f'{name}_high')
+      if len(low) == len(high) == len(steps):
+        ax.fill_between(steps, low, high, color=colour, alpha=0.15, lw=0)
+      ax.set_ylim(0, 1)
+  return _finish(figure, axes, 'accuracy')
+
+
+def drift(run: Run) -> Figure | None:
+  """Entropy, and KL to the base policy, at the end of each stage."""
+  names = {
+    'eval/entropy': 'entropy (nats per token)',
+    'eval/kl_to_base': 'KL to base (nats per token)',
+  }
+  names = {n: label for n, label in names.items() if run.stages_with(n)}
+  stages = [s for s in run.records if any(n in run.final(s) for n in names)]
+  if not stages:
+    return None
+  figure, axes = _rows(stages, len(names))
+  for ax, (name, label) in zip(axes, names.items()):
+    for y, stage in enumerate(stages):
+      if name in run.final(stage):
+        value = run.final(stage)[name]
+        ax.barh(y, value, height=0.55, color=BLUE)
+        ax.annotate(
+          f'{value:.3g}',
+          (value, y),
+          (3, 0),
+          textcoords='offset points',
+          va='center',
+          fontsize=8,
+        )
+    ax.set_xlabel(label)
+    ax.margins(x=0.18)
+  return figure
+
+
+def entropy(run: Run) -> Figure | None:
+  return _curves(run, 'train/entropy', 'entropy (nats per token)')
+
+
+def grad_norm(run: Run) -> Figure | None:
+  return _curves(run, 'train/grad_norm', 'gradient norm', log=True)
+
+
+def reward(run: Run) -> Figure | None:
+  """Mean reward of the answers of each origin over the steps of a stage."""
+  names = {f'train/reward_{origin}': origin for origin in ORIGIN_STYLES}
+  stages = run.stages_with(*names)
+  if not stages:
+    return None
+  figure, axes = _panels(stages)
+  for ax, stage in zip(axes, stages):
+    for name, origin in names.items():
+      colour, line = ORIGIN_STYLES[origin]
+      _curve(ax, run.series(stage, name), colour, line, origin)
+  return _finish(figure, axes, 'mean reward')
+
+
+def coefficients(run: Run) -> Figure | None:
+  """Histograms of 1/p and C/p over tokens, both axes logarithmic."""
+  stages = list(run.weights)
+  if not stages:
+    return None
+  figure, axes = _panels(stages)
+  largest = max(before.max() for before, _ in run.weights.values())
+  edges = np.geomspace(1, max(10.0, largest * 1.01), 31)
+  for ax, stage in zip(axes, stages):
+    before, after = (_shares(w, edges) for w in run.weights[stage])
+    ax.stairs(before, edges, fill=True, color='#C8C8C8', label='before: 1/p')
+    ax.stairs(after, edges, color=BLUE, lw=1.5, label='after: C/p')
+    ax.set_xscale('log')
+    ax.set_yscale('log')
+    ax.set_ylim(0.3 / max(len(w) for w, _ in run.weights.values()), 1.5)
+  return _finish(figure, axes, 'share of tokens', 'weight on the gradient of p')
+
+
+def seconds(run: Run) -> Figure | None:
+  """Seconds by phase, summed over each stage."""
+  names = run.names('time/.+')
+  stages = run.stages_with(*names)
+  if not stages:
+    return None
+  figure, axes = _rows(stages, 1, width=5.0)
+  left = np.zeros(len(stages))
+  phases = [name.partition('/')[2] for name in names]
+  order = [*PHASE_COLOURS, *phases]
+  for phase in sorted(phases, key=order.index):
+    total = [run.series(s, f'time/{phase}')[1].sum() for s in stages]
+    colour = PHASE_COLOURS[phase] if phase in PHASE_COLOURS else 'black'
+    axes[0].barh(
+      range(len(stages)),
+      total,
+      left=left,
+      height=0.6,
+      color=colour,
+      edgecolor='white',
+      linewidth=0.5,
+      label=phase,
+    )
+    left += total
+  axes[0].set_xlabel('seconds')
+  _legend(figure, axes)
+  return figure
+
+
+FIGURES: dict[str, tuple[Callable[[Run], Figure | None], str]] = {
+  'accuracy': (
+    accuracy,
+    'Accuracy at the end of each stage on each held-out split, with 95 %'
+    ' intervals over problems.',
+  ),
+  'learning': (
+    learning,
+    'Accuracy during the stages that were evaluated more than once, with 95 %'
+    ' intervals over problems.',
+  ),
+  'drift': (
+    drift,
+    "Entropy, and exact KL divergence from the base policy, on the policy's"
+    ' own samples at temperature 1 at the end of each stage.',
+  ),
+  'reward': (
+    reward,
+    'Mean reward of expert, teacher and sampled answers in training (thin:'
+    ' each step; thick: moving average).',
+  ),
+  'entropy': (
+    entropy,
+    'Entropy of the policy at the tokens it trained on (thin: each step;'
+    ' thick: moving average).',
+  ),
+  'grad_norm': (
+    grad_norm,
+    'Global norm of the gradient before clipping (thin: each step; thick:'
+    ' moving average).',
+  ),
+  'coefficients': (
+    coefficients,
+    'Weight that each token of held-out expert answers puts on the gradient'
+    ' of its probability p: 1/p before rectification, C/p after.',
+  ),
+  'seconds': (seconds, 'Measured seconds by phase, summed over each stage.'),
+}
+
+
+def _rows(
+  stages: Sequence[str], panels: int, width: float = 2.3
+) -> tuple[Figure, list[Axes]]:
+  """Panels side by side that share one row per stage, the first on top."""
+  size = (1.4 + width * panels, 1.1 + 0.34 * len(stages))
+  figure = Figure(figsize=size)
+  axes = list(figure.subplots(1, panels, sharey=True, squeeze=False).flat)
+  axes[0].set_yticks(range(len(stages)), stages)
+  axes[0].set_ylim(len(stages) - 0.4, -0.6)
+  for ax in axes:
+    ax.grid(visible=False, axis='y')
+    ax.tick_params(axis='y', length=0)
+  return figure, axes
+
+
+def _panels(stages: Sequence[str]) -> tuple[Figure, list[Axes]]:
+  """One panel per stage on a common y axis; steps differ between stages."""
+  columns = min(COLUMNS, len(stages))
+  rows = math.ceil(len(stages) / columns)
+  wide = 3.6 if columns == 1 else 2.0
+  figure = Figure(figsize=(0.9 + wide * columns, 0.9 + 1.6 * rows))
+  axes = list(figure.subplots(rows, columns, sharey=True, squeeze=False).flat)
+  for ax in axes[len(stages) :]:
+    ax.remove()
+  for ax, stage in zip(axes, stages):
+    ax.set_title(stage)
+  return figure, axes[: len(stages)]
+
+
+def _finish(
+  figure: Figure, axes: Sequence[Axes], y: str, x: str = 'step'
+) -> Figure:
+  figure.supxlabel(x, fontsize=9)
+  figure.supylabel(y, fontsize=9)
+  _legend(figure, axes)
+  return figure
+
+
+def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
+  """One legend above the panels, each label once."""
+  handles = {}
+  for ax in axes:
+    for handle, label in zip(*ax.get_legend_handles_labels()):
+      handles.setdefault(label, handle)
+  if handles:
+    figure.legend(
+      handles.values(), handles, loc='outside upper center', ncols=len(handles)
+    )
+
+
+def _curves(
+  run: Run, name: str, label: str, *, log: bool = False
+) -> Figure | None:
+  stages = run.stages_with(name)
+  if not stages:
+    return None
+  figure, axes = _panels(stages)
+  for ax, stage in zip(axes, stages):
+    _curve(ax, run.series(stage, name), BLUE, '-', None)
+    if log and run.series(stage, name)[1].min() > 0:
+      ax.set_yscale('log')
+  return _finish(figure, axes, label)
+
+
+def _curve(
+  ax: Axes, series: Series, colour: str, line: str, label: str | None
+) -> None:
+  steps, values = series
+  if len(steps):
+    ax.plot(steps, values, color=colour, lw=0.6, alpha=0.35)
+    ax.plot(steps, _smooth(values), line, color=colour, label=label)
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+  """Centred mean over a tenth of the series, over fewer at its ends."""
+  kernel = np.ones(2 * (len(values) // 20) + 1)
+  totals = np.convolve(values, kernel, 'same')
+  return totals / np.convolve(np.ones_like(values), kernel, 'same')
+
+
+def _shares(weights: np.ndarray, edges: np.ndarray) -> np.ndarray:
+  counts, _ = np.histogram(np.clip(weights, edges[0], edges[-1]), edges)
+  return counts / len(weights)
+
+
+def _accuracy_marks(run: Run, split: str) -> list[tuple[str, dict]]:
+  """(metric, style) of avg@n, and of pass@k for the largest k."""
+  averages = run.names(rf'eval/{re.escape(split)}/avg@\d+')
+  passes = run.names(rf'eval/{re.escape(split)}/pass@\d+')
+  largest = max(passes, key=lambda n: int(n.rpartition('@')[2]), default=None)
+  hollow = {'color': VERMILLION, 'marker': 's', 'mfc': 'white'}
+  marks = [(n, {'color': BLUE, 'marker': 'o'}) for n in averages[:1]]
+  return marks + ([(largest, hollow)] if largest else [])
+
+
+def _shifts(count: int) -> Iterable[float]:
+  return np.linspace(-0.14, 0.14, count) if count > 1 else (0.0,)
+
+
+def _interval(
+  ax: Axes, record: writers.Record, name: str, y: float, style: dict
+) -> None:
+  if name not in record:
+    return
+  if f'{name}_low' in record and f'{name}_high' in record:
+    ends = record[f'{name}_low'], record[f'{name}_high']
+    ax.plot(ends, (y, y), color=style['color'], lw=1.5)
+  ax.plot(record[name], y, ls='', ms=5, label=name.split('/')[-1], **style)
+
+
+def _figure(name: str, vector: bytes, caption: str) -> str:
+  data = base64.b64encode(vector).decode()
+  return (
+    f'<figure id="{name}"><img alt="{html.escape(caption)}"'
+    f' src="data:image/svg+xml;base64,{data}">'
+    f'<figcaption>{html.escape(caption)}</figcaption></figure>'
+  )
+
+
+def _page(run: Run, figures: Sequence[str]) -> str:
+  settings = json.dumps(config_lib.to_dict(run.config), indent=2)
+  return PAGE.format(
+    title=html.escape(f'{run.name}: {_objectives(run.config.stages)}'),
+    lead=html.escape(_lead(run)),
+    tree=_tree(run, ''),
+    table=_table(run),
+    figures='\n'.join(figures),
+    settings=html.escape(settings, quote=False),
+  )
+
+
+def _objectives(stages: Sequence[config_lib.Stage]) -> str:
+  """'SFT → GFT' of a chain; of a tree, its objectives."""
+  names = [stage.objective.upper() for stage in stages]
+  starts = [stage.start for stage in stages]
+  if starts == ['', *(stage.name for stage in stages[:-1])]:
+    return ' → '.join(names)
+  return ', '.join(dict.fromkeys(names))
+
+
+def _lead(run: Run) -> str:
+  names = run.names('time/.+')
+  spent = sum(run.series(s, n)[1].sum() for s in run.records for n in names)
+  steps = sum(records[-1]['step'] for records in run.records.values())
+  reached = f'{len(run.records)} of {len(run.config.stages)} stages'
+  minutes, rest = divmod(round(spent), 60)
+  return f'{reached}, {steps} steps, {minutes} min {rest} s measured.'
+
+
+def _tree(run: Run, start: str) -> str:
+  items = []
+  for stage in run.config.stages:
+    if stage.start != start:
+      continue
+    notes = [stage.objective.upper(), f'{stage.steps} steps', *stage.overrides]
+    if stage.name not in run.records:
+      notes.append('not reached')
+    items.append(
+      f'<li><b>{html.escape(stage.name)}</b>'
+      f' <small>{html.escape(", ".join(notes))}</small>'
+      f'{_tree(run, stage.name)}</li>'
+    )
+  return f'<ul>{"".join(items)}</ul>' if items else ''
+
+
+def _table(run: Run) -> str:
+  """Stages by splits, with intervals; then drift."""
+  stages = [s for s in run.records if run.final(s)]
+  if not stages:
+    return '<p>No evaluation has finished.</p>'
+  columns = run.names(r'eval/[^/]+/(avg|pass)@\d+') + [
+    name for name in DRIFT if run.stages_with(name)
+  ]
+  heads = ''.join(f'<th>{_head(name)}</th>' for name in columns)
+  rows = ''.join(
+    f'<tr><th scope="row">{html.escape(stage)}</th>'
+    + ''.join(f'<td>{_cell(run.final(stage), name)}</td>' for name in columns)
+    + '</tr>'
+    for stage in stages
+  )
+  return (
+    f'<table><thead><tr><th>stage</th>{heads}</tr></thead>'
+    f'<tbody>{rows}</tbody></table>'
+  )
+
+
+DRIFT = {
+  'eval/kl_to_base': 'KL to base<br>per token',
+  'eval/kl_to_base_per_response': 'KL to base<br>per response',
+  'eval/entropy': 'entropy<br>per token',
+}
+
+
+def _head(name: str) -> str:
+  if name in DRIFT:
+    return DRIFT[name]
+  _, split, metric = name.split('/')
+  return f'{html.escape(split)}<br>{metric}'
+
+
+def _cell(record: writers.Record, name: str) -> str:
+  if name not in record:
+    return '–'
+  cell = f'{record[name]:.3f}'
+  if f'{name}_low' in record:
+    low, high = record[f'{name}_low'], record[f'{name}_high']
+    cell += f'<br><small>{low:.3f}–{high:.3f}</small>'
+  return cell
+
+
+PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+  body {{ font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; margin: 2rem auto;
+    max-width: 62rem; padding: 0 1rem; background: white }}
+  h1 {{ font-size: 1.6rem; margin-bottom: 0 }}
+  h2 {{ font-size: 1.2rem; margin-top: 2.2rem }}
+  small, figcaption, .lead {{ color: #555 }}
+  ul {{ padding-left: 1.4rem; margin: .2rem 0 }}
+  .wide {{ overflow-x: auto }}
+  table {{ border-collapse: collapse; font-variant-numeric: tabular-nums }}
+  th, td {{ padding: .3rem .7rem; text-align: right; vertical-align: top;
+    border-bottom: 1px solid #ddd; white-space: nowrap }}
+  thead th {{ border-bottom: 2px solid #555; vertical-align: bottom }}
+  th:first-child {{ text-align: left }}
+  td {{ line-height: 1.25 }}
+  figure {{ margin: 1.6rem 0; break-inside: avoid }}
+  figure img {{ max-width: 100%; height: auto }}
+  figcaption {{ font-size: .9rem; max-width: 44rem }}
+  pre {{ font-size: .8rem; overflow-x: auto; background: #f6f6f6; padding: 1rem }}
+</style>
+<h1>{title}</h1>
+<p class="lead">{lead}</p>
+<h2>Stages</h2>
+{tree}
+<h2>Final evaluations</h2>
+<div class="wide">{table}</div>
+<p><small>Under each accuracy its 95 % interval over problems. KL and entropy
+in nats, on the policy's own samples at temperature 1.</small></p>
+<h2>Figures</h2>
+{figures}
+<h2>Settings</h2>
+<details><summary>config.json</summary><pre>{settings}</pre></details>
+</html>
+"""
