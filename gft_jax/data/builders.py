@@ -10,6 +10,7 @@ is whole.
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import hashlib
 import io
 import pathlib
@@ -35,13 +36,13 @@ class Source:
 
   Attributes:
     name: for messages.
-    records: dicts of row (int), prompt, answer, expert (bytes, the last may be
-      empty) and teacher (list of bytes), by position.
+    rows: dicts of row (its number in the file, or in the split), prompt,
+      answer, expert ('' where there is none) and teacher (list).
     dropped: bad rows of the file: reason -> count.
   """
 
   name: str
-  records: Sequence[dict]
+  rows: Sequence[dict]
   dropped: dict[str, int]
 
 
@@ -136,8 +137,8 @@ def _embedded_source(config: DataConfig, expert: str, split: str) -> Source:
     _digest(pathlib.Path(arithmetic.__file__)),
     config=expert,
   )
-  name = f'{EMBEDDED}/{expert}, {split}'
-  return Source(name, builder.as_data_source(split), dropped={})
+  rows = _read(builder.data_dir, split)
+  return Source(f'{EMBEDDED}/{expert}, {split}', rows, dropped={})
 
 
 def _file_source(config: DataConfig, path: str, part: str) -> Source:
@@ -168,7 +169,23 @@ def _file_source(config: DataConfig, path: str, part: str) -> Source:
   part = {'all': 'rows', 'train': f'rows[:{cut}]', 'test': f'rows[{cut}:]'}[
     part
   ]
-  return Source(path, builder.as_data_source(part), metadata['dropped'])
+  return Source(path, _read(builder.data_dir, part), metadata['dropped'])
+
+
+@functools.lru_cache(maxsize=2)
+def _read(folder: str, split: str) -> list[dict]:
+  """Rows of a prepared split as text, kept for the next stage of the run."""
+  records = tfds.builder_from_directory(folder).as_data_source(split)
+  return [
+    {
+      'row': int(record['row']),
+      'prompt': record['prompt'].decode(),
+      'answer': record['answer'].decode(),
+      'expert': record['expert'].decode(),
+      'teacher': [text.decode() for text in record['teacher']],
+    }
+    for record in records.__getitems__(range(len(records)))
+  ]
 
 
 def _info(
