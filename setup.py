@@ -44,10 +44,10 @@ setuptools.setup(
     'cuda': ['jax[cuda13]>=0.10.2,<0.11'],
     # PyTorch is the reference that parity tests compare with; nothing else.
     'test': [
-      'gguf>=0.17',
-      'pytest>=8',
-      'reasoning-gym>=0.1.25',
-      'ruff>=0.14',
+      'gguf==0.19.0',
+      'pytest==9.2.0',
+      'reasoning-gym==0.1.25',
+      'ruff==0.17.6',
       'torch==2.13.0',
     ],
   },

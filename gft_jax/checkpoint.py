@@ -1,8 +1,8 @@
 """Orbax checkpoints that count only if every byte verifies.
 
-A step is a folder `<step>/` with the Orbax checkpoint of the state and the
-run's position, and `manifest.json`, written last: the SHA-256 of every other
-file. Orbax 0.12 loads flipped bits silently and lists truncated steps, so a
+A step is a folder `<step>/` with Orbax checkpoints of the parameters and of
+the rest of the state, the run's position, and `manifest.json`, written last:
+the SHA-256 of every other file. Orbax 0.12 loads flipped bits silently and lists truncated steps, so a
 step without a manifest, or with one that does not match, does not count.
 """
 
@@ -56,9 +56,9 @@ def save(
   # A leftover of an interrupted or damaged save of the same step.
   shutil.rmtree(target, ignore_errors=True)
   target.parent.mkdir(parents=True, exist_ok=True)
-  ocp.save(
-    target / 'state', flax.serialization.to_state_dict(state), overwrite=True
-  )
+  rest = flax.serialization.to_state_dict(state)
+  ocp.save(target / 'params', rest.pop('params'))
+  ocp.save(target / 'rest', rest)
   _write(target / 'position.json', json.dumps(position))
   _write(target / MANIFEST, json.dumps(_digests(target), indent=1))
   done = sorted(p.parent for p in directory.glob(f'*/{MANIFEST}'))
@@ -71,32 +71,58 @@ def restore(directory: pathlib.Path, abstract: Any) -> Restored | None:
 
   Args:
     directory: of one stage.
-    abstract: the state to fill, as arrays or `jax.ShapeDtypeStruct`s with
-      shardings.
-
-  A step that does not verify is passed over with a warning that names it and
-  the file at fault.
+    abstract: the train state to fill, as arrays or `jax.ShapeDtypeStruct`s
+      with shardings.
   """
-  steps = sorted((p for p in directory.glob('[0-9]*')), reverse=True)
-  for folder in steps:
+  folder = newest(directory)
+  if folder is None:
+    return None
+  target = flax.serialization.to_state_dict(abstract)
+  params = _load(folder / 'params', target.pop('params'))
+  values = _load(folder / 'rest', target) | {'params': params}
+  return Restored(
+    step=int(folder.name),
+    state=flax.serialization.from_state_dict(abstract, values),
+    position=json.loads((folder / 'position.json').read_text()),
+  )
+
+
+def restore_params(directory: pathlib.Path, abstract: Any) -> tuple[Any, int]:
+  """Parameters and step of the newest checkpoint that verifies.
+
+  Args:
+    directory: of one stage.
+    abstract: the parameters to fill; see `restore`.
+
+  Raises:
+    FileNotFoundError: there is none.
+  """
+  folder = newest(directory)
+  if folder is None:
+    raise FileNotFoundError(f'no checkpoint that verifies in {directory}')
+  return _load(folder / 'params', abstract), int(folder.name)
+
+
+def newest(directory: pathlib.Path) -> pathlib.Path | None:
+  """The newest step that verifies.
+
+  One that does not is passed over with a warning that names it and the file
+  at fault.
+  """
+  for folder in sorted(directory.glob('[0-9]*'), reverse=True):
     fault = _fault(folder)
-    if fault:
-      logging.warning('checkpoint %s is passed over: %s', folder, fault)
-      continue
-    target = flax.serialization.to_state_dict(abstract)
-    target = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(
-        x.shape, x.dtype, sharding=getattr(x, 'sharding', None)
-      ),
-      target,
-    )
-    values = ocp.load(folder / 'state', target)
-    return Restored(
-      step=int(folder.name),
-      state=flax.serialization.from_state_dict(abstract, values),
-      position=json.loads((folder / 'position.json').read_text()),
-    )
+    if not fault:
+      return folder
+    logging.warning('checkpoint %s is passed over: %s', folder, fault)
   return None
+
+
+def _load(path: pathlib.Path, abstract: Any) -> Any:
+  target = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+    abstract,
+  )
+  return ocp.load(path, target)
 
 
 def _fault(folder: pathlib.Path) -> str:

@@ -6,6 +6,9 @@ sorts the rows of a batch so that its first updates see own samples and its
 last ones demonstrations: ZJU-OmniAI/GFT at 763384d, ray_trainer.py:1357.)
 """
 
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
 import jax
 import numpy as np
 
@@ -65,4 +68,86 @@ def build(
     rewards=np.where(member_mask, rewards, 0).astype(np.float32),
     origin=np.asarray(origin, np.int32),
     member_mask=member_mask,
+  )
+
+
+class Scored(NamedTuple):
+  """Scores of a batch of groups.
+
+  Attributes:
+    rewards: [B, G] float32; 0 at empty slots.
+    failures: cause -> number of answers, from the grader.
+    timed_out: flat positions b * G + g of answers that hit the time limit.
+  """
+
+  rewards: np.ndarray
+  failures: dict[str, int]
+  timed_out: tuple[int, ...]
+
+
+def decode(
+  tokenizer: Any, responses: Responses, stop_ids: tuple[int, ...]
+) -> tuple[list[list[str]], np.ndarray]:
+  """Response tokens -> texts without special tokens, and who finished.
+
+  Returns:
+    [B][G] texts and [B, G] bool: the last token is a stop token. A response
+    that ran into the length limit is not finished.
+  """
+  tokens = np.asarray(responses.tokens)
+  length = np.asarray(responses.length)
+  last = np.take_along_axis(
+    tokens, np.maximum(length - 1, 0)[..., None], axis=-1
+  )[..., 0]
+  finished = np.isin(last, stop_ids) & (length > 0)
+  size = length.shape[1]
+  flat = tokenizer.batch_decode(
+    [
+      row[:count]
+      for row, count in zip(
+        tokens.reshape(-1, tokens.shape[-1]).tolist(), length.ravel().tolist()
+      )
+    ],
+    skip_special_tokens=True,
+  )
+  texts = [flat[i : i + size] for i in range(0, len(flat), size)]
+  return texts, finished
+
+
+def score(
+  grader: Any,
+  prompts: Sequence[str],
+  answers: Sequence[str],
+  texts: Sequence[Sequence[str]],
+  present: np.ndarray,
+  finished: np.ndarray,
+  *,
+  timed_out: Sequence[int] = (),
+) -> Scored:
+  """Grades every answer of every group.
+
+  Args:
+    grader: a rewards.Grader.
+    prompts: B texts.
+    answers: B reference answers.
+    texts: [B][G] responses.
+    present: [B, G] bool; an empty slot is not graded.
+    finished: [B, G] bool, the response ended with a stop token.
+    timed_out: flat positions that are replayed as time-outs, not graded.
+  """
+  size = present.shape[1]
+  positions = np.flatnonzero(present)
+  scores = grader.score(
+    [prompts[i // size] for i in positions],
+    [answers[i // size] for i in positions],
+    [texts[i // size][i % size] for i in positions],
+    finished=finished.ravel()[positions],
+    timed_out=np.searchsorted(positions, timed_out).tolist(),
+  )
+  rewards = np.zeros(present.size, np.float32)
+  rewards[positions] = scores.values
+  return Scored(
+    rewards=rewards.reshape(present.shape),
+    failures=dict(scores.failures),
+    timed_out=tuple(positions[list(scores.timed_out)].tolist()),
   )

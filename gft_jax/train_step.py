@@ -159,12 +159,10 @@ def make_train_step(
         )
     parts = split((batch, advantages), mini_batches)
     state, (metrics, maxima) = jax.lax.scan(update, state, parts)
-    add = lambda x: jnp.sum(x, axis=0)  # noqa: E731
-    return (
-      state,
-      jax.tree.map(add, metrics),
-      jax.tree.map(lambda x: jnp.max(x, axis=0), maxima),
-    )
+    metrics = jax.tree.map(lambda x: jnp.sum(x, axis=0), metrics)
+    maxima = jax.tree.map(lambda x: jnp.max(x, axis=0), maxima)
+    scored = objective.advantages is not None
+    return state, metrics | _describe(batch, scored=scored), maxima
 
   return step
 
@@ -231,3 +229,21 @@ def _observe(
     )
   }
   return metrics, maxima
+
+
+def _describe(batch: GroupBatch, *, scored: bool) -> Metrics:
+  """Lengths, and with `scored` rewards, by origin of the answers."""
+  lengths = batch.responses.length.astype(jnp.float32)
+  metrics = {}
+  for name, origin in ORIGINS.items():
+    members = batch.member_mask & (batch.origin == origin)
+    metrics[f'response_length_{name}'] = masking.token_mean(lengths, members)
+    if scored:
+      metrics[f'reward_{name}'] = masking.token_mean(batch.rewards, members)
+  if scored:
+    metrics['reward'] = masking.token_mean(batch.rewards, batch.member_mask)
+    total, weight = diagnostics.effective_groups(
+      batch.rewards, batch.member_mask
+    )
+    metrics['zero_variance_groups'] = WeightedMean(weight - total, weight)
+  return metrics

@@ -1,0 +1,105 @@
+"""What the scripts of this folder share: --config, --set and one-line errors.
+
+No jax here: spawned reward workers import the script that started them.
+"""
+
+import argparse
+import json
+import pathlib
+import runpy
+import sys
+from collections.abc import Callable
+
+from gft_jax.config import (
+  Config,
+  ConfigError,
+  fields_with_meaning,
+  from_dict,
+  nearest,
+  override,
+)
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+  return argparse.ArgumentParser(
+    description=description,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+
+
+def add_config(
+  arguments: argparse.ArgumentParser, *, required: bool = True
+) -> None:
+  """--config and --set, and in --help every field with its meaning."""
+  arguments.add_argument(
+    '--config', required=required, help='a file with get_config() -> Config'
+  )
+  arguments.add_argument(
+    '--set',
+    action='extend',
+    nargs='+',
+    default=[],
+    metavar='a.b=c',
+    help='overrides one setting; may be repeated',
+  )
+  lines = ['settings for --set:']
+  for name, kind, default, meaning in fields_with_meaning():
+    lines.append(f'  {name} ({kind}, {default!r})\n      {meaning}')
+  arguments.epilog = '\n'.join(lines)
+
+
+def load_config(path: str, assignments: list[str]) -> Config:
+  """The config of a file under the overrides.
+
+  Raises:
+    ConfigError: no such file (names the nearest), no get_config in it, or an
+      override that does not fit.
+  """
+  file = pathlib.Path(path)
+  if not file.is_file():
+    known = pathlib.Path(__file__).parent.glob('configs/*.py')
+    raise ConfigError(
+      f'--config {path}: no such file' + nearest(path, map(str, known))
+    )
+  # Not '__main__': the file defines, it does not run.
+  names = runpy.run_path(str(file))
+  if 'get_config' not in names:
+    raise ConfigError(f'--config {path}: it has no get_config()')
+  config = names['get_config']()
+  for assignment in assignments:
+    config = override(config, assignment)
+  return config
+
+
+def read_config(workdir: str) -> Config:
+  """The config of a run.
+
+  Raises:
+    ConfigError: not a workdir.
+  """
+  path = pathlib.Path(workdir) / 'config.json'
+  if not path.is_file():
+    raise ConfigError(f'--workdir {workdir}: no config.json; not a run')
+  return from_dict(Config, json.loads(path.read_text()))
+
+
+def check_stage(config: Config, name: str) -> None:
+  names = [stage.name for stage in config.stages]
+  if name not in names:
+    raise ConfigError(
+      f'--stage {name!r} is not one of {", ".join(names)}'
+      + nearest(name, names)
+    )
+
+
+def run(work: Callable[[], None]) -> int:
+  """Calls `work`; expected failures become one line and an exit code."""
+  try:
+    work()
+  except ConfigError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 2
+  except FloatingPointError as error:
+    print(f'stopped: {error}', file=sys.stderr)
+    return 1
+  return 0

@@ -1,0 +1,65 @@
+"""The whole method on a laptop: SFT, GFT, GRPO and their chains from one base.
+
+Paper item: Figures 1b, 4 and 5 in small. Command:
+  python experiments/train.py --config experiments/configs/quickstart.py \
+    --workdir runs/quickstart
+Hardware: 2 CPU cores, at most 6 minutes. Measured numbers are in README.md.
+
+A decoder of 0.2M parameters is first trained from scratch on a mixture of
+styles of chain arithmetic (stage `base`, the base policy). Single-trajectory
+methods then see 128 prompts per step and group methods 16 prompts x 8
+answers: equal responses per step, as in the paper.
+"""
+
+from gft_jax.config import (
+  CheckpointConfig,
+  Config,
+  DataConfig,
+  EvalConfig,
+  GroupConfig,
+  OptimizerConfig,
+  Stage,
+)
+
+STEPS = 60
+
+DEMONSTRATIONS = (
+  'group.teachers=0',
+  'group.samples=0',
+  'data.batch_size=128',
+)
+OWN_SAMPLES = (
+  'group.experts=0',
+  'group.teachers=0',
+  'group.samples=8',
+)
+PRETRAINING = (
+  *DEMONSTRATIONS,
+  'data.split=pretrain',
+  'data.batch_size=64',
+  'data.max_response=56',
+  'optimizer.learning_rate=2e-3',
+  'optimizer.schedule=cosine',
+  'optimizer.warmup_steps=100',
+  'optimizer.b2=0.98',
+  'checkpoint.every=200',
+)
+
+
+def get_config() -> Config:
+  return Config(
+    data=DataConfig(batch_size=16, max_prompt=16, max_response=40),
+    group=GroupConfig(experts=1, teachers=3, samples=4),
+    optimizer=OptimizerConfig(learning_rate=1e-4),
+    checkpoint=CheckpointConfig(every=20),
+    eval=EvalConfig(base='base'),
+    stages=(
+      Stage('base', '', 'sft', 1000, PRETRAINING),
+      Stage('sft', 'base', 'sft', STEPS, DEMONSTRATIONS),
+      Stage('gft', 'base', 'gft', STEPS),
+      Stage('grpo', 'base', 'grpo', STEPS, OWN_SAMPLES),
+      Stage('sft_grpo', 'sft', 'grpo', STEPS, OWN_SAMPLES),
+      Stage('sft_gft', 'sft', 'gft', STEPS),
+      Stage('sft_gft_grpo', 'sft_gft', 'grpo', STEPS, OWN_SAMPLES),
+    ),
+  )

@@ -1,0 +1,35 @@
+"""Runs, or resumes, the recipe of a config file.
+
+  python experiments/train.py --config experiments/configs/NAME.py \\
+    --workdir DIR --set a.b=c
+
+The same command continues an interrupted run. Exit codes: 0 done; 1 stopped
+by a non-finite step; 2 a setting or an input that cannot work, and nothing
+was written.
+"""
+
+import sys
+
+import command
+
+
+def main(arguments: list[str] | None = None) -> int:
+  parser = command.parser(__doc__)
+  command.add_config(parser)
+  parser.add_argument('--workdir', required=True, help='where the run lives')
+  options = parser.parse_args(arguments)
+
+  def work():
+    from gft_jax import parallel, report, train
+
+    config = command.load_config(options.config, options.set)
+    parallel.initialize_processes()
+    train.train(config, options.workdir)
+    print(report.table(options.workdir))
+    print(f'report: {options.workdir}/report/index.html')
+
+  return command.run(work)
+
+
+if __name__ == '__main__':
+  sys.exit(main())
