@@ -20,6 +20,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator
 
 from gft_jax import config as config_lib
 from gft_jax import writers
@@ -130,6 +131,7 @@ def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
       if figure is None:
         continue
       figure.savefig(folder / f'{name}.png')
+      figure.set_layout_engine('none')  # found once, it serves both files
       vector = io.BytesIO()
       figure.savefig(vector, format='svg', metadata={'Date': None})
       (folder / f'{name}.svg').write_bytes(vector.getvalue())
@@ -231,6 +233,7 @@ def drift(run: Run) -> Figure | None:
           fontsize=8,
         )
     ax.set_xlabel(label)
+    ax.xaxis.set_major_locator(MaxNLocator(4))
     ax.margins(x=0.18)
   return figure
 
@@ -271,6 +274,8 @@ def coefficients(run: Run) -> Figure | None:
     ax.stairs(after, edges, color=BLUE, lw=1.5, label='after: C/p')
     ax.set_xscale('log')
     ax.set_yscale('log')
+    ax.minorticks_off()
+    ax.set_xlim(left=0.6)
     ax.set_ylim(0.3 / max(len(w) for w, _ in run.weights.values()), 1.5)
   return _finish(figure, axes, 'share of tokens', 'weight on the gradient of p')
 
@@ -356,6 +361,7 @@ def _rows(
   for ax in axes:
     ax.grid(visible=False, axis='y')
     ax.tick_params(axis='y', length=0)
+  figure.get_layout_engine().set(wspace=0.06)
   return figure, axes
 
 
@@ -370,6 +376,9 @@ def _panels(stages: Sequence[str]) -> tuple[Figure, list[Axes]]:
     ax.remove()
   for ax, stage in zip(axes, stages):
     ax.set_title(stage)
+    ax.xaxis.set_major_locator(
+      MaxNLocator(4, integer=True, steps=[1, 2, 2.5, 5, 10])
+    )
   return figure, axes[: len(stages)]
 
 
@@ -405,6 +414,9 @@ def _curves(
     _curve(ax, run.series(stage, name), BLUE, '-', None)
     if log and run.series(stage, name)[1].min() > 0:
       ax.set_yscale('log')
+      ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+      ax.yaxis.set_major_formatter(FormatStrFormatter('%g'))
+      ax.minorticks_off()
   return _finish(figure, axes, label)
 
 
@@ -414,7 +426,9 @@ def _curve(
   steps, values = series
   if len(steps):
     ax.plot(steps, values, color=colour, lw=0.6, alpha=0.35)
-    ax.plot(steps, _smooth(values), line, color=colour, label=label)
+    dot = 'o' if len(steps) < 10 else None  # one step alone draws no line
+    mean = _smooth(values)
+    ax.plot(steps, mean, line, color=colour, label=label, marker=dot, ms=3)
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:

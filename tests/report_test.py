@@ -1,0 +1,247 @@
+"""The report: every number that was measured is there, nothing else is."""
+
+import base64
+import html.parser
+import json
+import re
+
+import numpy as np
+import pytest
+
+from gft_jax import config, report
+
+CHAIN = (
+  config.Stage('warm', '', 'sft', 6),
+  config.Stage('group', 'warm', 'gft', 6, ('loss.tau=0.5',)),
+)
+ALL = {
+  'accuracy',
+  'coefficients',
+  'drift',
+  'entropy',
+  'grad_norm',
+  'learning',
+  'reward',
+  'seconds',
+}
+
+
+def evaluation(stage, step, value):
+  return {
+    'stage': stage,
+    'step': step,
+    'eval/test/avg@4': value,
+    'eval/test/avg@4_low': value - 0.0311,
+    'eval/test/avg@4_high': value + 0.0322,
+    'eval/test/pass@4': value + 0.1133,
+    'eval/test/pass@4_low': value + 0.0744,
+    'eval/test/pass@4_high': value + 0.1455,
+    'eval/kl_to_base': value / 7,
+    'eval/entropy': value / 3,
+    'time/evaluate': 2.0,
+  }
+
+
+def training(stage, step, **values):
+  numbers = {
+    'train/grad_norm': 0.5 + step,
+    'train/entropy': 1 / step,
+    'time/update': 0.25,
+  }
+  rewards = {
+    'train/reward_expert': 1.0,
+    'train/reward_self': step / 10,
+    'time/sample': 0.125,
+  }
+  extra = rewards if stage == 'group' else {}
+  return {'stage': stage, 'step': step} | numbers | extra | values
+
+
+def write_run(folder, records, stages=CHAIN):
+  folder.mkdir(exist_ok=True)
+  settings = config.to_dict(config.Config(stages=stages))
+  (folder / 'config.json').write_text(json.dumps(settings))
+  lines = [json.dumps(record) + '\n' for record in records]
+  (folder / 'metrics.jsonl').write_text(''.join(lines))
+  return folder
+
+
+def full_run(folder):
+  records = []
+  for stage, value in (('warm', 0.4321), ('group', 0.7654)):
+    records += [training(stage, step) for step in range(1, 4)]
+    records += [evaluation(stage, 3, value - 0.2)]
+    records += [training(stage, step) for step in range(4, 7)]
+    records += [evaluation(stage, 6, value)]
+  write_run(folder, records)
+  coefficients = folder / 'report/coefficients'
+  coefficients.mkdir(parents=True)
+  weights = np.array([1.0, 1.2, 50.0, 1e6], np.float32)
+  for stage in ('warm', 'group'):
+    np.savez(
+      coefficients / f'{stage}.npz',
+      before=weights,
+      after=np.minimum(weights, 1),
+    )
+  return folder
+
+
+def figures(folder):
+  names = {path.stem for path in (folder / 'report').glob('*.png')}
+  assert names == {path.stem for path in (folder / 'report').glob('*.svg')}
+  return names
+
+
+class Page(html.parser.HTMLParser):
+  """Text of cells, images and headings; raises on tags that do not match."""
+
+  VOID = ('meta', 'img', 'br')
+
+  def __init__(self, path):
+    super().__init__()
+    self.open, self.cells, self.images = [], [], []
+    self.texts = {}
+    self.feed(path.read_text(encoding='utf-8'))
+    assert not self.open
+
+  def handle_starttag(self, tag, attrs):
+    if tag == 'img':
+      self.images.append(dict(attrs)['src'])
+    if tag in ('td', 'th'):
+      self.cells.append('')
+    if tag not in self.VOID:
+      self.open.append(tag)
+
+  def handle_endtag(self, tag):
+    assert self.open.pop() == tag
+
+  def handle_data(self, data):
+    if {'td', 'th'} & set(self.open):
+      self.cells[-1] += f' {data}'
+    for tag in set(self.open):
+      self.texts[tag] = self.texts.get(tag, '') + data
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  folder = full_run(tmp_path_factory.mktemp('runs') / 'my <run>')
+  return folder, report.write_report(folder)
+
+
+def test_a_full_run_has_every_figure(run):
+  folder, path = run
+  assert path == folder / 'report' / 'index.html'
+  assert figures(folder) == ALL == set(report.FIGURES)
+  for name in ALL:
+    png = (folder / 'report' / f'{name}.png').read_bytes()
+    assert png.startswith(b'\x89PNG') and len(png) > 5000
+
+
+def test_the_page_stands_alone(run):
+  folder, path = run
+  page = Page(path)
+  assert len(page.images) == len(ALL)
+  embedded = set()
+  for source in page.images:
+    prefix, data = source.split(',')
+    assert prefix == 'data:image/svg+xml;base64'
+    embedded.add(base64.b64decode(data))
+  files = {p.read_bytes() for p in (folder / 'report').glob('*.svg')}
+  assert embedded == files
+  outside = re.findall(r'(?:src|href)="(?!data:)', path.read_text())
+  assert not outside
+
+
+def test_every_number_of_the_last_evaluations_is_in_the_table(run):
+  cells = Page(run[1]).cells
+  for stage, value in (('warm', 0.4321), ('group', 0.7654)):
+    last = evaluation(stage, 6, value)
+    row = ' '.join(cells[cells.index(f' {stage}') :][:5])
+    for name, number in last.items():
+      if name.startswith('eval/'):
+        assert f'{number:.3f}' in row, name
+  assert f'{0.7654 - 0.2:.3f}' not in ' '.join(cells)  # not the last
+  assert [c.split() for c in cells[:5]] == [
+    ['stage'],
+    ['test', 'avg@4'],
+    ['test', 'pass@4'],
+    ['KL', 'to', 'base', 'per', 'token'],
+    ['entropy', 'per', 'token'],
+  ]
+
+
+def test_title_tree_and_settings(run):
+  page = Page(run[1])
+  assert page.texts['h1'] == 'my <run>: SFT → GFT'
+  assert page.texts['li'].startswith('warm SFT, 6 steps')
+  assert page.texts['li'].endswith('group GFT, 6 steps, loss.tau=0.5')
+  settings = json.loads(page.texts['pre'])
+  assert settings == json.loads((run[0] / 'config.json').read_text())
+  assert '2 of 2 stages, 12 steps, 0 min 12 s' in page.texts['p']
+
+
+def test_the_same_run_gives_the_same_bytes(run):
+  before = {p: p.read_bytes() for p in (run[0] / 'report').glob('*.*')}
+  report.write_report(run[0])
+  assert {p: p.read_bytes() for p in before} == before
+
+
+def test_what_was_not_measured_is_left_out(tmp_path):
+  only = [{'stage': 'warm', 'step': 1, 'train/entropy': 0.5}]
+  path = report.write_report(write_run(tmp_path / 'a', only))
+  assert figures(tmp_path / 'a') == {'entropy'}
+  page = Page(path)
+  assert 'No evaluation has finished' in page.texts['p']
+  assert 'group GFT, 6 steps, loss.tau=0.5, not reached' in page.texts['li']
+
+  bare = {'stage': 'warm', 'step': 1, 'eval/test/avg@4': 0.25}
+  path = report.write_report(write_run(tmp_path / 'b', [bare]))
+  assert figures(tmp_path / 'b') == {'accuracy'}
+  assert ' 0.250' in Page(path).cells
+
+
+def test_a_split_that_one_stage_lacks_is_a_dash(tmp_path):
+  records = [
+    {'stage': 'warm', 'step': 1, 'eval/a/avg@4': 0.5},
+    {'stage': 'group', 'step': 1, 'eval/b/avg@4': 0.75},
+  ]
+  cells = Page(report.write_report(write_run(tmp_path, records))).cells
+  assert cells[3:] == [' warm', ' 0.500', ' –', ' group', ' –', ' 0.750']
+
+
+def test_objectives_of_a_chain_and_of_a_tree():
+  fork = (*CHAIN, config.Stage('other', 'warm', 'gft', 1))
+  assert report._objectives(CHAIN) == 'SFT → GFT'
+  assert report._objectives(fork) == 'SFT, GFT'
+  assert report._objectives(CHAIN[:1]) == 'SFT'
+
+
+def test_smoothing_is_a_mean_and_keeps_constants():
+  assert np.allclose(report._smooth(np.full(100, 3.0)), 3)
+  ramp = report._smooth(np.arange(100.0))
+  np.testing.assert_allclose(ramp[50], 50)
+  np.testing.assert_allclose(ramp[0], np.arange(6).mean())
+  assert report._smooth(np.array([7.0])).tolist() == [7]
+
+
+def test_shares_of_weights_add_to_one_at_the_edges_too():
+  edges = np.array([1.0, 10.0, 100.0])
+  weights = np.array([0.99, 1.0, 9.0, 10.0, 100.0, 1e9])
+  assert report._shares(weights, edges).tolist() == [0.5, 0.5]
+
+
+@pytest.mark.parametrize('missing', ['config.json', 'metrics.jsonl'])
+def test_a_folder_that_is_no_run_is_one_line(tmp_path, missing):
+  write_run(tmp_path, [training('warm', 1)])
+  (tmp_path / missing).unlink()
+  with pytest.raises(config.ConfigError, match='not a run') as error:
+    report.write_report(tmp_path)
+  assert missing in str(error.value) and '\n' not in str(error.value)
+  assert not (tmp_path / 'report').exists()
+
+
+def test_an_empty_run_is_one_line(tmp_path):
+  write_run(tmp_path, [])
+  with pytest.raises(config.ConfigError, match='is empty: nothing to report'):
+    report.write_report(tmp_path)
+  assert not (tmp_path / 'report').exists()
