@@ -1,0 +1,186 @@
+"""Attention against loops; parts of the keys against all of them at once."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gft_jax.models import attention
+
+
+def random(seed, *shape):
+  return jax.random.normal(jax.random.key(seed), shape)
+
+
+def attention_by_loops(query, key, value, mask):
+  """[S,H,K], [U,N,K], [U,N,K], [S,U] -> [S,H,K], one head at a time."""
+  size, heads, head_size = query.shape
+  repeats = heads // key.shape[1]
+  out = np.zeros(query.shape)
+  for s in range(size):
+    for h in range(heads):
+      seen = [u for u in range(len(key)) if mask[s, u]]
+      weights = [
+        math.exp(float(query[s, h] @ key[u, h // repeats]) / head_size**0.5)
+        for u in seen
+      ]
+      for weight, u in zip(weights, seen):
+        out[s, h] += weight / sum(weights) * value[u, h // repeats]
+  return out
+
+
+def test_rotation_is_position_times_falling_frequency():
+  cos, sin = attention.rotation(jnp.array([[0, 3]]), head_size=4, theta=100.0)
+  np.testing.assert_allclose(cos[0, 0], [1, 1])
+  np.testing.assert_allclose(cos[0, 1], [math.cos(3), math.cos(0.3)], rtol=1e-6)
+  np.testing.assert_allclose(sin[0, 1], [math.sin(3), math.sin(0.3)], rtol=1e-6)
+
+
+def test_llama3_scaling_divides_slow_frequencies_only():
+  # Turns in a context of 1000: 159, 1.59 and 0.0159; low=1 and high=4 keep
+  # the first, divide the last by 8 and blend the middle.
+  _, sin = attention.rotation(
+    jnp.array([1]),
+    head_size=6,
+    theta=1e6,
+    scaling=(8.0, 1.0, 4.0, 1000),
+  )
+  blend = (1000 * 0.01 / (2 * math.pi) - 1) / (4 - 1)
+  expected = [1.0, 0.01 * (blend + (1 - blend) / 8), 1e-4 / 8]
+  np.testing.assert_allclose(np.arcsin(sin[0]), expected, rtol=1e-5)
+
+
+def test_rotate_pairs_the_halves():
+  rotation = (jnp.array([[0.0, 1.0]]), jnp.array([[1.0, 0.0]]))
+  turned = attention.rotate(jnp.array([[[1.0, 2.0, 3.0, 4.0]]]), rotation)
+  np.testing.assert_array_equal(turned, [[[-3.0, 2.0, 1.0, 4.0]]])
+
+
+def test_rotated_scores_depend_on_distance_only():
+  query, key = random(0, 1, 1, 8), random(1, 1, 1, 8)
+
+  def score(i, j):
+    q, k = (
+      attention.rotate(
+        x, attention.rotation(jnp.array([p]), head_size=8, theta=100.0)
+      )
+      for x, p in ((query, i), (key, j))
+    )
+    return float((q * k).sum())
+
+  assert score(7, 3) == pytest.approx(score(24, 20), abs=1e-5)
+  assert score(7, 3) != pytest.approx(score(7, 4), abs=1e-3)
+
+
+@pytest.mark.parametrize('kv_heads', [1, 2, 4])
+def test_attend_equals_loops(kv_heads):
+  query = random(0, 3, 4, 6)
+  key, value = random(1, 5, kv_heads, 6), random(2, 5, kv_heads, 6)
+  mask = jnp.array([[1, 0, 0, 0, 0], [1, 1, 0, 1, 0], [1, 1, 1, 1, 1]], bool)
+  part = attention.attend(query, key, value, mask)
+  np.testing.assert_allclose(
+    part.out,
+    attention_by_loops(*map(np.asarray, (query, key, value, mask))),
+    atol=1e-6,
+  )
+
+
+def test_merged_parts_equal_the_whole_in_value_and_gradient():
+  # A stopped log-sum-exp (jax.nn's residual) gives the same value and another
+  # gradient; only the second half of this test sees it.
+  query, key, value = random(0, 3, 4, 6), random(1, 7, 2, 6), random(2, 7, 2, 6)
+  everything = jnp.ones((1, 7), bool)
+
+  def whole(query, key, value):
+    return attention.attend(query, key, value, everything).out
+
+  def parts(query, key, value):
+    a = attention.attend(query, key[:2], value[:2], everything[:, :2])
+    b = attention.attend(query, key[2:], value[2:], everything[:, 2:])
+    return attention.merge(a, b).out
+
+  np.testing.assert_allclose(
+    parts(query, key, value), whole(query, key, value), atol=1e-6
+  )
+  weights = random(3, 3, 4, 6)
+  gradients = [
+    jax.grad(lambda *x, f=f: (f(*x) * weights).sum(), argnums=(0, 1, 2))(
+      query, key, value
+    )
+    for f in (parts, whole)
+  ]
+  for a, b in zip(*gradients):
+    np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_prompt_attention_is_causal_attention():
+  query, key, value = (
+    random(0, 1, 5, 4, 6),
+    random(1, 1, 5, 2, 6),
+    random(2, 1, 5, 2, 6),
+  )
+  expected = attention_by_loops(
+    *(np.asarray(x[0]) for x in (query, key, value)), np.tril(np.ones((5, 5)))
+  )
+  np.testing.assert_allclose(
+    attention.attend_prompt(query, key, value)[0], expected, atol=1e-6
+  )
+
+
+def test_response_attends_to_real_prompt_and_to_own_past():
+  batch, group, tokens, prompt = 2, 3, 4, 5
+  query = random(0, batch, group, tokens, 4, 6)
+  own = (
+    random(1, batch, group, tokens, 2, 6),
+    random(2, batch, group, tokens, 2, 6),
+  )
+  prefix = random(3, batch, prompt, 2, 6), random(4, batch, prompt, 2, 6)
+  length = jnp.array([5, 2])
+  out = attention.attend_response(query, own, prefix, length)
+  for b in range(batch):
+    for g in range(group):
+      key, value = (
+        np.concatenate([p[b, : int(length[b])], o[b, g]])
+        for p, o in zip(prefix, own)
+      )
+      mask = np.tril(np.ones((tokens, len(key))), k=int(length[b]))
+      expected = attention_by_loops(np.asarray(query[b, g]), key, value, mask)
+      np.testing.assert_allclose(out[b, g], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize('block', [1, 3, 4, 64])
+def test_steps_in_blocks_equal_the_response(block, monkeypatch):
+  monkeypatch.setattr(attention, 'BLOCK', block)
+  batch, group, tokens, prompt = 2, 2, 7, 3
+  query = random(0, batch, group, tokens, 4, 6)
+  own = (
+    random(1, batch, group, tokens, 2, 6),
+    random(2, batch, group, tokens, 2, 6),
+  )
+  prefix = random(3, batch, prompt, 2, 6), random(4, batch, prompt, 2, 6)
+  length = jnp.array([3, 1])
+  expected = attention.attend_response(query, own, prefix, length)
+  # Layer 1 of a cache of two; layer 0 holds other numbers.
+  cache = tuple(jnp.stack([x + 1, x]) for x in own)
+  step = jax.jit(attention.attend_step)
+  for t in range(tokens):
+    out = step(
+      query[:, :, t], cache, prefix, length, jnp.int32(1), jnp.int32(t)
+    )
+    np.testing.assert_allclose(out, expected[:, :, t], atol=1e-6)
+
+
+def test_blocks_after_the_step_are_not_read(monkeypatch):
+  monkeypatch.setattr(attention, 'BLOCK', 4)
+  query = random(0, 1, 2, 4, 6)
+  own = random(1, 1, 1, 2, 16, 2, 6), random(2, 1, 1, 2, 16, 2, 6)
+  prefix = random(3, 1, 3, 2, 6), random(4, 1, 3, 2, 6)
+  step = jax.jit(attention.attend_step)
+  arguments = (prefix, jnp.array([3]), jnp.int32(0), jnp.int32(6))
+  # 0 * NaN is NaN, so a block that is only masked would show.
+  poisoned = tuple(x.at[:, :, :, 8:].set(jnp.nan) for x in own)
+  np.testing.assert_array_equal(
+    step(query, poisoned, *arguments), step(query, own, *arguments)
+  )
