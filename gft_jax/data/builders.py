@@ -14,6 +14,7 @@ import functools
 import hashlib
 import io
 import pathlib
+import shutil
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -224,6 +225,9 @@ def _prepared(kind: type, cache: str, key: str, **arguments):
   tfds.disable_progress_bar()
   with (folder / 'lock').open('w') as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
+    # Of a process that was killed; the lock says that none is at work here.
+    for leftover in folder.rglob('incomplete.*'):
+      shutil.rmtree(leftover)
     builder = kind(data_dir=folder, file_format='array_record', **arguments)
     with contextlib.redirect_stdout(io.StringIO()):
       builder.download_and_prepare()
