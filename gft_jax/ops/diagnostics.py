@@ -91,6 +91,7 @@ def effective_groups(
     total = groups with unequal rewards, weight = groups with a member.
   """
   effective = ~advantages.is_flat(rewards, member_mask)
-  return masking.token_mean(
-    effective.astype(jnp.float32), jnp.asarray(member_mask, bool).any(axis=-1)
+  present = jnp.asarray(member_mask, bool).any(axis=-1)
+  return masking.WeightedMean(
+    effective.sum(dtype=jnp.float32), present.sum(dtype=jnp.float32)
   )

@@ -43,7 +43,8 @@ def target_logprobs(
   Returns:
     (logp [...], entropy [...]) in nats, float32 (float64 for float64 input).
     The gradients of hidden and head have their dtypes; the head's is
-    accumulated over chunks in float32.
+    accumulated over chunks in float32. To differentiate a shard_map around
+    this, give that shard_map check_vma=False.
   """
   chex.assert_rank(head, 2)
   chex.assert_shape(hidden, (*jnp.shape(targets), head.shape[0]))

@@ -90,7 +90,7 @@ def assert_close(ours, theirs, rtol=1e-9, err_msg=''):
 
 def assert_value_and_grad(function, x, loss, gradient, factor=1.0):
   """Both equal the golden ones times `factor`."""
-  ours, our_gradient = jax.value_and_grad(function)(x)
+  ours, our_gradient = jax.jit(jax.value_and_grad(function))(x)
   assert_close(ours, factor * loss)
   assert_close(our_gradient, factor * np.asarray(gradient))
 
