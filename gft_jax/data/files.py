@@ -6,6 +6,7 @@ NAMES. Where no column holds the answer, it is what follows the last `####` of
 the expert's text, the format of GSM8K.
 """
 
+import itertools
 import json
 import pathlib
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ NAMES = {
   'teacher': ('teacher', 'model_answer'),
 }
 MARK = '####'
+# Rows of JSONL whose keys are the columns of the file.
+ROWS_FOR_COLUMNS = 1000
 
 
 class BadRow(ValueError):
@@ -44,7 +47,10 @@ def column_map(path: pathlib.Path, columns: str) -> dict[str, str]:
     f'data file {path} does not exist'
     + nearest(path.name, _siblings(path.parent)),
   )
-  first = next((raw for _, raw in _raw_rows(path) if isinstance(raw, dict)), {})
+  first: dict[str, Any] = {}
+  for _, raw in itertools.islice(_raw_rows(path), ROWS_FOR_COLUMNS):
+    for name, value in raw.items() if isinstance(raw, dict) else ():
+      first.setdefault(name, value)
   require(bool(first), f'{path} has no rows')
   found = _named(columns, first, path) if columns else _guessed(first)
   present = ', '.join(first)

@@ -10,6 +10,8 @@ import pytest
 from gft_jax.config import ConfigError
 from gft_jax.data import files
 
+GOOD = {'prompt': 'p', 'answer': '1'}
+
 
 def write(path, *rows):
   lines = [row if isinstance(row, bytes) else _line(row) for row in rows]
@@ -45,6 +47,14 @@ def _line(row):
 def test_columns_are_guessed(tmp_path, row, expected):
   path = write(tmp_path / 'a.jsonl', row)
   assert files.column_map(path, '') == expected
+
+
+def test_a_column_may_be_missing_in_the_first_row(tmp_path):
+  path = write(tmp_path / 'a.jsonl', GOOD, {**GOOD, 'teacher': ['t']})
+  columns = files.column_map(path, '')
+  assert columns['teacher'] == 'teacher'
+  found = [row['teacher'] for _, row in files.rows(path, columns)]
+  assert found == [[], ['t']]
 
 
 def test_columns_are_named(tmp_path):
@@ -94,9 +104,6 @@ def test_malformed_files_are_one_line(tmp_path, name, content, message):
   with pytest.raises(ConfigError, match=message) as caught:
     files.column_map(tmp_path / name, '')
   assert '\n' not in str(caught.value)
-
-
-GOOD = {'prompt': 'p', 'answer': '1'}
 
 
 @pytest.mark.parametrize(

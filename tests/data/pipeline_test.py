@@ -1,0 +1,377 @@
+"""Batches: what they hold, what is dropped, and where they continue."""
+
+import dataclasses
+import json
+import time
+
+import numpy as np
+import pytest
+import tokenizers
+import transformers
+
+from gft_jax import data
+from gft_jax.batch import EXPERT, TEACHER
+from gft_jax.config import ConfigError, DataConfig, GroupConfig
+from gft_jax.data import arithmetic
+
+GROUP = GroupConfig(experts=1, teachers=2, samples=1)
+
+
+def rows(count):
+  return [
+    {'prompt': f'{i}+1:', 'answer': str(i + 1), 'expert': f'p{i}n1#{i + 1}'}
+    for i in range(count)
+  ]
+
+
+@pytest.fixture
+def load(tmp_path):
+  """Loads rows through a file, all of them for training."""
+
+  def load(rows, group=GROUP, tokenizer=None, seed=0, shard=(0, 1), **settings):
+    path = tmp_path / 'rows.jsonl'
+    path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    config = DataConfig(
+      path=str(path),
+      eval_path=str(path),
+      cache=str(tmp_path / 'cache'),
+      **{'batch_size': 4, **settings},
+    )
+    tokenizer = tokenizer or arithmetic.tokenizer()
+    return data.load(config, group, tokenizer, 'train', seed, *shard)
+
+  return load
+
+
+def word_tokenizer(bos=False, **special):
+  """One token per word; with `bos`, BOS in front, as Llama's does."""
+  words = '[UNK] <s> </s> [PAD] user assistant how many two 2 ?'.split()
+  model = tokenizers.models.WordLevel(
+    {word: i for i, word in enumerate(words)}, unk_token='[UNK]'
+  )
+  backend = tokenizers.Tokenizer(model)
+  backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+  if bos:
+    backend.post_processor = tokenizers.processors.TemplateProcessing(
+      single='<s> $A', special_tokens=[('<s>', 1)]
+    )
+  return transformers.PreTrainedTokenizerFast(
+    tokenizer_object=backend,
+    unk_token='[UNK]',
+    bos_token='<s>',
+    eos_token='</s>',
+    **special,
+  )
+
+
+def same(one, other):
+  for field in dataclasses.fields(one):
+    a, b = getattr(one, field.name), getattr(other, field.name)
+    if isinstance(a, np.ndarray):
+      np.testing.assert_array_equal(a, b, field.name)
+    else:
+      assert a == b, field.name
+  return True
+
+
+def test_a_batch_by_hand(load):
+  found = load(
+    [
+      {'prompt': '7+8:', 'answer': '15', 'expert': '#15', 'teacher': ['#1']},
+      {'prompt': '2:', 'answer': '2', 'expert': '#2', 'teacher': []},
+    ],
+    max_prompt=5,
+    max_response=4,
+  ).first(9)
+  seven, eight, two, one, five, plus, colon, mark = (
+    arithmetic.ALPHABET.index(c) for c in '7821' + '5+:#'
+  )
+  eos = arithmetic.ALPHABET.index('$')
+  expected = data.Examples(
+    tokens=np.array([[seven, plus, eight, colon, 0], [two, colon, 0, 0, 0]]),
+    length=np.array([4, 2]),
+    index=np.array([1, 2]),
+    given_tokens=np.array(
+      [
+        [[mark, one, five, eos], [mark, one, eos, 0], [0, 0, 0, 0]],
+        [[mark, two, eos, 0], [0, 0, 0, 0], [0, 0, 0, 0]],
+      ]
+    ),
+    given_length=np.array([[4, 3, 0], [3, 0, 0]]),
+    given_origin=np.array([EXPERT, TEACHER, TEACHER]),
+    prompts=['7+8:', '2:'],
+    answers=['15', '2'],
+    given_texts=[['#15', '#1', ''], ['#2', '', '']],
+  )
+  assert same(found, expected)
+  for array in (found.tokens, found.given_tokens, found.length, found.index):
+    assert array.dtype == np.int32
+
+
+def test_an_epoch_shows_every_row_once_and_the_next_another_order(load):
+  batches = load(rows(12)).iterator()
+  epochs = [
+    np.concatenate([next(batches).index for _ in range(3)]) for _ in range(3)
+  ]
+  for order in epochs:
+    assert sorted(order) == list(range(1, 13))
+  assert len({tuple(order) for order in epochs}) == 3
+  again = load(rows(12)).iterator()
+  np.testing.assert_array_equal(next(again).index, epochs[0][:4])
+  other = load(rows(12), seed=1).iterator()
+  assert not np.array_equal(next(other).index, epochs[0][:4])
+
+
+def test_a_batch_never_holds_a_row_twice(load):
+  batches = load(rows(11)).iterator()
+  for _ in range(20):
+    assert len(set(next(batches).index)) == 4
+
+
+@pytest.mark.parametrize('consumed', [0, 1, 3, 5, 8])
+def test_a_saved_position_continues_exactly(load, consumed):
+  whole = load(rows(14)).iterator()
+  for _ in range(consumed):
+    next(whole)
+  state = json.loads(json.dumps(whole.get_state()))
+  expected = [next(whole) for _ in range(7)]  # Across two epochs.
+  restored = load(rows(14)).iterator()
+  next(restored)
+  restored.set_state(state)
+  for one in expected:
+    assert same(next(restored), one)
+
+
+def test_a_position_of_other_data_is_refused(load):
+  state = load(rows(12)).iterator().get_state()
+  changed = rows(12)
+  changed[5]['expert'] = '#6'
+  with pytest.raises(ConfigError, match='the data has changed'):
+    load(changed).iterator().set_state(state)
+  load(rows(12), batch_size=2).iterator().set_state(state)
+
+
+def test_shards_are_the_parts_of_one_batch(load):
+  whole = load(rows(12)).iterator()
+  shards = [load(rows(12), shard=(k, 2)).iterator() for k in range(2)]
+  for _ in range(6):
+    one = set(next(whole).index)
+    parts = [set(next(shard).index) for shard in shards]
+    assert [len(part) for part in parts] == [2, 2]
+    assert parts[0] | parts[1] == one and not parts[0] & parts[1]
+
+
+def test_sizes_that_do_not_fit(load):
+  with pytest.raises(ConfigError, match=r'batch_size=4 is not.*3 processes'):
+    load(rows(12), shard=(0, 3)).iterator()
+  with pytest.raises(ConfigError, match=r'batch_size=4 exceeds the 3 rows'):
+    load(rows(3)).iterator()
+
+
+def test_what_is_too_long_is_dropped_and_counted(load):
+  long = rows(20)
+  long[3]['prompt'] = '1+1+1:'
+  long[4]['expert'] = 'p1n1#12345'
+  long[5]['expert'] = '7+8=15#15'  # Nine characters and EOS: ten, fits.
+  long[6]['teacher'] = ['#12345678', '#123456789', '#7']
+  long[7]['prompt'] = '1+a:'
+  dataset = load(long, max_prompt=5, max_response=10)
+  assert dataset.statistics.dropped == {
+    'prompts longer than data.max_prompt=5': 1,
+    'experts longer than data.max_response=10': 1,
+    'with text that the tokenizer does not know': 1,
+  }
+  assert dataset.statistics.rows == len(dataset) == 17
+  assert dataset.statistics.empty_slots == {
+    'fewer teachers than group.teachers': 32
+  }
+  found = dataset.first(20)
+  assert not {4, 5, 8} & set(found.index)
+  # Nothing is cut: every given answer ends with its EOS.
+  last = np.take_along_axis(
+    found.given_tokens, np.maximum(found.given_length - 1, 0)[..., None], -1
+  )
+  eos = arithmetic.tokenizer().eos_token_id
+  assert (last[..., 0] == eos)[found.given_length > 0].all()
+  place = list(found.index).index(7)
+  assert found.given_texts[place][1:] == ['#12345678', '#7']
+  assert dataset.statistics.tokens['expert'].max() == 10
+  assert dataset.statistics.tokens['teacher'].tolist() == [10, 3]
+  assert dataset.statistics.tokens['prompt'].size == 17
+
+
+def test_a_slot_without_a_teacher_that_fits_is_counted(load):
+  some = rows(4)
+  some[0]['teacher'] = ['#12345678901234', '#1']
+  dataset = load(some, max_response=10)
+  assert dataset.statistics.empty_slots == {
+    'teachers longer than data.max_response=10': 1,
+    'fewer teachers than group.teachers': 6,
+  }
+
+
+def test_too_much_dropped_stops_with_both_numbers(load):
+  long = rows(10)
+  for row in long[:3]:
+    row['expert'] = '1,' * 50
+  load(long, max_dropped=0.3)
+  with pytest.raises(ConfigError) as caught:
+    load(long, max_dropped=0.2)
+  assert str(caught.value).endswith(
+    '3 of 10 rows are dropped (3 experts longer than data.max_response=40),'
+    ' a share of 0.30 above data.max_dropped=0.2'
+  )
+  # A group without experts has no use for them.
+  own = GroupConfig(experts=0, teachers=0, samples=4)
+  assert len(load(long, own, max_dropped=0.0)) == 10
+
+
+def test_nothing_left_stops_at_any_threshold(load):
+  with pytest.raises(ConfigError, match='5 of 5 rows are dropped'):
+    load(rows(5), max_prompt=2, max_dropped=1.0)
+
+
+def test_a_group_without_given_answers(load):
+  own = GroupConfig(experts=0, teachers=0, samples=4)
+  found = next(load(rows(8), own).iterator())
+  assert found.given_tokens.shape == (4, 0, 40)
+  assert found.given_length.shape == (4, 0)
+  assert found.given_texts == [[]] * 4
+
+
+def test_teachers_are_chosen_by_seed_and_row(load):
+  some = rows(30)
+  for row in some:
+    row['teacher'] = [f'#{k}' for k in range(6)]
+  chosen = load(some).first(30).given_texts
+  assert load(some).first(30).given_texts == chosen
+  assert load(some, seed=1).first(30).given_texts != chosen
+  pairs = {tuple(texts[1:]) for texts in chosen}
+  assert len(pairs) > 5 and all(a < b for a, b in pairs)
+  # Other rows do not change the choice of a row.
+  fewer = load(some[:7]).first(30).given_texts
+  assert fewer == chosen[:7]
+
+
+def test_missing_experts_leave_empty_slots(load):
+  some = [{'prompt': '1:', 'answer': '1'}] * 4
+  dataset = load(some)
+  assert dataset.statistics.empty_slots['rows without an expert'] == 4
+  assert (dataset.first(4).given_length == 0).all()
+
+
+QUESTION = {'prompt': 'how many ?', 'answer': '2', 'expert': 'two 2'}
+
+
+@pytest.mark.parametrize(
+  'bos, prompt, expected',
+  [
+    (False, 'how many ?', 'how many ?'),
+    (True, 'how many ?', '<s> how many ?'),
+    (True, '<s> how many ?', '<s> how many ?'),
+  ],
+)
+def test_bos_comes_once(load, bos, prompt, expected):
+  tokenizer = word_tokenizer(bos, pad_token='[PAD]')
+  found = load([{**QUESTION, 'prompt': prompt}], tokenizer=tokenizer).first(1)
+  ids = found.tokens[0, : found.length[0]]
+  assert tokenizer.decode(ids) == expected
+  given = found.given_tokens[0, 0, : found.given_length[0, 0]]
+  assert tokenizer.decode(given) == 'two 2 </s>', 'no BOS before an answer'
+
+
+TEMPLATE = (
+  "{{ bos_token }}{% for m in messages %} {{ m['role'] }} {{ m['content'] }}"
+  '{% endfor %}{% if add_generation_prompt %} assistant{% endif %}'
+)
+
+
+@pytest.mark.parametrize(
+  'template, expected',
+  [
+    ('auto', '<s> user how many ? assistant'),
+    ('chat', '<s> user how many ? assistant'),
+    ('plain', '<s> how many ?'),
+  ],
+)
+def test_the_chat_template(load, template, expected):
+  tokenizer = word_tokenizer(bos=True, pad_token='[PAD]')
+  tokenizer.chat_template = TEMPLATE
+  found = load([QUESTION], tokenizer=tokenizer, template=template).first(1)
+  assert tokenizer.decode(found.tokens[0, : found.length[0]]) == expected
+  assert found.prompts == ['how many ?'], 'the grader sees the question'
+
+
+def test_a_chat_template_that_is_not_there(load):
+  with pytest.raises(ConfigError, match='no chat template; use plain'):
+    load(rows(4), template='chat')
+
+
+def test_the_instruction_follows_on_a_line(load):
+  tokenizer = word_tokenizer(pad_token='[PAD]')
+  found = load([QUESTION], tokenizer=tokenizer, instruction='two').first(1)
+  assert found.tokens[0, :4].tolist() == tokenizer('how many ? two').input_ids
+
+
+def test_pad_that_is_eos_keeps_its_eos(load):
+  tokenizer = word_tokenizer(pad_token='</s>')
+  found = load([QUESTION], tokenizer=tokenizer).first(1)
+  assert found.given_length[0, 0] == 3
+  assert found.given_tokens[0, 0, 2] == tokenizer.eos_token_id
+
+
+def test_a_tokenizer_without_eos(load):
+  tokenizer = arithmetic.tokenizer()
+  tokenizer.eos_token = None
+  with pytest.raises(ConfigError, match='no EOS token'):
+    load(rows(4), tokenizer=tokenizer)
+
+
+def test_a_prompt_without_tokens_is_dropped(load):
+  tokenizer = word_tokenizer(pad_token='[PAD]')
+  tokenizer.backend_tokenizer.normalizer = tokenizers.normalizers.Replace(
+    '?', ''
+  )
+  some = [QUESTION] * 4 + [{**QUESTION, 'prompt': '??'}]
+  dataset = load(some, tokenizer=tokenizer)
+  assert dataset.statistics.dropped == {'prompts without tokens': 1}
+
+
+def test_the_embedded_task_trains_at_its_defaults(tmp_path, monkeypatch):
+  monkeypatch.setitem(arithmetic.SIZES, 'train', 400)
+  monkeypatch.setitem(arithmetic.SIZES, 'pretrain', 400)
+  config = DataConfig(cache=str(tmp_path), batch_size=128)
+  tokenizer = arithmetic.tokenizer()
+  dataset = data.load(config, GroupConfig(), tokenizer, 'train')
+  assert (len(dataset), dataset.statistics.dropped) == (400, {})
+  batches = dataset.iterator()
+  batch = next(batches)
+  assert (batch.given_length > 0).all()
+  for i in range(128):
+    ids = batch.tokens[i, : batch.length[i]]
+    assert tokenizer.decode(ids) == batch.prompts[i]
+    assert str(eval(batch.prompts[i][:-1])) == batch.answers[i]
+    for slot, text in enumerate(batch.given_texts[i]):
+      ids = batch.given_tokens[i, slot, : batch.given_length[i, slot]]
+      assert tokenizer.decode(ids) == text + '$'
+  # Milliseconds beside a training step of 100; ten times the measured.
+  start = time.perf_counter()
+  for _ in range(20):
+    next(batches)
+  assert (time.perf_counter() - start) / 20 < 0.01
+
+
+def test_gsm8k_is_tokenised_in_seconds(tmp_path, shared):
+  config = DataConfig(
+    path=str(shared / 'data/gsm8k/train.parquet'),
+    cache=str(tmp_path),
+    max_prompt=220,
+    max_response=1000,
+  )
+  tokenizer = word_tokenizer(pad_token='[UNK]')
+  start = time.perf_counter()
+  dataset = data.load(config, GROUP, tokenizer, 'train')
+  assert time.perf_counter() - start < 30
+  assert len(dataset) == 7217 and dataset.statistics.dropped == {}
+  found = dataset.first(1)
+  assert found.answers == ['72'] and found.given_texts[0][0].endswith('#### 72')
