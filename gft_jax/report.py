@@ -13,7 +13,7 @@ import json
 import math
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import matplotlib
@@ -58,8 +58,15 @@ PHASE_COLOURS = {
   'checkpoint': SKY,
 }
 COLUMNS = 4
+ACCURACY = r'eval/[^/]+/(avg|pass)@\d+'
+DRIFT = {
+  'eval/kl_to_base': 'KL to base<br>per token',
+  'eval/kl_to_base_per_response': 'KL to base<br>per response',
+  'eval/entropy': 'entropy<br>per token',
+}
 
 Series = tuple[np.ndarray, np.ndarray]
+Evaluations = Mapping[str, writers.Record]
 
 
 class Run(NamedTuple):
@@ -98,6 +105,11 @@ class Run(NamedTuple):
         return record
     return {}
 
+  def evaluations(self) -> Evaluations:
+    """Stage -> its last evaluation, for the stages that have one."""
+    last = {stage: self.final(stage) for stage in self.records}
+    return {stage: record for stage, record in last.items() if record}
+
   def names(self, pattern: str) -> list[str]:
     """Names that match in any record, in order of appearance."""
     records = (r for records in self.records.values() for r in records)
@@ -108,7 +120,7 @@ class Run(NamedTuple):
     ]
 
   def splits(self) -> list[str]:
-    names = self.names(r'eval/[^/]+/(avg|pass)@\d+')
+    names = self.names(ACCURACY)
     return list(dict.fromkeys(name.split('/')[1] for name in names))
 
 
@@ -141,6 +153,25 @@ def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
   return page
 
 
+def table(source: str | pathlib.Path | Evaluations) -> str:
+  """Final evaluations as text for a terminal: avg@n, KL and entropy.
+
+  Args:
+    source: a run directory, or stage -> evaluation as `train` returns them.
+  """
+  if not isinstance(source, Mapping):
+    source = read_run(pathlib.Path(source)).evaluations()
+  columns = [n for n in _columns(source) if '/pass@' not in n]
+  rows = [['stage', *(name.removeprefix('eval/') for name in columns)]]
+  for stage, record in source.items():
+    rows.append([stage, *(_text_cell(record, name) for name in columns)])
+  widths = [max(map(len, column)) for column in zip(*rows)]
+  return '\n'.join(
+    '  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
+    for row in rows
+  )
+
+
 def read_run(workdir: pathlib.Path) -> Run:
   """Reads a run directory; raises ConfigError if there is nothing to tell."""
   path = workdir / 'config.json'
@@ -164,7 +195,7 @@ def read_run(workdir: pathlib.Path) -> Run:
 def accuracy(run: Run) -> Figure | None:
   """One row per stage, one panel per split: avg@n and the largest pass@k."""
   splits = run.splits()
-  stages = [s for s in run.records if run.final(s)]
+  stages = list(run.evaluations())
   if not splits or not stages:
     return None
   figure, axes = _rows(stages, len(splits))
@@ -483,7 +514,7 @@ def _page(run: Run, figures: Sequence[str]) -> str:
     title=html.escape(f'{run.name}: {_objectives(run.config.stages)}'),
     lead=html.escape(_lead(run)),
     tree=_tree(run, ''),
-    table=_table(run),
+    table=_table(run.evaluations()),
     figures='\n'.join(figures),
     settings=html.escape(settings, quote=False),
   )
@@ -523,20 +554,17 @@ def _tree(run: Run, start: str) -> str:
   return f'<ul>{"".join(items)}</ul>' if items else ''
 
 
-def _table(run: Run) -> str:
+def _table(evaluations: Evaluations) -> str:
   """Stages by splits, with intervals; then drift."""
-  stages = [s for s in run.records if run.final(s)]
-  if not stages:
+  if not evaluations:
     return '<p>No evaluation has finished.</p>'
-  columns = run.names(r'eval/[^/]+/(avg|pass)@\d+') + [
-    name for name in DRIFT if run.stages_with(name)
-  ]
+  columns = _columns(evaluations)
   heads = ''.join(f'<th>{_head(name)}</th>' for name in columns)
   rows = ''.join(
     f'<tr><th scope="row">{html.escape(stage)}</th>'
-    + ''.join(f'<td>{_cell(run.final(stage), name)}</td>' for name in columns)
+    + ''.join(f'<td>{_cell(record, name)}</td>' for name in columns)
     + '</tr>'
-    for stage in stages
+    for stage, record in evaluations.items()
   )
   return (
     f'<table><thead><tr><th>stage</th>{heads}</tr></thead>'
@@ -544,11 +572,11 @@ def _table(run: Run) -> str:
   )
 
 
-DRIFT = {
-  'eval/kl_to_base': 'KL to base<br>per token',
-  'eval/kl_to_base_per_response': 'KL to base<br>per response',
-  'eval/entropy': 'entropy<br>per token',
-}
+def _columns(evaluations: Evaluations) -> list[str]:
+  """Accuracies in order of appearance, then drift."""
+  names = dict.fromkeys(n for record in evaluations.values() for n in record)
+  accuracies = [n for n in names if re.fullmatch(ACCURACY, n)]
+  return accuracies + [name for name in DRIFT if name in names]
 
 
 def _head(name: str) -> str:
@@ -559,13 +587,23 @@ def _head(name: str) -> str:
 
 
 def _cell(record: writers.Record, name: str) -> str:
+  value, interval = _number(record, name)
+  return f'{value}<br><small>{interval}</small>' if interval else value
+
+
+def _text_cell(record: writers.Record, name: str) -> str:
+  value, interval = _number(record, name)
+  return f'{value} ({interval})' if interval else value
+
+
+def _number(record: writers.Record, name: str) -> tuple[str, str]:
+  """A metric and its interval as text; a dash, and '', where not measured."""
   if name not in record:
-    return '–'
-  cell = f'{record[name]:.3f}'
-  if f'{name}_low' in record:
-    low, high = record[f'{name}_low'], record[f'{name}_high']
-    cell += f'<br><small>{low:.3f}–{high:.3f}</small>'
-  return cell
+    return '–', ''
+  if f'{name}_low' not in record:
+    return f'{record[name]:.3f}', ''
+  low, high = record[f'{name}_low'], record[f'{name}_high']
+  return f'{record[name]:.3f}', f'{low:.3f}–{high:.3f}'
 
 
 PAGE = """<!doctype html>

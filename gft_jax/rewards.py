@@ -308,8 +308,8 @@ def _start_worker(config: config_lib.RewardConfig) -> None:
   if _worker_function is mathematics:
     mathematics('', '1', r'\boxed{1}')  # sympy and the grammar: up to 2 s
   _worker_seconds = config.timeout_s
-  # Pebble's handler would wait for the next byte code, which a long
-  # multiplication never reaches.
+  # Pebble's handler would run between two byte codes; a loop inside C never
+  # gets there.
   signal.signal(signal.SIGTERM, signal.SIG_DFL)
   limit = config.memory_mb * 2**20
   resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

@@ -170,6 +170,20 @@ def test_every_number_of_the_last_evaluations_is_in_the_table(run):
   ]
 
 
+def test_the_table_in_the_terminal(run):
+  lines = report.table(run[0]).split('\n')
+  assert [line.split() for line in lines] == [
+    ['stage', 'test/avg@4', 'kl_to_base', 'entropy'],
+    ['warm', '0.432', '(0.401–0.464)', '0.062', '0.144'],
+    ['group', '0.765', '(0.734–0.798)', '0.109', '0.255'],
+  ]
+  assert report.table({'a': {'eval/s/avg@4': 0.5}, 'b': {}}).split('\n') == [
+    'stage  s/avg@4',
+    'a      0.500',
+    'b      –',
+  ]
+
+
 def test_title_tree_and_settings(run):
   page = Page(run[1])
   assert page.texts['h1'] == 'my <run>: SFT → GFT'

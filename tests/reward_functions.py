@@ -1,5 +1,6 @@
 """Rewards that misbehave, reached by import path as a user's would be."""
 
+import itertools
 import os
 import sys
 import time
@@ -41,7 +42,7 @@ def _hang() -> float:
 
 
 def _eat() -> float:
-  return float(len(bytearray(2**40)))
+  return float(len(bytearray(2**31)))
 
 
 def _raise() -> float:
@@ -51,9 +52,10 @@ def _raise() -> float:
 _calls = 0
 _MISDEEDS = {
   'hang': _hang,
-  'hang in C': lambda: float((10 ** (10**9)) % 7),
+  'hang in C': lambda: max(itertools.repeat(0)),
   'crash': lambda: os._exit(3),
   'eat': _eat,
+  'eat all': lambda: float(len(bytearray(2**60))),
   'raise': _raise,
   'exit': sys.exit,
   'worker': os.getpid,

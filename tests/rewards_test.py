@@ -170,7 +170,7 @@ def test_a_hang_outside_the_interpreter_ends_at_the_limit(pool):
 
 
 def test_in_this_process_misdeeds_that_return_are_counted_too():
-  scores = score(MISBEHAVING, ['abc', 'raise', 'exit', 'nan', 'eat'])
+  scores = score(MISBEHAVING, ['abc', 'raise', 'exit', 'nan', 'eat all'])
   assert scores.values.tolist() == [3, 0, 0, 0, 0]
   assert scores.failures == {'error': 2, 'invalid': 1, 'memory': 1}
 
@@ -189,6 +189,13 @@ def test_a_worker_that_crashed_is_replaced(pool):
     assert ask(pool, ['crash', 'crash!']).values.tolist() == [0, 6]
 
 
+def test_a_worker_that_ran_out_of_memory_is_replaced():
+  with grader(MISBEHAVING, workers=1) as g:
+    first = ask(g, ['worker']).values
+    assert ask(g, ['eat']).failures == {'memory': 1}
+    assert ask(g, ['worker']).values != first
+
+
 def test_time_outs_are_replayed_from_the_journal(pool):
   start = time.monotonic()
   scores = ask(pool, ['abc', 'hang', 'ab'], timed_out=(1, 2))
@@ -201,7 +208,7 @@ def test_time_outs_are_replayed_from_the_journal(pool):
 def test_equal_answers_are_graded_once():
   with grader('reward_functions:calls') as g:
     first, again, other = g.score([''] * 3, [''] * 3, ['a', 'a', 'b']).values
-  assert first == again != other
+  assert first == again == other - 1
 
 
 def test_the_prompt_takes_part():
@@ -254,11 +261,14 @@ def test_a_hung_worker_does_not_outlive_its_parent():
   worker = int(parent.stdout.readline())
   time.sleep(0.5)
   parent.kill()
-  parent.communicate()
+  parent.wait()
   deadline = time.monotonic() + 10
   while _alive(worker) and time.monotonic() < deadline:
     time.sleep(0.1)
-  assert not _alive(worker)
+  outlived = _alive(worker)
+  if outlived:
+    os.kill(worker, signal.SIGKILL)
+  assert not outlived
 
 
 def _alive(pid: int) -> bool:
