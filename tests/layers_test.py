@@ -1,0 +1,136 @@
+"""The rooms of the house import downward only."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+HOUSE = pathlib.Path(__file__).parents[1] / 'gft_jax'
+
+# From the ground up. A room may import rooms below it and itself, never a room
+# beside it: it receives the neighbour's value as an argument from train.py.
+FLOORS = (
+  ('ops',),
+  ('config', 'batch'),
+  ('models', 'sampler', 'optimizer'),
+  ('data', 'rewards', 'groups'),
+  ('objectives', 'parallel', 'train_step', 'evaluate'),
+  ('checkpoint', 'writers', 'report'),
+  ('train',),
+)
+LEVEL = {room: level for level, floor in enumerate(FLOORS) for room in floor}
+
+OPS_MAY_IMPORT = {
+  'jax',
+  'chex',
+  'gft_jax',
+  'collections',
+  'functools',
+  'math',
+  'typing',
+}
+
+
+def files():
+  return sorted(HOUSE.rglob('*.py'))
+
+
+def room_of(path):
+  """models/transformer.py -> models; sampler.py -> sampler; __init__ -> ''."""
+  first = path.relative_to(HOUSE).parts[0]
+  return first.removesuffix('.py').replace('__init__', '')
+
+
+def imported_modules(source):
+  """Dotted names that a file imports, wherever the import stands."""
+  for node in ast.walk(ast.parse(source)):
+    if isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, 'imports name the whole path'
+      # `from gft_jax import ops` and `from gft_jax.ops import masking`.
+      for alias in node.names:
+        yield f'{node.module}.{alias.name}'
+
+
+def imported_rooms(source):
+  for name in imported_modules(source):
+    parts = name.split('.')
+    if parts[0] == 'gft_jax':
+      yield parts[1]
+
+
+def breaches(room, source):
+  """Rooms that a file of `room` must not import, but does."""
+  return [
+    other
+    for other in imported_rooms(source)
+    if other != room and LEVEL[other] >= LEVEL[room]
+  ]
+
+
+@pytest.mark.parametrize('path', files(), ids=lambda p: p.stem)
+def test_imports_point_downward(path):
+  source, room = path.read_text(), room_of(path)
+  assert not any(
+    name.split('.')[0] == 'experiments' for name in imported_modules(source)
+  )
+  if room == '':  # The package itself imports nothing of the house.
+    assert not list(imported_rooms(source))
+    return
+  assert room in LEVEL, f'{path.name}: give the new room a floor'
+  assert not breaches(room, source)
+
+
+def test_every_room_is_seen():
+  assert {'ops', 'config', 'batch', 'parallel'} <= {
+    room_of(path) for path in files()
+  }
+
+
+@pytest.mark.parametrize(
+  'path', sorted((HOUSE / 'ops').glob('*.py')), ids=lambda p: p.stem
+)
+def test_ops_import_jax_chex_and_ops(path):
+  source = path.read_text()
+  roots = {name.split('.')[0] for name in imported_modules(source)}
+  assert roots <= OPS_MAY_IMPORT
+  assert set(imported_rooms(source)) <= {'ops'}
+
+
+@pytest.mark.parametrize(
+  'room, source, found',
+  [
+    ('ops', 'from gft_jax.config import Config', ['config']),
+    ('ops', 'def f():\n  import gft_jax.batch', ['batch']),
+    ('sampler', 'from gft_jax import optimizer', ['optimizer']),
+    ('sampler', 'from gft_jax import groups, batch', ['groups']),
+    ('config', 'from gft_jax import train as t', ['train']),
+    ('models', 'from gft_jax.models import attention', []),
+    ('train', 'from gft_jax import report, ops', []),
+  ],
+)
+def test_the_test_can_fail(room, source, found):
+  assert breaches(room, source) == found
+
+
+def test_importing_the_package_costs_nothing():
+  """No jax, and under 2 s, where Python itself takes a part of it."""
+  script = (
+    'import sys, time; start = time.perf_counter(); import gft_jax;'
+    'print(time.perf_counter() - start);'
+    'print(*sorted({"jax", "numpy", "flax", "orbax", "grain"}'
+    ' & set(sys.modules)))'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', script],
+    cwd=HOUSE.parent,
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  seconds, loaded = done.stdout.split('\n')[:2]
+  assert float(seconds) < 2
+  assert loaded == ''

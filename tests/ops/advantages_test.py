@@ -1,0 +1,107 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+from numpy.testing import assert_allclose
+
+from gft_jax.ops import advantages
+
+NAMES = ('group_normalized', 'mean_centred', 'leave_one_out')
+
+REWARDS = [
+  [1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0],
+  [0.2, 0.5, 0.9, -0.3, 9.0, 9.0, 9.0, 9.0],
+  [3.0, 5.0, 5.0, 5.0, 5.0, 5.0, 5.0, 5.0],
+  [1.0] * 8,
+  [1.0] * 8,
+]
+MEMBERS = [[1] * 8, [1] * 4 + [0] * 4, [0] * 7 + [1], [1] * 8, [0] * 8]
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_oracle(name):
+  ours = getattr(advantages, name)(jnp.array(REWARDS), jnp.array(MEMBERS))
+  assert_allclose(
+    ours, getattr(oracles, name)(REWARDS, MEMBERS), rtol=1e-6, atol=1e-6
+  )
+
+
+def test_literals():
+  ours = advantages.group_normalized(jnp.array(REWARDS), jnp.array(MEMBERS))
+  assert_allclose(ours[0, [0, 7]], [1.207612, -0.724567], atol=1e-6)
+  assert ours[2].tolist() == [0.0] * 7 + [pytest.approx(5 / (1 + 1e-6))]
+
+
+@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
+def test_masked_rewards_do_not_matter(name, bad):
+  function = jax.jit(getattr(advantages, name))
+  members = jnp.array(MEMBERS, bool)
+  rewards = jnp.array(REWARDS)
+  hidden = jnp.where(members, rewards, bad)
+  assert (function(hidden, members) == function(rewards, members)).all()
+  gradient = jax.grad(lambda r: function(r, members).sum())(hidden)
+  assert jnp.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_equal_rewards_are_exactly_zero(name, dtype):
+  sizes = np.arange(2, 40)
+  members = np.arange(40)[None] < sizes[:, None]
+  rewards = jnp.full(members.shape, 0.1, dtype)
+  ours = jax.jit(getattr(advantages, name))(rewards, members)
+  assert not ours.any()
+
+
+def test_equal_rewards_would_not_be_zero_in_plain_float32():
+  worst = 0.0
+  for size in range(2, 40):
+    rewards = np.full(size, np.float32(0.1))
+    centred = rewards - rewards.sum() / np.float32(size)
+    worst = max(worst, abs(centred / (centred.std(ddof=1) + 1e-6)).max())
+  assert worst > 1e-3
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_a_bad_reward_of_a_member_is_not_hidden(name):
+  ours = getattr(advantages, name)(
+    jnp.array([[jnp.nan, jnp.nan]]), jnp.ones((1, 2))
+  )
+  assert jnp.isnan(ours).all()
+
+
+def test_leave_one_out_is_mean_centred_times_n_over_n_minus_one():
+  rewards, members = jnp.array(REWARDS), jnp.array(MEMBERS)
+  for row, count in ((0, 8), (1, 4)):
+    ours = advantages.leave_one_out(rewards, members)[row]
+    centred = advantages.mean_centred(rewards, members)[row]
+    assert_allclose(ours, centred * count / (count - 1), rtol=1e-6)
+
+
+def test_large_offset_survives():
+  """Two passes: E[r²] - E[r]² would lose everything here."""
+  rewards = jnp.array([[10000.0, 10001.0, 10002.0]])
+  ours = advantages.group_normalized(rewards, jnp.ones((1, 3)))
+  assert_allclose(ours, [[-1, 0, 1]], atol=1e-5)
+
+
+def test_epsilon_is_an_argument():
+  ours = advantages.group_normalized(
+    jnp.array([[1.0, -1.0]]), jnp.ones((1, 2)), epsilon=1.0
+  )
+  assert_allclose(ours, np.array([[1.0, -1.0]]) / (2**0.5 + 1), rtol=1e-6)
+
+
+def test_low_precision_and_integers_become_float32():
+  for dtype in ('bfloat16', 'int32', 'bool'):
+    rewards = jnp.array([[1, 1, 1, 0, 0, 0, 0, 0]], dtype)
+    ours = advantages.group_normalized(rewards, jnp.ones((1, 8)))
+    assert ours.dtype == jnp.float32
+    assert_allclose(ours[0, 0], 1.2076124, rtol=1e-6)
+
+
+def test_is_flat():
+  flat = advantages.is_flat(jnp.array(REWARDS), jnp.array(MEMBERS))
+  assert flat.tolist() == [False, False, True, True, True]

@@ -1,0 +1,215 @@
+"""Token losses, the coefficient, and how the objectives relate."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+from numpy.testing import assert_allclose
+
+from gft_jax import parallel
+from gft_jax.ops import losses, masking, rectification
+
+P = [[0.9, 0.6, 0.3, 0.05], [0.5, 0.2, 0.95, 0.7]]
+LOGP = np.log(P)
+ADVANTAGES = [1.0, -0.5]
+
+
+def test_coefficient():
+  ours = rectification.dynamic_coefficient(jnp.array(LOGP), tau=0.4)
+  expected = [[oracles.dynamic_coefficient(p, 0.4) for p in row] for row in P]
+  assert expected[0] == [1.0, 1.0, 0.3, 0.05]
+  assert_allclose(ours, expected, rtol=1e-6)
+
+
+def test_coefficient_at_tau_is_p():
+  """The code's p > tau, not the paper's p >= tau."""
+  half = jnp.log(jnp.float32(0.5))
+  assert jnp.exp(half) == 0.5
+  assert rectification.dynamic_coefficient(half, tau=0.5) == 0.5
+
+
+def test_weight_of_the_gradient_by_p_is_at_most_one_over_tau():
+  """Figure 2: C / p."""
+  p, tau = jnp.linspace(0.001, 1, 500), 0.25
+  weight = -jax.vmap(
+    jax.grad(
+      lambda p: losses.gft_token_loss(
+        jnp.log(p)[None], jnp.ones(()), tau=tau
+      ).sum()
+    )
+  )(p)
+  assert_allclose(weight, jnp.where(p > tau, 1 / p, 1), rtol=1e-5)
+  assert weight.max() <= 1 / tau
+
+
+def test_gft_gradient_is_minus_c_a_and_nothing_flows_into_c_or_a():
+  tau, logp, a = 0.4, jnp.array(LOGP), jnp.array(ADVANTAGES)
+  coefficient = rectification.dynamic_coefficient(logp, tau=tau)
+  loss = lambda logp, a: losses.gft_token_loss(logp, a, tau=tau).sum()  # noqa: E731
+  by_logp, by_advantage = jax.grad(loss, argnums=(0, 1))(logp, a)
+  assert_allclose(by_logp, -coefficient * a[:, None], rtol=1e-6)
+  assert not by_advantage.any()
+  by_coefficient = jax.grad(
+    lambda l: rectification.dynamic_coefficient(l, tau=tau).sum()
+  )(logp)
+  assert not by_coefficient.any()
+
+
+def value_and_grad(token_loss):
+  mask = jnp.array([[1, 1, 1, 1], [1, 1, 1, 0]])
+  loss = lambda l: masking.token_mean(token_loss(l), mask).value  # noqa: E731
+  return jax.value_and_grad(loss)(jnp.array(LOGP))
+
+
+def same(a, b):
+  jax.tree.map(lambda x, y: assert_allclose(x, y, rtol=1e-6), a, b)
+
+
+def test_tau_zero_is_advantage_weighted_sft():
+  a = jnp.array(ADVANTAGES)
+  same(
+    value_and_grad(lambda l: losses.gft_token_loss(l, a, tau=0.0)),
+    value_and_grad(lambda l: a[:, None] * losses.sft_token_loss(l)),
+  )
+
+
+def test_tau_one_is_advantage_weighted_dft():
+  a = jnp.array(ADVANTAGES)
+  same(
+    value_and_grad(lambda l: losses.gft_token_loss(l, a, tau=1.0)),
+    value_and_grad(lambda l: a[:, None] * losses.dft_token_loss(l)),
+  )
+
+
+def test_one_expert_with_unit_advantage_is_sft():
+  """|G| = 1: A = 1 / (1 + 1e-6)."""
+  logp = jnp.array(LOGP)[:, None]
+  everything = jnp.ones(logp.shape)
+  ours = jax.value_and_grad(parallel.gft_loss)(
+    logp, jnp.ones((2, 1)), jnp.ones((2, 1)), everything, tau=0.0
+  )
+  sft = jax.value_and_grad(
+    lambda l: masking.token_mean(losses.sft_token_loss(l), everything).value
+  )(logp)
+  jax.tree.map(lambda x, y: assert_allclose(x, y, rtol=2e-6), ours, sft)
+
+
+def test_sft_and_dft_gradients():
+  logp = jnp.array(LOGP)
+  assert_allclose(losses.sft_token_loss(logp), -logp)
+  by_logp = jax.grad(lambda l: losses.dft_token_loss(l).sum())(logp)
+  assert_allclose(by_logp, -np.array(P), rtol=1e-6)
+
+
+def gft_inputs():
+  bits = np.random.default_rng(1)
+  tokens = bits.random((3, 4, 5)) < 0.6
+  return (
+    -bits.exponential(size=(3, 4, 5)).astype('float32'),
+    bits.integers(0, 2, (3, 4)).astype('float32'),
+    np.array([[1, 1, 1, 1], [1, 1, 0, 1], [1, 0, 0, 0]], bool),
+    tokens & np.array([[[1]] * 4, [[1]] * 4, [[1]] * 4], bool),
+  )
+
+
+@pytest.mark.parametrize('tau', [0.0, 0.3, 1.0])
+def test_the_papers_loss_against_the_oracle(tau):
+  inputs = gft_inputs()
+  value, gradient = jax.value_and_grad(parallel.gft_loss)(
+    *map(jnp.asarray, inputs), tau=tau
+  )
+  expected, expected_gradient = oracles.gft_loss(
+    *(x.tolist() for x in inputs), tau
+  )
+  assert_allclose(value, expected, rtol=1e-5)
+  assert_allclose(gradient, expected_gradient, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize('bad', [-np.inf, np.nan])
+def test_the_papers_loss_ignores_what_is_masked(bad):
+  logp, rewards, members, tokens = map(jnp.asarray, gft_inputs())
+  both = [
+    jax.value_and_grad(parallel.gft_loss)(l, r, members, tokens, tau=0.3)
+    for l, r in (
+      (logp, rewards),
+      (jnp.where(tokens, logp, bad), jnp.where(members, rewards, bad)),
+    )
+  ]
+  jax.tree.map(np.testing.assert_array_equal, *both)
+  assert jnp.isfinite(both[1][1]).all()
+
+
+def test_a_masked_batch_is_the_compressed_batch():
+  logp, rewards, members, tokens = gft_inputs()
+  keep = [0, 1, 3]
+  row = [jnp.asarray(x[1:2]) for x in (logp, rewards, members, tokens)]
+  row[3] &= row[2][..., None]
+  compressed = [x[:, jnp.array(keep)] for x in row]
+  assert members[1].tolist() == [True, True, False, True]
+  assert_allclose(
+    parallel.gft_loss(*row, tau=0.3),
+    parallel.gft_loss(*compressed, tau=0.3),
+    rtol=1e-6,
+  )
+
+
+def test_bfloat16():
+  logp = jnp.array(LOGP, jnp.bfloat16)
+  for loss in (
+    losses.sft_token_loss,
+    losses.dft_token_loss,
+    lambda l: losses.gft_token_loss(
+      l, jnp.array(ADVANTAGES, jnp.bfloat16), tau=0.4
+    ),
+  ):
+    assert loss(logp).dtype == jnp.bfloat16
+    assert_allclose(
+      loss(logp).astype('float32'),
+      loss(logp.astype('float32')).astype('float32'),
+      rtol=0.02,
+    )
+
+
+@pytest.mark.parametrize('dual_clip', [None, 3.0])
+@pytest.mark.parametrize('advantage', [1.0, -0.5])
+def test_grpo_oracle(advantage, dual_clip):
+  ratios = [-30.0, -1.0, -0.1, 0.0, 0.1, 0.25, 1.0, 1.5, 30.0]
+  behavior = np.full(len(ratios), -1.0)
+  ours = losses.grpo_token_loss(
+    jnp.array(behavior + ratios),
+    jnp.array(behavior),
+    jnp.array(advantage),
+    clip_low=0.2,
+    clip_high=0.28,
+    dual_clip=dual_clip,
+  )
+  expected = [
+    oracles.grpo_token_loss(b + x, b, advantage, 0.2, 0.28, dual_clip)
+    for b, x in zip(behavior, ratios)
+  ]
+  assert_allclose(ours, expected, rtol=1e-5)
+  if advantage < 0:
+    largest = 0.5 * (math.exp(20) if dual_clip is None else dual_clip)
+    assert_allclose(ours[-1], largest, rtol=1e-5)
+
+
+def test_grpo_on_policy_gradient_is_minus_a():
+  """Ratio 1 is a tie of the two branches, and both have the slope -A."""
+  logp, a = jnp.array(LOGP), jnp.array(ADVANTAGES)
+
+  def loss(logp, behavior, a):
+    return losses.grpo_token_loss(
+      logp, behavior, a, clip_low=0.2, clip_high=0.2
+    ).sum()
+
+  by_logp, by_behavior, by_a = jax.grad(loss, argnums=(0, 1, 2))(logp, logp, a)
+  assert_allclose(by_logp, jnp.broadcast_to(-a[:, None], by_logp.shape))
+  assert not by_behavior.any() and not by_a.any()
+
+
+def test_one_advantage_per_response():
+  with pytest.raises(AssertionError):
+    losses.gft_token_loss(jnp.ones((2, 3)), jnp.ones((2, 3)), tau=0.5)

@@ -1,0 +1,237 @@
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from numpy.testing import assert_allclose, assert_array_equal
+
+from gft_jax import parallel
+from gft_jax.config import Architecture, ConfigError, MeshConfig
+from gft_jax.models.transformer import Transformer
+from gft_jax.ops import advantages, losses, masking
+
+TAU = 0.4
+COLLECTIVES = 'all-reduce|all-gather|all-to-all|collective-permute|reduce-scat'
+
+
+def inputs(batch=16, group=4, tokens=6):
+  """Unequal masks: the first prompts have no token, later ones more."""
+  bits = np.random.default_rng(0)
+  member_mask = bits.random((batch, group)) < 0.8
+  share = np.linspace(0, 1, batch)[:, None, None]
+  token_mask = bits.random((batch, group, tokens)) < share
+  token_mask &= member_mask[..., None]
+  logp = -bits.exponential(size=(batch, group, tokens)).astype('float32')
+  rewards = bits.integers(0, 2, (batch, group)).astype('float32')
+  return (
+    jnp.where(token_mask, logp, -jnp.inf),
+    jnp.where(member_mask, rewards, jnp.nan),
+    jnp.array(member_mask),
+    jnp.array(token_mask),
+  )
+
+
+def on_devices(x):
+  return x.reshape(8, x.shape[0] // 8, *x.shape[1:])
+
+
+MAPPED = {
+  'pmap': lambda *args: parallel.pmapped_gft_loss(
+    *map(on_devices, args), tau=TAU
+  ),
+  'shard_map': lambda *args: parallel.shard_mapped_gft_loss(
+    parallel.make_mesh(MeshConfig(data=4, fsdp=2)), *args, tau=TAU
+  ),
+}
+
+
+@pytest.mark.parametrize('name', MAPPED)
+def test_mapped_loss_equals_the_jitted_one_and_so_does_its_gradient(name):
+  logp, *rest = inputs()
+  single = jax.jit(
+    jax.value_and_grad(lambda logp: parallel.gft_loss(logp, *rest, tau=TAU))
+  )
+  value, gradient = single(logp)
+  mapped, mapped_gradient = jax.value_and_grad(
+    lambda logp: MAPPED[name](logp, *rest)
+  )(logp)
+  assert mapped.shape == ()
+  assert_allclose(mapped, value, rtol=1e-6)
+  assert_allclose(mapped_gradient, gradient, rtol=1e-6, atol=1e-9)
+  assert float(value) and jnp.isfinite(mapped_gradient).all()
+  assert gradient.any()
+  # A mean over the devices' own means would be another number.
+  means = [
+    parallel.gft_loss(*(on_devices(x)[d] for x in (logp, *rest)), tau=TAU)
+    for d in range(8)
+  ]
+  assert abs(float(value) - np.mean(means)) > 1e-3
+
+
+def test_pmapped_loss_is_traced_once(monkeypatch):
+  traces = []
+
+  def counted(*args, body=parallel._on_device):
+    traces.append(1)
+    return body(*args)
+
+  monkeypatch.setattr(parallel, '_on_device', counted)
+  args = [on_devices(x) for x in inputs()]
+  losses_by_tau = [
+    float(parallel.pmapped_gft_loss(*args, tau=tau)) for tau in (0.0, 0.5, 1.0)
+  ]
+  assert len(traces) == 1
+  assert len(set(losses_by_tau)) == 3
+
+
+def compiled_text(function, *args):
+  return jax.jit(function).lower(*args).compile().as_text()
+
+
+def sharded_inputs():
+  mesh = parallel.make_mesh(MeshConfig(data=4, fsdp=2))
+  return jax.device_put(inputs(), parallel.batch_sharding(mesh))
+
+
+def test_advantage_and_rectification_need_no_collective():
+  """B is sharded and a group is not: only the sums of the mean travel."""
+
+  def token_losses(logp, rewards, member_mask, token_mask):
+    a = advantages.group_normalized(rewards, member_mask)
+    logp = masking.select(logp, token_mask)
+    return losses.gft_token_loss(logp, a, tau=TAU)
+
+  def loss(*args):
+    return parallel.gft_loss(*args, tau=TAU)
+
+  args = sharded_inputs()
+  assert not args[0].sharding.is_fully_replicated
+  assert not re.search(COLLECTIVES, compiled_text(token_losses, *args))
+  found = re.findall(
+    rf' ({COLLECTIVES})\w*(?:-start)?\(', compiled_text(loss, *args)
+  )
+  assert found and set(found) == {'all-reduce'}
+
+
+@pytest.mark.parametrize('axis', ['data', 'fsdp', 'tensor'])
+def test_mesh_has_three_auto_axes_on_the_first_devices(axis):
+  mesh = parallel.make_mesh(MeshConfig(**{axis: 4}))
+  assert mesh.axis_names == ('data', 'fsdp', 'tensor')
+  assert set(mesh.axis_types) == {AxisType.Auto}
+  assert mesh.shape[axis] == mesh.size == 4
+  assert list(mesh.devices.flat) == jax.devices()[:4]
+
+
+def test_mesh_too_large_names_both_numbers():
+  with pytest.raises(ConfigError, match='needs 16 devices, but there are 8'):
+    parallel.make_mesh(MeshConfig(data=2, fsdp=4, tensor=2))
+
+
+def test_check_divisible():
+  mesh = MeshConfig(data=2, fsdp=2)
+  parallel.check_divisible(16, mesh, parts=4)
+  with pytest.raises(ConfigError, match=r'batch_size=16 .* multiple of 32'):
+    parallel.check_divisible(16, mesh, parts=8)
+  with pytest.raises(ConfigError, match=r'batch_size=6 .* multiple of 4'):
+    parallel.check_divisible(6, mesh)
+
+
+def shapes(**changes):
+  settings = {'vocab_size': 64, 'heads': 4, 'kv_heads': 2, 'qkv_bias': True}
+  model = Transformer(Architecture(**(settings | changes)))
+  tokens, length = jnp.zeros((2, 3), int), jnp.ones(2, int)
+  return jax.eval_shape(model.init, jax.random.key(0), tokens, length)['params']
+
+
+def specs(tree, mesh):
+  shardings = parallel.parameter_shardings(tree, mesh)
+  return {
+    jax.tree_util.keystr(path, simple=True, separator='/'): sharding.spec
+    for path, sharding in jax.tree_util.tree_leaves_with_path(shardings)
+  }
+
+
+def test_every_parameter_has_a_rule_and_every_rule_a_parameter():
+  mesh = parallel.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+  found = specs(shapes(), mesh)
+  assert found['embedding'] == PartitionSpec('tensor', 'fsdp')
+  assert found['head'] == PartitionSpec('fsdp', 'tensor')
+  assert found['blocks/down/kernel'] == PartitionSpec(None, 'tensor', 'fsdp')
+  assert found['blocks/mlp_norm/scale'] == PartitionSpec()
+  for pattern, _ in parallel.PARTITION_RULES:
+    assert any(re.search(pattern + '$', name) for name in found), pattern
+
+
+def test_a_dimension_that_does_not_divide_is_replicated():
+  mesh = parallel.make_mesh(MeshConfig(fsdp=2, tensor=4))
+  found = specs(shapes(), mesh)
+  assert found['blocks/query/kernel'] == PartitionSpec(
+    None, 'fsdp', 'tensor', None
+  )
+  assert found['blocks/key/kernel'] == PartitionSpec(None, 'fsdp', None, None)
+
+
+def test_optimizer_moments_are_sharded_like_their_parameters():
+  mesh = parallel.make_mesh(MeshConfig(fsdp=4, tensor=2))
+  params = shapes()
+  state = jax.eval_shape(optax.adamw(1e-3).init, params)
+  found = specs(state, mesh)
+  for name, spec in specs(params, mesh).items():
+    assert found[f'0/mu/{name}'] == found[f'0/nu/{name}'] == spec
+  assert found['0/count'] == PartitionSpec()
+
+
+def test_a_parameter_without_a_rule_is_named():
+  mesh = parallel.make_mesh(MeshConfig())
+  with pytest.raises(ConfigError, match='blocks/adapter/kernel'):
+    parallel.parameter_shardings(
+      {'blocks': {'adapter': {'kernel': jnp.ones((2, 2))}}}, mesh
+    )
+
+
+def test_to_global():
+  mesh = parallel.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+  tree = {'tokens': np.arange(24).reshape(8, 3), 'length': np.arange(8)}
+  ours = parallel.to_global(mesh, tree)
+  jax.tree.map(assert_array_equal, ours, tree)
+  for x in jax.tree.leaves(ours):
+    assert x.sharding == NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
+    assert {s.data.shape[0] for s in x.addressable_shards} == {2}
+
+
+class TestInitializeProcesses:
+  @pytest.fixture(autouse=True)
+  def calls(self, monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+      jax.distributed, 'initialize', lambda *args: calls.append(args)
+    )
+    for name in (
+      'GFT_JAX_PROCESSES',
+      'JAX_COORDINATOR_ADDRESS',
+      'JAX_NUM_PROCESSES',
+      'JAX_PROCESS_ID',
+    ):
+      monkeypatch.delenv(name, raising=False)
+    return calls
+
+  def test_alone(self, calls):
+    parallel.initialize_processes()
+    assert calls == []
+
+  def test_described(self, calls, monkeypatch):
+    monkeypatch.setenv('JAX_COORDINATOR_ADDRESS', 'localhost:1234')
+    with pytest.raises(ConfigError, match='JAX_NUM_PROCESSES, JAX_PROCESS_ID'):
+      parallel.initialize_processes()
+    monkeypatch.setenv('JAX_NUM_PROCESSES', '4')
+    monkeypatch.setenv('JAX_PROCESS_ID', '3')
+    parallel.initialize_processes()
+    assert calls == [('localhost:1234', 4, 3)]
+
+  def test_found(self, calls, monkeypatch):
+    monkeypatch.setenv('GFT_JAX_PROCESSES', 'auto')
+    parallel.initialize_processes()
+    assert calls == [()]
