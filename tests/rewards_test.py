@@ -166,7 +166,7 @@ def test_a_hang_outside_the_interpreter_ends_at_the_limit(pool):
   start = time.monotonic()
   scores = ask(pool, ['hang in C'])
   assert scores.timed_out == (0,)
-  assert 0.9 < time.monotonic() - start < 2.5
+  assert 0.9 < time.monotonic() - start < 1.8  # the alarm would take 2
 
 
 def test_in_this_process_misdeeds_that_return_are_counted_too():
@@ -207,7 +207,7 @@ def test_time_outs_are_replayed_from_the_journal(pool):
 
 def test_equal_answers_are_graded_once():
   with grader('reward_functions:calls') as g:
-    first, again, other = g.score([''] * 3, [''] * 3, ['a', 'a', 'b']).values
+    first, other, again = g.score([''] * 3, [''] * 3, ['a', 'b', 'a']).values
   assert first == again == other - 1
 
 
