@@ -34,6 +34,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
+import tokenizers
 import transformers
 
 PAD, EOS, UNKNOWN = '_', '$', '?'
@@ -130,8 +131,6 @@ def tokenizer() -> transformers.PreTrainedTokenizerFast:
   Characters outside the alphabet become the unknown token, which the pipeline
   counts, so that foreign text is refused rather than read with holes.
   """
-  import tokenizers
-
   model = tokenizers.models.WordLevel(
     {token: i for i, token in enumerate(ALPHABET)}, unk_token=UNKNOWN
   )

@@ -1,8 +1,9 @@
 """TFDS builders without TensorFlow, and the one way to a prepared split.
 
 Records are kept as ArrayRecord and read back by index. A dataset lies in a
-folder named after what it was made from: the SHA-256 of the source file and its
-columns, or of the code of the embedded task; what is edited is prepared again.
+folder named after what it was made from: the SHA-256 of the source file, its
+columns and the code that reads it, or of the code of the embedded task; what is
+edited is prepared again.
 TFDS writes into `incomplete.*` and renames at the end, so a folder that exists
 is whole.
 """
@@ -47,11 +48,6 @@ class Source:
   dropped: dict[str, int]
 
 
-@dataclasses.dataclass
-class ExpertConfig(tfds.core.BuilderConfig):
-  """Which expert writes the solutions: its name."""
-
-
 class LocalBuilder(tfds.core.GeneratorBasedBuilder):
   """A builder that downloads nothing."""
 
@@ -64,7 +60,9 @@ class LocalBuilder(tfds.core.GeneratorBasedBuilder):
 class Arithmetic(LocalBuilder):
   """The embedded task; the config is the style of the expert."""
 
-  BUILDER_CONFIGS: ClassVar[list] = [ExpertConfig(name=n) for n in EXPERTS]
+  BUILDER_CONFIGS: ClassVar[list] = [
+    tfds.core.BuilderConfig(name=expert) for expert in EXPERTS
+  ]
 
   def _info(self) -> tfds.core.DatasetInfo:
     return _info(self)
@@ -149,7 +147,7 @@ def _file_source(config: DataConfig, path: str, part: str) -> Source:
   builder = _prepared(
     GroupFile,
     config.cache,
-    _digest(file, repr(sorted(columns.items()))),
+    _digest(file, pathlib.Path(files.__file__), repr(sorted(columns.items()))),
     path=file,
     columns=columns,
   )
@@ -167,15 +165,14 @@ def _file_source(config: DataConfig, path: str, part: str) -> Source:
     part == 'all' or cut < good,
     f'{path} has {good} rows, too few to hold a tenth out; set data.eval_path',
   )
-  part = {'all': 'rows', 'train': f'rows[:{cut}]', 'test': f'rows[{cut}:]'}[
-    part
-  ]
-  return Source(path, _read(builder.data_dir, part), metadata['dropped'])
+  slices = {'all': 'rows', 'train': f'rows[:{cut}]', 'test': f'rows[{cut}:]'}
+  rows = _read(builder.data_dir, slices[part])
+  return Source(path, rows, metadata['dropped'])
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=8)
 def _read(folder: str, split: str) -> list[dict]:
-  """Rows of a prepared split as text, kept for the next stage of the run."""
+  """Rows of a prepared split as text, kept for the other stages."""
   records = tfds.builder_from_directory(folder).as_data_source(split)
   return [
     {
@@ -210,10 +207,14 @@ def _info(
   )
 
 
-def _digest(file: pathlib.Path, extra: str = '') -> str:
-  with file.open('rb') as content:
-    digest = hashlib.file_digest(content, 'sha256')
-  digest.update(extra.encode())
+def _digest(*parts: str | pathlib.Path) -> str:
+  """Of texts and of the contents of files."""
+  digest = hashlib.sha256()
+  for part in parts:
+    if isinstance(part, pathlib.Path):
+      with part.open('rb') as content:
+        part = hashlib.file_digest(content, 'sha256').hexdigest()
+    digest.update(part.encode())
   return digest.hexdigest()[:24]
 
 
