@@ -91,4 +91,5 @@ class GroupBatch:
 
 def length_mask(length: jax.Array, size: int) -> jax.Array:
   """[..., size] bool from lengths [...]."""
-  return jnp.arange(size) < length[..., None]
+  positions = jnp.expand_dims(jnp.arange(size), tuple(range(length.ndim)))
+  return positions < length[..., None]

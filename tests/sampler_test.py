@@ -1,0 +1,303 @@
+"""A hand-made table of probabilities is the model: the truth is known."""
+
+import collections
+
+import chex
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from gft_jax import parallel, sampler, train_step
+from gft_jax.batch import SELF, GroupBatch, Prompts
+from gft_jax.config import Architecture, MeshConfig
+from gft_jax.models.transformer import Transformer
+
+STOP = 3
+# TABLE[a][b] is p(next = b | last = a); rows sum to 1.
+TABLE = np.array(
+  [
+    [0.10, 0.20, 0.30, 0.25, 0.15],
+    [0.05, 0.05, 0.50, 0.30, 0.10],
+    [0.40, 0.10, 0.10, 0.20, 0.20],
+    [0.20, 0.20, 0.20, 0.20, 0.20],
+    [0.01, 0.01, 0.01, 0.01, 0.96],
+  ]
+)
+
+
+@flax.struct.dataclass
+class Last:
+  hidden: jax.Array
+
+
+class Table(nn.Module):
+  """p(next | last) as a model: the state is the one-hot last token."""
+
+  @nn.nowrap
+  def one_hot(self, tokens):
+    return jax.nn.one_hot(tokens, len(TABLE))
+
+  def prefill(self, tokens, length):
+    last = jnp.take_along_axis(tokens, length[:, None] - 1, axis=1)[:, 0]
+    return Last(self.one_hot(last))
+
+  def empty_cache(self, prefix, group_size, max_tokens):
+    return ()
+
+  def decode(self, prefix, cache, tokens, step):
+    return self.one_hot(tokens), cache
+
+  @nn.compact
+  def head(self):
+    return self.param('table', nn.initializers.zeros, TABLE.shape)
+
+
+def table(probabilities=TABLE):
+  # Not log(0): the one-hot product with -inf would be NaN.
+  logits = np.log(np.maximum(probabilities, 1e-30))
+  return {'table': jnp.asarray(logits, jnp.float32)}
+
+
+def prompts_of(*last, index=None):
+  tokens = jnp.array([[t, 0] for t in last], jnp.int32)
+  index = jnp.arange(len(last)) if index is None else jnp.asarray(index)
+  return Prompts(tokens, jnp.ones(len(last), jnp.int32), index)
+
+
+jitted = jax.jit(
+  sampler.sample_groups,
+  static_argnames=(
+    'model',
+    'group_size',
+    'max_tokens',
+    'temperature',
+    'top_k',
+    'top_p',
+    'min_p',
+    'stop_ids',
+  ),
+)
+
+
+def sample(prompts, *, params=None, seed=0, **settings):
+  settings = {
+    'group_size': 4,
+    'max_tokens': 6,
+    'temperature': 1.0,
+    'stop_ids': (STOP,),
+  } | settings
+  return jitted(
+    Table(),
+    table() if params is None else params,
+    prompts,
+    jax.random.key(seed),
+    **settings,
+  )
+
+
+def counts_of_first(prompts, **settings):
+  responses = sample(prompts, group_size=4000, max_tokens=1, **settings)
+  counted = collections.Counter(np.asarray(responses.tokens).ravel().tolist())
+  return np.array([counted[i] for i in range(len(TABLE))])
+
+
+def expected_first(row, temperature=1.0, keep=slice(None)):
+  weights = np.zeros(len(TABLE))
+  weights[keep] = TABLE[row][keep] ** (1 / temperature)
+  return weights / weights.sum()
+
+
+@pytest.mark.parametrize(
+  ('settings', 'expected'),
+  [
+    ({}, expected_first(0)),
+    ({'temperature': 0.5}, expected_first(0, 0.5)),
+    ({'temperature': 2.0}, expected_first(0, 2.0)),
+    ({'top_k': 2}, expected_first(0, keep=[2, 3])),
+    ({'top_k': 99}, expected_first(0)),
+    # Sorted masses are .30 .55 .75 .90 1: three tokens reach .7.
+    ({'top_p': 0.7}, expected_first(0, keep=[1, 2, 3])),
+    ({'top_p': 0.01}, expected_first(0, keep=[2])),
+    # Renormalised over the first three: .40 .73 1.
+    ({'top_k': 3, 'top_p': 0.7}, expected_first(0, keep=[2, 3])),
+    ({'min_p': 0.55}, expected_first(0, keep=[1, 2, 3])),
+    ({'min_p': 1.0}, expected_first(0, keep=[2])),
+    ({'temperature': 0.0}, expected_first(0, keep=[2])),
+  ],
+)
+def test_distribution_of_the_first_token(settings, expected):
+  counts = counts_of_first(prompts_of(0), **settings)
+  possible = expected > 0
+  assert counts[~possible].sum() == 0
+  if possible.sum() > 1:
+    p_value = scipy.stats.chisquare(
+      counts[possible], expected[possible] * counts.sum()
+    ).pvalue
+    assert p_value > 1e-3, (counts, expected)
+
+
+def test_later_tokens_follow_the_last_one():
+  responses = sample(prompts_of(0), group_size=4000, max_tokens=2)
+  tokens = np.asarray(responses.tokens)[0]
+  for last in (0, 1, 2, 4):
+    after = tokens[tokens[:, 0] == last, 1]
+    counts = np.bincount(after, minlength=len(TABLE))
+    expected = TABLE[last] * counts.sum()
+    assert scipy.stats.chisquare(counts, expected).pvalue > 1e-3
+
+
+def test_lengths_include_the_stop_token_and_padding_is_zero():
+  responses = sample(prompts_of(0, 1, 2, 4), group_size=16)
+  tokens, length = np.asarray(responses.tokens), np.asarray(responses.length)
+  for row, count in zip(tokens.reshape(-1, 6), length.ravel()):
+    stops = np.flatnonzero(row[:count] == STOP)
+    assert stops.tolist() in ([count - 1], []) and (len(stops) or count == 6)
+    assert (row[count:] == 0).all()
+  assert {1, 6} <= set(length.ravel().tolist())
+
+
+@pytest.mark.parametrize(
+  ('probability', 'length'), [(1.0, 1), (0.0, 6)], ids=['only', 'never']
+)
+def test_nothing_but_stops_and_no_stop(probability, length):
+  row = np.where(np.arange(5) == STOP, probability, (1 - probability) / 4)
+  responses = sample(prompts_of(0, 1), params=table(np.tile(row, (5, 1))))
+  assert (responses.length == length).all()
+  assert (np.asarray(responses.tokens == STOP).any(-1) == (length == 1)).all()
+
+
+def test_several_stop_ids():
+  responses = sample(prompts_of(0), group_size=64, stop_ids=(STOP, 4))
+  tokens, length = np.asarray(responses.tokens), np.asarray(responses.length)
+  last = np.take_along_axis(tokens, length[..., None] - 1, -1)[..., 0]
+  assert {STOP, 4} <= set(last.ravel().tolist())
+  inner = np.arange(6) < length[..., None] - 1
+  assert not np.isin(tokens[inner], (STOP, 4)).any()
+
+
+@pytest.mark.parametrize('temperature', [0.5, 1.0, 2.0, 0.0])
+def test_behavior_logp_is_of_the_unfiltered_distribution(temperature):
+  prompts = prompts_of(0, 1, 2, 4)
+  responses = sample(prompts, temperature=temperature, top_k=2, top_p=0.9)
+  scaled = TABLE ** (1 / (temperature or 1.0))
+  logp = np.log(scaled / scaled.sum(1, keepdims=True))
+  tokens, length = np.asarray(responses.tokens), np.asarray(responses.length)
+  for b, g in np.ndindex(*length.shape):
+    last = int(prompts.tokens[b, 0])
+    for t in range(length[b, g]):
+      token = tokens[b, g, t]
+      assert responses.behavior_logp[b, g, t] == pytest.approx(
+        logp[last, token], abs=1e-5
+      )
+      last = token
+    assert (responses.behavior_logp[b, g, length[b, g] :] == 0).all()
+
+
+def test_bits_depend_on_index_and_member_not_on_row_or_batch():
+  whole = sample(prompts_of(0, 1, 2, 4, index=[7, 3, 9, 5]))
+  permuted = sample(prompts_of(4, 0, 2, 1, index=[5, 7, 9, 3]))
+  alone = sample(prompts_of(2, index=[9]), group_size=2)
+  order = np.array([3, 0, 2, 1])
+  chex.assert_trees_all_equal(jax.tree.map(lambda x: x[order], whole), permuted)
+  np.testing.assert_array_equal(whole.tokens[2, :2], alone.tokens[0])
+
+
+def test_members_prompts_and_keys_differ():
+  tokens = np.asarray(sample(prompts_of(0, 0), group_size=32).tokens)
+  other = np.asarray(sample(prompts_of(0, 0), group_size=32, seed=1).tokens)
+  assert len(np.unique(tokens[0], axis=0)) > 16
+  assert (tokens[0] != tokens[1]).any() and (tokens != other).any()
+
+
+@pytest.mark.parametrize(
+  'shape', [(8, 1, 1), (1, 8, 1), (2, 2, 2)], ids=['data', 'fsdp', 'mixed']
+)
+def test_same_tokens_on_any_mesh(shape):
+  prompts = prompts_of(*([0, 1, 2, 4] * 2))
+  mesh = parallel.make_mesh(MeshConfig(*shape))
+  on_mesh = jax.jit(lambda p: sample(p, group_size=4))(
+    parallel.to_global(mesh, prompts)
+  )
+  chex.assert_trees_all_close(sample(prompts), on_mesh, rtol=1e-6)
+
+
+def test_draw_never_picks_a_token_of_probability_zero():
+  logp = jnp.array([[-jnp.inf, -1.0, -jnp.inf, -2.0, -jnp.inf]])
+  largest = np.nextafter(np.float32(1), np.float32(0))
+  for uniform in (0.0, 0.5, largest):
+    token = sampler.draw(logp, jnp.array([uniform], jnp.float32))
+    assert int(token[0]) in (1, 3)
+
+
+@pytest.fixture(scope='module')
+def decoder():
+  model = Transformer(Architecture(vocab_size=17, kv_heads=2))
+  prompts = Prompts(
+    tokens=jax.random.randint(jax.random.key(1), (6, 5), 0, 17),
+    length=jnp.array([1, 2, 3, 4, 5, 5]),
+    index=jnp.arange(6) + 100,
+  )
+  params = model.init(jax.random.key(0), prompts.tokens, prompts.length)
+  # Sharper than at initialisation, so that an error would show.
+  params = jax.tree.map(lambda x: 2 * x, params['params'])
+  return model, params, prompts
+
+
+@pytest.mark.parametrize('temperature', [1.0, 0.6])
+def test_behavior_logp_equals_teacher_forcing(decoder, temperature):
+  model, params, prompts = decoder
+  responses = sampler.sample_groups(
+    model,
+    params,
+    prompts,
+    jax.random.key(2),
+    group_size=3,
+    max_tokens=37,
+    temperature=temperature,
+    stop_ids=(4,),
+  )
+  shape = responses.length.shape
+  batch = GroupBatch(
+    prompts=prompts,
+    responses=responses,
+    rewards=jnp.zeros(shape),
+    origin=jnp.full(shape, SELF),
+    member_mask=jnp.ones(shape, bool),
+  )
+  logp, _ = train_step.token_logprobs(
+    model, params, batch, chunk=16, temperature=temperature
+  )
+  assert 1 < len(np.unique(responses.length))
+  np.testing.assert_allclose(logp, responses.behavior_logp, atol=1e-4)
+
+
+def test_permuted_rows_of_a_decoder_give_identical_tokens(decoder):
+  model, params, prompts = decoder
+
+  @jax.jit
+  def run(prompts):
+    return sampler.sample_groups(
+      model,
+      params,
+      prompts,
+      jax.random.key(2),
+      group_size=3,
+      max_tokens=12,
+      stop_ids=(4,),
+    )
+
+  order = np.array([5, 2, 0, 4, 1, 3])
+  permuted = run(jax.tree.map(lambda x: x[order], prompts))
+  chex.assert_trees_all_equal(run(prompts).tokens[order], permuted.tokens)
+
+
+@pytest.mark.parametrize(
+  'settings', [{'group_size': 0}, {'max_tokens': 0}, {'temperature': -1.0}]
+)
+def test_impossible_settings_are_refused(settings):
+  with pytest.raises(ValueError, match=next(iter(settings))):
+    sample(prompts_of(0), **settings)
