@@ -17,6 +17,7 @@ import safetensors
 import safetensors.numpy
 import transformers
 from flax import traverse_util
+from huggingface_hub.errors import StrictDataclassError
 
 from gft_jax.config import Architecture, ConfigError, one_of, require
 from gft_jax.models.transformer import Transformer
@@ -149,10 +150,10 @@ def load_tokenizer(
     tokenizer = transformers.AutoTokenizer.from_pretrained(
       directory, local_files_only=True
     )
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError, StrictDataclassError) as error:
     raise ConfigError(
-      f'{directory}: transformers cannot read the tokenizer:'
-      f' {str(error).splitlines()[0]}'
+      f'{directory}: transformers cannot read the tokenizer or config.json:'
+      f' {" ".join(str(error).split())}'
     ) from error
   require(
     tokenizer.eos_token_id is not None,
@@ -215,11 +216,10 @@ def _rope(
   config: dict[str, Any], path: pathlib.Path
 ) -> tuple[float, tuple[float, float, float, int] | None]:
   """Base and Llama-3 scaling, in the old or the transformers-5 spelling."""
-  rope = {'rope_theta': config['rope_theta'], 'rope_type': 'default'}
   given = config['rope_parameters'] or config['rope_scaling'] or {}
-  if 'type' in given:  # Before transformers 4.43.
+  rope = {'rope_theta': config['rope_theta'], 'rope_type': 'default'} | given
+  if 'rope_type' not in given and 'type' in given:  # transformers < 4.43.
     rope['rope_type'] = given['type']
-  rope |= given
   one_of(f'{path}: rope_type', rope['rope_type'], ('default', 'llama3'))
   if rope['rope_type'] == 'default':
     return rope['rope_theta'], None

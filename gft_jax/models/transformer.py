@@ -147,7 +147,7 @@ class Transformer(nn.Module):
 
   def setup(self):
     a = self.architecture
-    # The tables are bare parameters: rows are gathered before they are cast.
+    # Bare parameters, so that rows are gathered before they are cast.
     small = nn.initializers.normal(0.02)
     self.embedding = self.param(
       'embedding', small, (a.vocab_size, a.width), self.param_dtype
@@ -274,7 +274,8 @@ class Transformer(nn.Module):
     return matrix.astype(self.dtype)
 
   def _embed(self, tokens):
-    return self.embedding[tokens].astype(self.dtype)
+    # An id outside the vocabulary gives NaN; indexing would give the last row.
+    return jnp.take(self.embedding, tokens, axis=0).astype(self.dtype)
 
   def _rotation(self, positions):
     return attention.rotation(

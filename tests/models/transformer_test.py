@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,36 +24,37 @@ TINY = Architecture(
   qkv_bias=True,
 )
 BATCH, GROUP, PROMPT, TOKENS = 2, 2, 4, 5
-LENGTH = np.array([4, 2])
-
-
-@functools.cache
-def random_params(architecture=TINY):
-  """Every parameter random, also norms and biases, which begin constant."""
-  model = Transformer(architecture)
-  one = jnp.ones((1, 1), jnp.int32)
-  params = jax.jit(model.init)(jax.random.key(0), one, one[0])['params']
-  leaves, tree = jax.tree.flatten(params)
-  keys = jax.random.split(jax.random.key(1), len(leaves))
-  return tree.unflatten(
-    [x + 0.2 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves)]
-  )
+LENGTH = np.array([4, 2], np.int32)
 
 
 def tokens_of(seed, *shape):
-  return np.asarray(jax.random.randint(jax.random.key(seed), shape, 0, 23))
+  return np.random.default_rng(seed).integers(0, 23, shape, np.int32)
+
+
+PROMPTS = tokens_of(2, BATCH, PROMPT)
+RESPONSES = tokens_of(3, BATCH, GROUP, TOKENS)
+
+
+def random_params(architecture=TINY):
+  """Every parameter random, also norms and biases, which begin constant."""
+  one = jnp.ones((1, 1), jnp.int32)
+  shapes = jax.eval_shape(
+    Transformer(architecture).init, jax.random.key(0), one, one[0]
+  )['params']
+  rng = np.random.default_rng(0)
+  return jax.tree.map(
+    lambda x: rng.normal(0.0, 0.3, x.shape).astype(np.float32), shapes
+  )
 
 
 def call(model, params, *arguments, method):
   return model.apply({'params': params}, *arguments, method=method)
 
 
-def prefill(model, params, tokens, length):
-  return call(model, params, tokens, length, method='prefill')
-
-
+@functools.partial(jax.jit, static_argnums=0)
 def respond(model, params, prompts, length, responses):
-  prefix = prefill(model, params, prompts, length)
+  """[B, G, T, D] through the two entrances."""
+  prefix = call(model, params, prompts, length, method='prefill')
   return call(model, params, prefix, responses, method='respond')
 
 
@@ -67,92 +69,111 @@ def repeated(model, params, prompts, length, responses):
       joined[length[b] : length[b] + count] = responses[b, g]
       rows += [joined] * count
       lengths += [length[b] + t for t in range(count)]
-  hidden = prefill(model, params, np.stack(rows), np.array(lengths)).hidden
-  return hidden.reshape(batch, group, count, -1)
+  prefix = call(
+    model, params, np.stack(rows), np.array(lengths), method='prefill'
+  )
+  return prefix.hidden.reshape(batch, group, count, -1)
+
+
+@functools.cache
+def compiled_gradient(forward, remat='none'):
+  """A random loss of all states: its compiled gradient in the parameters."""
+  model = Transformer(TINY, remat=remat)
+  weights = np.random.default_rng(4).normal(
+    size=(BATCH, GROUP, TOKENS, TINY.width)
+  )
+
+  @functools.partial(jax.grad, has_aux=True)
+  def gradient(params):
+    hidden = forward(model, params, PROMPTS, LENGTH, RESPONSES)
+    return (hidden * weights).sum() / hidden[..., 0].size, hidden
+
+  return jax.jit(gradient).lower(random_params()).compile()
 
 
 def test_shared_prefix_equals_repeated_prompt_in_value_and_gradient():
-  model, params = Transformer(TINY), random_params()
-  prompts = tokens_of(2, BATCH, PROMPT)
-  responses = tokens_of(3, BATCH, GROUP, TOKENS)
-  weights = jax.random.normal(
-    jax.random.key(4), (BATCH, GROUP, TOKENS, TINY.width)
+  params = random_params()
+  shared = compiled_gradient(respond)(params)
+  oracle = compiled_gradient(repeated)(params)
+  chex.assert_trees_all_close(shared, oracle, atol=1e-5)
+  # The comparison is worth something: every parameter has a gradient.
+  for leaf in jax.tree.leaves(shared[0]['blocks']):
+    assert float(jnp.abs(leaf).max()) > 1e-4
+
+
+@pytest.mark.parametrize(
+  'remat', [pytest.param('dots', marks=pytest.mark.slow), 'full']
+)
+def test_remat_saves_memory_and_changes_no_gradient(remat):
+  plain, saving = (compiled_gradient(respond, r) for r in ('none', remat))
+  params = random_params()
+  chex.assert_trees_all_close(saving(params), plain(params), atol=1e-6)
+  least, most = (
+    f.memory_analysis().temp_size_in_bytes for f in (saving, plain)
   )
-
-  def loss(params, forward):
-    hidden = forward(model, params, prompts, LENGTH, responses)
-    return (hidden * weights).mean(), hidden
-
-  run = jax.jit(jax.grad(loss, has_aux=True), static_argnums=1)
-  shared_gradient, shared = run(params, respond)
-  repeated_gradient, oracle = run(params, repeated)
-  np.testing.assert_allclose(shared, oracle, atol=1e-5)
-  jax.tree.map(
-    functools.partial(np.testing.assert_allclose, atol=1e-5),
-    shared_gradient,
-    repeated_gradient,
-  )
+  assert least < most
 
 
-@pytest.mark.parametrize('block', [3, 64])
-def test_decoding_equals_responding(block, monkeypatch):
-  monkeypatch.setattr(attention, 'BLOCK', block)
-  model, params = Transformer(TINY), random_params()
-  prompts = tokens_of(2, BATCH, PROMPT)
-  responses = tokens_of(3, BATCH, GROUP, TOKENS)
+def test_decoding_equals_responding(monkeypatch):
+  monkeypatch.setattr(attention, 'BLOCK', 3)  # TOKENS is no multiple of it.
+  model = Transformer(TINY)
 
   @jax.jit
   def decode_all(params):
-    prefix = prefill(model, params, prompts, LENGTH)
+    prefix = call(model, params, PROMPTS, LENGTH, method='prefill')
     cache = call(model, params, prefix, GROUP, TOKENS, method='empty_cache')
-    states = []
-    for t in range(TOKENS):
-      hidden, cache = call(
-        model,
-        params,
-        prefix,
-        cache,
-        responses[:, :, t],
-        jnp.int32(t),
-        method='decode',
-      )
-      states.append(hidden)
-    return jnp.stack(states, axis=2)
 
-  # State t of a response predicts token t; state t of a step token t + 1.
-  longer = np.concatenate([responses, responses[..., :1]], axis=-1)
-  expected = respond(model, params, prompts, LENGTH, longer)[:, :, 1:]
-  np.testing.assert_allclose(decode_all(params), expected, atol=1e-5)
+    def advance(cache, step):
+      tokens = jnp.asarray(RESPONSES)[:, :, step]
+      hidden, cache = call(
+        model, params, prefix, cache, tokens, step, method='decode'
+      )
+      return cache, hidden
+
+    return jax.lax.scan(advance, cache, jnp.arange(TOKENS))[1]
+
+  params = random_params()
+  expected = respond(model, params, PROMPTS, LENGTH, RESPONSES)
+  # State t of a response predicts token t; that of step t predicts t + 1.
+  decoded = jnp.moveaxis(decode_all(params), 0, 2)
+  np.testing.assert_allclose(decoded[:, :, :-1], expected[:, :, 1:], atol=1e-5)
 
 
 def test_the_cache_is_updated_in_place():
   model, params = Transformer(TINY), random_params()
-  prefix = prefill(model, params, tokens_of(2, 1, 2), np.array([2]))
-  cache = call(model, params, prefix, 2, 4096, method='empty_cache')
-  step = jax.jit(
-    functools.partial(call, model, method='decode'), donate_argnums=2
+
+  def shapes(params):
+    prefix = call(model, params, PROMPTS, LENGTH, method='prefill')
+    return prefix, call(
+      model, params, prefix, GROUP, 4096, method='empty_cache'
+    )
+
+  prefix, cache = jax.eval_shape(shapes, params)
+  decode = functools.partial(call, model, method='decode')
+  compiled = (
+    jax.jit(decode, donate_argnums=2)
+    .lower(params, prefix, cache, RESPONSES[..., 0], jnp.int32(0))
+    .compile()
   )
-  compiled = step.lower(
-    params, prefix, cache, jnp.zeros((1, 2), jnp.int32), jnp.int32(0)
-  ).compile()
-  assert compiled.memory_analysis().temp_size_in_bytes < cache.keys.nbytes // 4
+  one_copy = cache.keys.size * cache.keys.dtype.itemsize
+  assert compiled.memory_analysis().temp_size_in_bytes < one_copy // 2
 
 
 def test_a_state_depends_on_prompt_and_own_past_only():
   # Every position holds a token of its own, so that the gradient towards a
   # row of the embedding is the gradient towards a position.
-  model = Transformer(TINY)
   prompts, length = np.array([[0, 1, 2]]), np.array([2])
   responses = np.arange(3, 11).reshape(1, 2, 4)
+  params = random_params()
 
   @jax.jit
   @jax.jacrev
   def jacobian(embedding):
-    params = random_params() | {'embedding': embedding}
-    # The square of the middle: a norm makes plain sums nearly constant.
-    return respond(model, params, prompts, length, responses)[..., 0]
+    moved = params | {'embedding': embedding}
+    hidden = respond(Transformer(TINY), moved, prompts, length, responses)
+    return hidden[..., 0]
 
-  reached = np.abs(jacobian(random_params()['embedding'])[0]).sum(-1) > 0
+  reached = np.abs(jacobian(params['embedding'])[0]).sum(-1) > 0
   for g in range(2):
     for t in range(4):
       expected = {0, 1} | set(responses[0, g, :t])
@@ -161,69 +182,36 @@ def test_a_state_depends_on_prompt_and_own_past_only():
 
 def test_padding_does_not_matter():
   model, params = Transformer(TINY), random_params()
-  prompts = tokens_of(2, BATCH, PROMPT)
-  responses = tokens_of(3, BATCH, GROUP, TOKENS)
-  plain = respond(model, params, prompts, LENGTH, responses)
-  noisy = np.where(np.arange(PROMPT) < LENGTH[:, None], prompts, 22)
-  wider = np.pad(noisy, ((0, 0), (0, 3)), constant_values=7)
-  padded = np.pad(responses, ((0, 0), (0, 0), (0, 2)), constant_values=9)
+  real = np.arange(PROMPT) < LENGTH[:, None]
+  noisy = np.pad(
+    np.where(real, PROMPTS, 22), ((0, 0), (0, 3)), constant_values=7
+  )
+  longer = np.pad(RESPONSES, ((0, 0), (0, 0), (0, 2)), constant_values=9)
   np.testing.assert_allclose(
-    respond(model, params, wider, LENGTH, padded)[:, :, :TOKENS],
-    plain,
+    respond(model, params, noisy, LENGTH, longer)[:, :, :TOKENS],
+    respond(model, params, PROMPTS, LENGTH, RESPONSES),
     atol=1e-6,
   )
 
 
 def test_a_response_of_one_token_is_predicted_by_the_prompt():
   model, params = Transformer(TINY), random_params()
-  prefix = prefill(model, params, tokens_of(2, BATCH, PROMPT), LENGTH)
-  hidden = call(
-    model, params, prefix, tokens_of(3, BATCH, GROUP, 1), method='respond'
-  )
-  for g in range(GROUP):
-    np.testing.assert_array_equal(hidden[:, g, 0], prefix.hidden)
+  one = respond(model, params, PROMPTS, LENGTH, RESPONSES[..., :1])
+  all_ = respond(model, params, PROMPTS, LENGTH, RESPONSES)
+  np.testing.assert_allclose(one, all_[:, :, :1], atol=1e-6)
 
 
-def test_remat_changes_memory_and_not_gradients():
-  architecture = dataclasses.replace(TINY, layers=6, mlp_width=256)
-  params = random_params(architecture)
-  prompts = tokens_of(2, BATCH, 32)
-  responses = tokens_of(3, BATCH, GROUP, 32)
-
-  def gradient(remat):
-    model = Transformer(architecture, remat=remat)
-
-    @jax.jit
-    @jax.grad
-    def run(params):
-      return respond(model, params, prompts, np.array([32, 9]), responses)[
-        ..., 0
-      ].mean()
-
-    compiled = run.lower(params).compile()
-    return compiled(params), compiled.memory_analysis().temp_size_in_bytes
-
-  plain, most = gradient('none')
-  for remat, share in (('dots', 0.9), ('full', 0.5)):
-    other, memory = gradient(remat)
-    assert memory < share * most
-    jax.tree.map(
-      functools.partial(np.testing.assert_allclose, atol=1e-6), other, plain
-    )
-
-
-def test_bfloat16_is_close_and_keeps_float32_parameters():
-  # bfloat16 keeps 8 bits; states are of size 1 and pass two layers.
+def test_bfloat16_is_close():
+  # bfloat16 keeps 8 bits: the largest state, 0.9, is off by up to 0.002 when
+  # rounded once. Two layers made 0.007 of it.
   params = random_params()
-  prompts = tokens_of(2, BATCH, PROMPT)
-  responses = tokens_of(3, BATCH, GROUP, TOKENS)
   exact, rounded = (
-    respond(Transformer(TINY, dtype), params, prompts, LENGTH, responses)
+    respond(Transformer(TINY, dtype), params, PROMPTS, LENGTH, RESPONSES)
     for dtype in ('float32', 'bfloat16')
   )
   assert rounded.dtype == jnp.bfloat16
-  error = np.abs(np.asarray(rounded, np.float32) - exact)
-  assert 0 < error.max() < 0.1
+  error = np.abs(np.asarray(rounded, np.float32) - np.asarray(exact)).max()
+  assert 0 < error < 0.03
 
 
 def test_tied_head_is_the_embedding_transposed():
@@ -236,19 +224,29 @@ def test_tied_head_is_the_embedding_transposed():
   )
 
 
-@pytest.mark.parametrize('layers', [2, 16])
-def test_a_fresh_model_keeps_the_size_of_its_stream(layers):
-  # Updates are scaled by 1 / sqrt(2L): more layers add no more variance, and
-  # the first prediction is close to uniform.
-  architecture = dataclasses.replace(
-    TINY, layers=layers, width=64, mlp_width=128, qkv_bias=False
-  )
+def test_a_token_outside_the_vocabulary_is_loud():
+  params = random_params()
+  outside = np.full_like(PROMPTS, TINY.vocab_size)
+  hidden = respond(Transformer(TINY), params, outside, LENGTH, RESPONSES)
+  assert np.isnan(hidden).all()
+
+
+def test_a_fresh_model_is_nearly_uniform_and_scales_with_depth():
+  architecture = dataclasses.replace(TINY, layers=8, width=64, mlp_width=128)
   model = Transformer(architecture, param_dtype='bfloat16')
-  prompts, length = tokens_of(2, BATCH, PROMPT), LENGTH
-  params = jax.jit(model.init)(jax.random.key(0), prompts, length)['params']
+  prefix, variables = jax.jit(model.init_with_output)(
+    jax.random.key(0), PROMPTS, LENGTH
+  )
+  params = variables['params']
   assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype('bfloat16')}
-  prefix = prefill(model, params, prompts, length)
-  logits = prefix.hidden @ model.apply({'params': params}, method='head')
-  assert float(jnp.abs(jax.nn.log_softmax(logits) + np.log(23)).max()) < 1.0
-  down = params['blocks']['down']['kernel'].astype(jnp.float32)
-  assert float(down.std()) == pytest.approx((2 * layers * 128) ** -0.5, rel=0.1)
+  deviation = {
+    name: np.asarray(params['blocks'][name]['kernel'], np.float32).std()
+    for name in ('up', 'down', 'output')
+  }
+  # 1 / sqrt(fan in); what adds to the stream another 1 / sqrt(2 L).
+  assert deviation['up'] == pytest.approx(64**-0.5, rel=0.1)
+  assert deviation['down'] == pytest.approx((16 * 128) ** -0.5, rel=0.1)
+  assert deviation['output'] == pytest.approx((16 * 24) ** -0.5, rel=0.1)
+  logits = prefix.hidden @ model.apply(variables, method='head')
+  logp = jax.nn.log_softmax(logits)
+  assert float(jnp.abs(logp + np.log(23)).max()) < 1.0
