@@ -154,6 +154,11 @@ def test_response_attends_to_real_prompt_and_to_own_past():
       np.testing.assert_allclose(out[b, g], expected, atol=1e-6)
 
 
+def fresh_step():
+  # jit caches by function: the same one would keep the first test's BLOCK.
+  return jax.jit(lambda *arguments: attention.attend_step(*arguments))
+
+
 @pytest.mark.parametrize('block', [1, 3, 64])
 def test_steps_in_blocks_equal_the_response(block, monkeypatch):
   monkeypatch.setattr(attention, 'BLOCK', block)
@@ -168,7 +173,7 @@ def test_steps_in_blocks_equal_the_response(block, monkeypatch):
   expected = jax.jit(attention.attend_response)(query, own, prefix, length)
   # Layer 1 of a cache of two; layer 0 holds other numbers.
   cache = tuple(np.stack([x + 1, x]) for x in own)
-  step = jax.jit(attention.attend_step)
+  step = fresh_step()
   for t in range(tokens):
     out = step(
       np.asarray(query)[:, :, t],
@@ -186,7 +191,7 @@ def test_blocks_after_the_step_are_not_read(monkeypatch):
   query = random(0, 1, 2, 4, 6)
   own = random(1, 1, 1, 2, 16, 2, 6), random(2, 1, 1, 2, 16, 2, 6)
   prefix = random(3, 1, 3, 2, 6), random(4, 1, 3, 2, 6)
-  step = jax.jit(attention.attend_step)
+  step = fresh_step()
   arguments = (prefix, jnp.array([3]), jnp.int32(0), jnp.int32(6))
   # 0 * NaN is NaN, so a block that is only masked would show.
   poisoned = tuple(x.at[:, :, :, 8:].set(jnp.nan) for x in own)
