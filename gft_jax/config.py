@@ -102,7 +102,9 @@ class ModelConfig:
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
   path: str = setting(
-    '', 'JSONL or parquet file of prompts; empty: the embedded arithmetic task'
+    '',
+    'JSONL or parquet file of prompts; empty: the embedded arithmetic task,'
+    ' with its other expert where it says arithmetic/verbose',
   )
   eval_path: str = setting('', 'held-out file; empty: rows cut off path')
   cache: str = setting(
@@ -414,7 +416,9 @@ def fields_with_meaning(kind: type = Config, path: str = ''):
 
 
 def _is_stages(value: Any) -> bool:
-  return isinstance(value, tuple) and all(isinstance(v, Stage) for v in value)
+  return (
+    bool(value) and isinstance(value, tuple) and isinstance(value[0], Stage)
+  )
 
 
 def _replace(node: Any, path: list[str], text: str, name: str) -> Any:

@@ -11,13 +11,17 @@ HOUSE = pathlib.Path(__file__).parents[1] / 'gft_jax'
 
 # From the ground up. A room may import rooms below it and itself, never a room
 # beside it: it receives the neighbour's value as an argument from train.py.
+# The step reads the nouns of the objectives table and the report reads what the
+# writers wrote, so objectives and report have floors of their own.
 FLOORS = (
   ('ops',),
   ('config', 'batch'),
   ('models', 'sampler', 'optimizer'),
   ('data', 'rewards', 'groups'),
-  ('objectives', 'parallel', 'train_step', 'evaluate'),
-  ('checkpoint', 'writers', 'report'),
+  ('objectives',),
+  ('parallel', 'train_step', 'evaluate'),
+  ('checkpoint', 'writers'),
+  ('report',),
   ('train',),
 )
 LEVEL = {room: level for level, floor in enumerate(FLOORS) for room in floor}

@@ -1,0 +1,152 @@
+import json
+import logging
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax.training.train_state import TrainState
+
+from gft_jax import checkpoint, parallel
+from gft_jax.config import MeshConfig
+
+
+# One object: it is part of a train state's identity.
+OPTIMIZER = optax.adamw(1e-3)
+
+
+def state_at(step):
+  params = {
+    'embedding': jnp.arange(12.0).reshape(4, 3) + step,
+    'blocks': {'down': {'kernel': jnp.ones((2, 4, 2), jnp.bfloat16)}},
+  }
+  state = TrainState.create(apply_fn=None, params=params, tx=OPTIMIZER)
+  grads = jax.tree.map(jnp.ones_like, params)
+  return state.apply_gradients(grads=grads).replace(step=jnp.int32(step))
+
+
+def save(directory, *steps, keep=2):
+  for step in steps:
+    position = {'data': {'next': step}}
+    checkpoint.save(directory, step, state_at(step), position, keep=keep)
+
+
+def largest_file(folder):
+  return max(
+    (p for p in folder.rglob('*') if p.is_file()),
+    key=lambda p: p.stat().st_size,
+  )
+
+
+def test_round_trip_is_bit_exact(tmp_path):
+  save(tmp_path, 5)
+  restored = checkpoint.restore(tmp_path, state_at(0))
+  assert (restored.step, restored.position) == (5, {'data': {'next': 5}})
+  chex.assert_trees_all_equal(restored.state, state_at(5))
+  chex.assert_trees_all_equal_dtypes(restored.state, state_at(5))
+  params, step = checkpoint.restore_params(tmp_path, state_at(0).params)
+  assert step == 5
+  chex.assert_trees_all_equal(params, state_at(5).params)
+
+
+def test_nothing_there(tmp_path):
+  assert checkpoint.restore(tmp_path / 'none', state_at(0)) is None
+  with pytest.raises(FileNotFoundError, match='no checkpoint that verifies'):
+    checkpoint.restore_params(tmp_path, state_at(0).params)
+
+
+def test_keeps_the_newest(tmp_path):
+  save(tmp_path, 1, 2, 10, 9, keep=2)
+  assert sorted(p.name for p in tmp_path.iterdir()) == ['00000009', '00000010']
+
+
+def test_restores_onto_another_mesh(tmp_path):
+  save(tmp_path, 3)
+  mesh = parallel.make_mesh(MeshConfig(data=2, fsdp=2))
+  shardings = parallel.parameter_shardings(state_at(0), mesh)
+  abstract = jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    state_at(0),
+    shardings,
+  )
+  restored = checkpoint.restore(tmp_path, abstract).state
+  chex.assert_trees_all_equal(
+    jax.tree.map(np.asarray, restored), jax.tree.map(np.asarray, state_at(3))
+  )
+  kernel = restored.params['blocks']['down']['kernel']
+  expected = shardings.params['blocks']['down']['kernel']
+  assert kernel.sharding.spec == expected.spec
+  assert not kernel.sharding.is_fully_replicated
+
+
+def flip_bit(folder):
+  path = largest_file(folder)
+  data = bytearray(path.read_bytes())
+  data[len(data) // 2] ^= 1
+  path.write_bytes(data)
+  return f'{path.relative_to(folder)} is damaged'
+
+
+def cut_short(folder):
+  path = largest_file(folder)
+  path.write_bytes(path.read_bytes()[:-1])
+  return f'{path.relative_to(folder)} is damaged'
+
+
+def lose_a_file(folder):
+  path = largest_file(folder)
+  path.unlink()
+  return f'{path.relative_to(folder)} is missing'
+
+
+def no_manifest(folder):
+  (folder / checkpoint.MANIFEST).unlink()
+  return 'the save did not finish'
+
+
+def broken_manifest(folder):
+  (folder / checkpoint.MANIFEST).write_text('{"a": ')
+  return 'manifest.json is damaged'
+
+
+def stray_file(folder):
+  (folder / 'stray').write_text('')
+  return 'stray does not belong to it'
+
+
+def other_position(folder):
+  (folder / 'position.json').write_text(json.dumps({'data': {'next': 4}}))
+  return 'position.json is damaged'
+
+
+@pytest.mark.parametrize(
+  'damage',
+  [
+    flip_bit,
+    cut_short,
+    lose_a_file,
+    no_manifest,
+    broken_manifest,
+    stray_file,
+    other_position,
+  ],
+)
+def test_a_damaged_step_is_named_and_the_one_before_is_used(
+  tmp_path, caplog, damage
+):
+  save(tmp_path, 1, 2)
+  message = damage(tmp_path / '00000002')
+  with caplog.at_level(logging.WARNING):
+    restored = checkpoint.restore(tmp_path, state_at(0))
+  assert restored.step == 1
+  assert '00000002' in caplog.text and message in caplog.text
+  chex.assert_trees_all_equal(restored.state, state_at(1))
+
+
+def test_a_damaged_step_is_written_again(tmp_path):
+  save(tmp_path, 1, 2)
+  no_manifest(tmp_path / '00000002')
+  save(tmp_path, 2)
+  assert checkpoint.restore(tmp_path, state_at(0)).step == 2

@@ -1,0 +1,118 @@
+import dataclasses
+
+import pytest
+
+from gft_jax import config as config_lib
+from gft_jax.config import Config, ConfigError, Stage, override
+
+TREE = Config(
+  stages=(
+    Stage('sft', '', 'sft', 3, ('group.teachers=0', 'group.samples=0')),
+    Stage('gft', 'sft', 'gft', 5),
+  )
+)
+
+
+@pytest.mark.parametrize(
+  ('assignment', 'value'),
+  [
+    ('loss.tau=0.2', 0.2),
+    ('data.batch_size = 32', 32),
+    ('model.path=a=b', 'a=b'),
+    ('log.progress=false', False),
+    ('eval.splits=test, ood_length', ('test', 'ood_length')),
+    ('eval.splits=()', ()),
+    ('sampler.stop_ids=1,2', (1, 2)),
+    ('loss.dual_clip=none', None),
+    ('loss.dual_clip=10', 10.0),
+    ('model.architecture.width=48', 48),
+    ('model.architecture.rope_scaling=8,1,4,8192', (8.0, 1.0, 4.0, 8192)),
+    ('stages.gft.steps=9', 9),
+    ('stages.sft.overrides=group.teachers=1', ('group.teachers=1',)),
+  ],
+)
+def test_override_sets_one_field(assignment, value):
+  changed = override(TREE, assignment)
+  name = assignment.partition('=')[0].strip()
+  node = changed
+  for part in name.split('.'):
+    if isinstance(node, tuple):
+      node = next(stage for stage in node if stage.name == part)
+    else:
+      node = getattr(node, part)
+  assert node == value
+  (line,) = config_lib.differences(TREE, changed)
+  assert line.startswith(f'{name}: ')
+
+
+@pytest.mark.parametrize(
+  ('assignment', 'message'),
+  [
+    ('loss.tua=0.2', r"no setting 'tua'; did you mean tau\?"),
+    ('los.tau=0.2', r"no setting 'los'; did you mean loss\?"),
+    ('loss.tau=abc', r"loss.tau='abc' is not of type float"),
+    ('loss.tau=1.5', r'loss.tau=1.5 is not in \[0, 1\]'),
+    ('loss.chunk=1.5', r"loss.chunk='1.5' is not of type int"),
+    ('loss=1', 'loss is a group of settings'),
+    ('loss.tau.x=1', "'tau' is one setting, not a group"),
+    ('loss.tau', 'not of the form a.b=c'),
+    ('log.progress=maybe', 'is not true or false'),
+    ('model.remat=ful', r'not one of none, dots, full; did you mean full\?'),
+    ('stages.gtf.steps=1', r"no stage 'gtf'; .* did you mean gft\?"),
+    ('model.architecture.heads=6', 'heads=6 is not a multiple of kv_heads=4'),
+    ('eval.ks=1,8', r'eval.ks=\(1, 8\) has a k above eval.samples=4'),
+    ('group.samples=-1', 'group.samples=-1'),
+    ('model.architecture.rope_scaling=8,1', 'has 2 items, not 4'),
+  ],
+)
+def test_override_says_in_one_line_what_is_wrong(assignment, message):
+  with pytest.raises(ConfigError, match=message) as caught:
+    override(TREE, assignment)
+  assert '\n' not in str(caught.value)
+
+
+def test_stage_overrides_apply_to_that_stage_only():
+  sft, gft = (config_lib.for_stage(TREE, stage) for stage in TREE.stages)
+  assert (sft.group.size, gft.group.size) == (1, 8)
+
+
+def test_json_round_trip():
+  assert config_lib.from_dict(Config, config_lib.to_dict(TREE)) == TREE
+
+
+def test_from_dict_refuses_unknown_fields():
+  with pytest.raises(ConfigError, match='LossConfig has no field tao'):
+    config_lib.from_dict(config_lib.LossConfig, {'tao': 0.1})
+
+
+def test_differences_name_the_field_of_the_stage():
+  changed = override(override(TREE, 'seed=1'), 'stages.sft.steps=4')
+  assert config_lib.differences(TREE, changed) == [
+    'seed: 0 -> 1',
+    'stages.sft.steps: 3 -> 4',
+  ]
+  fewer = dataclasses.replace(TREE, stages=TREE.stages[:1])
+  assert config_lib.differences(TREE, fewer)[0].startswith('stages: ')
+
+
+@pytest.mark.parametrize(
+  ('stages', 'message'),
+  [
+    ((Stage('a'), Stage('a')), "two stages are named 'a'"),
+    ((Stage('a', 'b'), Stage('b')), "start='b' is not an earlier stage"),
+  ],
+)
+def test_the_tree_of_stages_is_checked(stages, message):
+  with pytest.raises(ConfigError, match=message):
+    Config(stages=stages)
+
+
+def test_every_field_has_a_meaning_and_can_be_listed():
+  listed = {name for name, *_ in config_lib.fields_with_meaning()}
+  assert {
+    'seed',
+    'loss.tau',
+    'model.architecture.width',
+    'stages.NAME.steps',
+  } <= listed
+  assert all(m for *_, m in config_lib.fields_with_meaning())

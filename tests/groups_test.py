@@ -1,0 +1,115 @@
+import numpy as np
+import pytest
+
+from gft_jax import groups, rewards
+from gft_jax.batch import EXPERT, SELF, TEACHER, Prompts, Responses
+from gft_jax.config import RewardConfig
+from gft_jax.data import arithmetic
+
+PROMPTS = Prompts(
+  tokens=np.array([[5, 6], [7, 0]], np.int32),
+  length=np.array([2, 1], np.int32),
+  index=np.array([40, 41], np.int32),
+)
+
+
+def responses_of(lengths, first=0):
+  length = np.array(lengths, np.int32)
+  shape = (*length.shape, 3)
+  tokens = np.arange(first, first + np.prod(shape)).reshape(shape)
+  return Responses(
+    tokens=tokens.astype(np.int32),
+    length=length,
+    behavior_logp=-tokens.astype(np.float32),
+  )
+
+
+def test_join_keeps_the_order_experts_teachers_self():
+  given, own = responses_of([[3, 0], [1, 2]]), responses_of([[2], [3]], 50)
+  origin = np.array([[EXPERT, TEACHER]] * 2)
+  joined, origins = groups.join(given, origin, own)
+  assert origins.tolist() == [[EXPERT, TEACHER, SELF]] * 2
+  assert joined.length.tolist() == [[3, 0, 2], [1, 2, 3]]
+  np.testing.assert_array_equal(joined.tokens[:, :2], given.tokens)
+  np.testing.assert_array_equal(joined.behavior_logp[:, 2:], own.behavior_logp)
+
+
+def test_join_without_samples_is_what_was_given():
+  given = responses_of([[3], [1]])
+  joined, origins = groups.join(given, np.full((2, 1), EXPERT), None)
+  np.testing.assert_array_equal(joined.tokens, given.tokens)
+  assert origins.tolist() == [[EXPERT], [EXPERT]]
+
+
+def test_build_masks_empty_slots_and_ignores_their_reward():
+  rewards_ = np.array([[1.0, np.nan], [0.0, 0.5]])
+  batch = groups.build(
+    PROMPTS, responses_of([[3, 0], [1, 2]]), np.zeros((2, 2)), rewards_
+  )
+  assert batch.member_mask.tolist() == [[True, False], [True, True]]
+  assert batch.rewards.tolist() == [[1.0, 0.0], [0.0, 0.5]]
+  expected = [[[1, 1, 1], [0, 0, 0]], [[1, 0, 0], [1, 1, 0]]]
+  assert np.asarray(batch.token_mask).astype(int).tolist() == expected
+
+
+def test_build_names_both_shapes():
+  with pytest.raises(ValueError, match=r'\(2, 1\).*\(2, 2\)'):
+    groups.build(
+      PROMPTS,
+      responses_of([[1, 1], [1, 1]]),
+      np.zeros((2, 2)),
+      np.zeros((2, 1)),
+    )
+
+
+def tokens_of(tokenizer, *texts):
+  ids = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+  width = max(map(len, ids))
+  tokens = np.array([i + [0] * (width - len(i)) for i in ids], np.int32)
+  length = np.array([len(i) for i in ids], np.int32)
+  return tokens, length
+
+
+def test_decode_and_score_texts_of_groups():
+  tokenizer = arithmetic.tokenizer()
+  eos = tokenizer.eos_token
+  # Right, unfinished, wrong; an empty slot, right, no number.
+  texts = [f'7#9{eos}', '7#9', f'#8{eos}', '', f'#3{eos}', f'12{eos}']
+  tokens, length = tokens_of(tokenizer, *texts)
+  responses = Responses(
+    tokens=tokens.reshape(2, 3, -1),
+    length=length.reshape(2, 3),
+    behavior_logp=np.zeros((2, 3, tokens.shape[-1]), np.float32),
+  )
+  stop_ids = (tokenizer.eos_token_id,)
+  decoded, finished = groups.decode(tokenizer, responses, stop_ids)
+  assert decoded == [['7#9', '7#9', '#8'], ['', '#3', '12']]
+  assert finished.tolist() == [[True, False, True], [False, True, True]]
+
+  with rewards.Grader(RewardConfig(function='arithmetic')) as grader:
+    scored = groups.score(
+      grader,
+      ['4+5:', '1+2:'],
+      ['9', '3'],
+      decoded,
+      responses.length > 0,
+      finished,
+    )
+  assert scored.rewards.tolist() == [[1, 0, 0], [0, 1, 0]]
+  assert scored.failures == {'parse': 1}
+
+
+def test_replayed_time_outs_keep_their_position_beside_empty_slots():
+  with rewards.Grader(RewardConfig(function='arithmetic')) as grader:
+    scored = groups.score(
+      grader,
+      ['', ''],
+      ['1', '2'],
+      [['', '#1'], ['#2', '#2']],
+      np.array([[False, True], [True, True]]),
+      np.ones((2, 2), bool),
+      timed_out=(2,),
+    )
+  assert scored.rewards.tolist() == [[0, 1], [0, 1]]
+  assert scored.timed_out == (2,)
+  assert scored.failures == {'timeout': 1}

@@ -1,0 +1,220 @@
+"""The step against loops written from the paper (oracles.py)."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from gft_jax import objectives, train_step
+from gft_jax.batch import EXPERT, SELF, TEACHER, GroupBatch, Prompts, Responses
+from gft_jax.config import Architecture, ConfigError, GroupConfig, LossConfig
+from gft_jax.models.transformer import Transformer
+from gft_jax.ops import advantages, losses, masking
+
+B, G, P, T, V = 4, 3, 5, 6, 19
+
+
+@pytest.fixture(scope='module')
+def model():
+  return Transformer(Architecture(vocab_size=V, width=32, mlp_width=64))
+
+
+@pytest.fixture(scope='module')
+def batch():
+  rng = np.random.default_rng(0)
+  length = np.array([[6, 2, 0], [1, 5, 3], [4, 4, 4], [6, 6, 1]])
+  return GroupBatch(
+    prompts=Prompts(
+      tokens=jnp.asarray(rng.integers(0, V, (B, P)), jnp.int32),
+      length=jnp.array([5, 1, 3, 4]),
+      index=jnp.arange(B),
+    ),
+    responses=Responses(
+      tokens=jnp.asarray(rng.integers(0, V, (B, G, T)), jnp.int32),
+      length=jnp.asarray(length),
+      behavior_logp=jnp.asarray(-rng.random((B, G, T)) * 3, jnp.float32),
+    ),
+    rewards=jnp.array([[1, 0, 0], [1, 0, 0], [1, 1, 0], [0, 0, 0.0]]),
+    origin=jnp.array([[EXPERT, TEACHER, SELF]] * B),
+    member_mask=jnp.asarray(length > 0),
+  )
+
+
+@pytest.fixture(scope='module')
+def params(model, batch):
+  variables = model.init(
+    jax.random.key(0), batch.prompts.tokens, batch.prompts.length
+  )
+  return jax.tree.map(lambda x: 2 * x, variables['params'])
+
+
+def run(model, params, batch, objective, *, optimizer=None, **settings):
+  options = {
+    k: settings.pop(k)
+    for k in ('temperature', 'mini_batches', 'micro_batches')
+    if k in settings
+  }
+  step = train_step.make_train_step(
+    model,
+    objectives.OBJECTIVES[objective],
+    LossConfig(chunk=7, **settings),
+    **options,
+  )
+  state = train_step.create_state(model, params, optimizer or optax.sgd(1.0))
+  return jax.jit(step)(state, batch)
+
+
+def update_of(params, state):
+  """The gradient, where the optimizer is plain SGD at rate 1."""
+  return jax.tree.map(lambda a, b: a - b, params, state.params)
+
+
+def expected_loss(model, params, batch, objective, reduction, temperature):
+  logp, _ = train_step.token_logprobs(
+    model, params, batch, chunk=64, temperature=temperature
+  )
+  a = advantages.group_normalized(batch.rewards, batch.member_mask)
+  values = {
+    'sft': lambda: losses.sft_token_loss(logp),
+    'dft': lambda: losses.dft_token_loss(logp),
+    'gft': lambda: losses.gft_token_loss(logp, a, tau=0.3),
+    'grpo': lambda: losses.grpo_token_loss(
+      logp,
+      jnp.where(batch.token_mask, batch.responses.behavior_logp, 0),
+      a,
+      clip_low=0.2,
+      clip_high=0.2,
+      dual_clip=3.0,
+    ),
+  }[objective]()
+  return masking.REDUCTIONS[reduction](values, batch.token_mask).value
+
+
+@pytest.mark.parametrize('reduction', ['token_mean', 'sequence_mean'])
+@pytest.mark.parametrize('objective', ['sft', 'dft', 'gft', 'grpo'])
+def test_loss_and_update_are_those_of_the_whole_batch(
+  model, params, batch, objective, reduction
+):
+  temperature = 0.7
+  state, metrics, _ = run(
+    model,
+    params,
+    batch,
+    objective,
+    tau=0.3,
+    reduction=reduction,
+    temperature=temperature,
+  )
+  seen = temperature if objective == 'grpo' else 1.0
+  loss, grads = jax.value_and_grad(
+    lambda p: expected_loss(model, p, batch, objective, reduction, seen)
+  )(params)
+  np.testing.assert_allclose(metrics['loss'].value, loss, rtol=1e-5)
+  np.testing.assert_allclose(
+    metrics['grad_norm'].value, optax.global_norm(grads), rtol=1e-5
+  )
+  chex.assert_trees_all_close(update_of(params, state), grads, atol=2e-6)
+
+
+@pytest.mark.parametrize('reduction', ['token_mean', 'sequence_mean'])
+@pytest.mark.parametrize('micro_batches', [2, 4])
+def test_micro_batches_add_exactly(
+  model, params, batch, reduction, micro_batches
+):
+  """Unequal lengths: a mean of micro-batch means would differ by percents."""
+  whole = run(model, params, batch, 'gft', reduction=reduction)
+  parts = run(
+    model,
+    params,
+    batch,
+    'gft',
+    reduction=reduction,
+    micro_batches=micro_batches,
+  )
+  chex.assert_trees_all_close(
+    update_of(params, whole[0]), update_of(params, parts[0]), atol=2e-6
+  )
+  for name, mean in whole[1].items():
+    np.testing.assert_allclose(mean.value, parts[1][name].value, rtol=2e-5)
+  for name, value in whole[2].items():
+    np.testing.assert_allclose(value, parts[2][name], rtol=2e-5)
+
+
+def test_mini_batches_are_updates_one_after_the_other(model, params, batch):
+  """Row b is in mini-batch b % 2; advantages are those of before."""
+  both, metrics, _ = run(model, params, batch, 'gft', mini_batches=2)
+  assert int(both.step) == 2
+  state = params
+  for part in range(2):
+    rows = jax.tree.map(lambda x: x[part::2], batch)  # noqa: B023
+    half, _, _ = run(model, state, rows, 'gft')
+    state = half.params
+  chex.assert_trees_all_close(both.params, state, atol=2e-6)
+  assert float(metrics['loss'].weight) == 2
+
+
+def test_padding_empty_slots_and_zero_advantage_groups_do_not_push(
+  model, params, batch
+):
+  noise = jax.random.randint(jax.random.key(5), (B, G, T), 0, V)
+  tokens = jnp.where(batch.token_mask, batch.responses.tokens, noise)
+  noisy = batch.replace(responses=batch.responses.replace(tokens=tokens))
+  a, _, _ = run(model, params, batch, 'gft')
+  b, _, _ = run(model, params, noisy, 'gft')
+  chex.assert_trees_all_close(a.params, b.params, atol=1e-6)
+
+  same = batch.replace(rewards=jnp.ones((B, G)))
+  still, metrics, maxima = run(model, params, same, 'gft')
+  chex.assert_trees_all_equal(still.params, params)
+  assert float(metrics['grad_norm'].value) == 0
+  assert float(metrics['zero_variance_groups'].value) == 1
+  assert float(maxima['max_weight']) == 0
+
+
+def test_largest_weight_is_bounded_by_tau_under_gft_and_not_under_sft(
+  model, params, batch
+):
+  tau = 0.3
+  a = advantages.group_normalized(batch.rewards, batch.member_mask)
+  _, _, gft = run(model, params, batch, 'gft', tau=tau)
+  _, _, sft = run(model, params, batch, 'sft')
+  assert 0 < float(gft['max_weight']) <= float(jnp.abs(a).max()) / tau
+  np.testing.assert_allclose(
+    sft['max_weight'], sft['max_inverse_probability'], rtol=1e-6
+  )
+
+
+def test_metrics_by_origin(model, params, batch):
+  _, metrics, _ = run(model, params, batch, 'gft')
+  assert float(metrics['reward_expert'].value) == 0.75
+  assert float(metrics['reward_teacher'].value) == 0.25
+  assert float(metrics['reward_self'].value) == 0.0
+  assert float(metrics['response_length_self'].value) == pytest.approx(8 / 3)
+  assert float(metrics['zero_variance_groups'].value) == 0.25
+  logp, _ = train_step.token_logprobs(model, params, batch, chunk=64)
+  mask = np.asarray(batch.token_mask)
+  np.testing.assert_allclose(
+    metrics['logp_teacher'].value,
+    np.asarray(logp)[:, 1][mask[:, 1]].mean(),
+    rtol=1e-5,
+  )
+
+
+def test_sft_has_no_reward_metrics(model, params, batch):
+  _, metrics, _ = run(model, params, batch, 'sft')
+  assert not [name for name in metrics if 'reward' in name]
+
+
+@pytest.mark.parametrize(
+  ('name', 'group', 'message'),
+  [
+    ('gtf', GroupConfig(), "'gtf' is not one of .*; did you mean gft"),
+    ('grpo', GroupConfig(1, 0, 4), 'self answers only, but group.experts=1'),
+    ('sft', GroupConfig(1, 0, 4), 'only, but group.samples=4'),
+  ],
+)
+def test_groups_that_an_objective_cannot_use_are_refused(name, group, message):
+  with pytest.raises(ConfigError, match=message):
+    objectives.choose(name, group)
