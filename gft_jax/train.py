@@ -269,16 +269,13 @@ def plan(config: Config, policy: Policy) -> list[Job]:
   """Resolves every stage, so that a mistake in the last stops the first."""
 
   @functools.cache
-  def load(settings, group, split, seed=0):
-    return data.load(
-      settings,
-      group,
-      policy.tokenizer,
-      split,
-      seed,
-      jax.process_index(),
-      jax.process_count(),
-    )
+  def tokenised(settings, group, split):
+    return data.load(settings, group, policy.tokenizer, split, config.seed)
+
+  def load(settings, group, split):
+    # What a split holds does not depend on these: stages share it.
+    settings = dataclasses.replace(settings, batch_size=1, split='')
+    return tokenised(settings, group, split)
 
   jobs: dict[str, Job] = {}
   for stage in config.stages:
@@ -301,14 +298,9 @@ def plan(config: Config, policy: Policy) -> list[Job]:
       stage=stage,
       config=settings,
       objective=objectives.choose(stage.objective, settings.group),
-      dataset=load(
-        settings.data,
-        settings.group,
-        settings.data.split,
-        config.seed + first_step,
-      ),
-      held_out={s: load(settings.data, OWN, s) for s in splits},
-      demonstrations=load(settings.data, EXPERT_ONLY, splits[0])
+      dataset=load(settings.data, settings.group, settings.data.split),
+      held_out={s: load(config.data, OWN, s) for s in splits},
+      demonstrations=load(config.data, EXPERT_ONLY, splits[0])
       if splits
       else None,
       first_step=first_step,
@@ -426,7 +418,12 @@ class Loop:
     """Runs or resumes one stage; returns its last evaluation."""
     stage = job.stage
     directory = _stage_directory(self.workdir, stage.name)
-    batches = job.dataset.iterator()
+    batches = job.dataset.batches(
+      job.config.data.batch_size,
+      self.config.seed + job.first_step,
+      jax.process_index(),
+      jax.process_count(),
+    )
     begin = self._fresh_state(job, self._result_of(stage.start))
     done, evaluation = 0, {}
     restored = checkpoint.restore(directory, begin)
@@ -499,17 +496,11 @@ class Loop:
         # The next rollout needs these parameters: nothing is lost by waiting,
         # and the seconds are charged to the phase that spends them.
         jax.block_until_ready(metrics)
+      clock.seconds['update'] = time.perf_counter() - start
 
-      def read(
-        step=step,
-        record=record,
-        metrics=metrics,
-        maxima=maxima,
-        clock=clock,
-        start=start,
-      ):
-        record |= _floats(metrics, maxima)
-        clock.seconds['update'] = time.perf_counter() - start
+      def read(step=step, record=record, clock=clock, result=(metrics, maxima)):
+        with clock.phase('update'):
+          record |= _floats(*result)
         _check_finite(job.stage.name, step, record)
         head = {'stage': job.stage.name, 'step': step}
         return head | record | clock.record() | _memory()

@@ -12,7 +12,6 @@ from flax.training.train_state import TrainState
 from gft_jax import checkpoint, parallel
 from gft_jax.config import MeshConfig
 
-
 # One object: it is part of a train state's identity.
 OPTIMIZER = optax.adamw(1e-3)
 

@@ -21,12 +21,14 @@ from gft_jax.config import (
   Stage,
 )
 
-STEPS = 60
+STEPS = 50
 
+ONE_ANSWER = ('group.teachers=0', 'group.samples=0')
+# The expert is terse: 16 tokens hold every answer.
 DEMONSTRATIONS = (
-  'group.teachers=0',
-  'group.samples=0',
+  *ONE_ANSWER,
   'data.batch_size=128',
+  'data.max_response=16',
 )
 OWN_SAMPLES = (
   'group.experts=0',
@@ -34,10 +36,9 @@ OWN_SAMPLES = (
   'group.samples=8',
 )
 PRETRAINING = (
-  *DEMONSTRATIONS,
+  *ONE_ANSWER,
   'data.split=pretrain',
   'data.batch_size=64',
-  'data.max_response=56',
   'optimizer.learning_rate=2e-3',
   'optimizer.schedule=cosine',
   'optimizer.warmup_steps=100',
@@ -51,10 +52,10 @@ def get_config() -> Config:
     data=DataConfig(batch_size=16, max_prompt=16, max_response=40),
     group=GroupConfig(experts=1, teachers=3, samples=4),
     optimizer=OptimizerConfig(learning_rate=1e-4),
-    checkpoint=CheckpointConfig(every=20),
+    checkpoint=CheckpointConfig(every=25),
     eval=EvalConfig(base='base'),
     stages=(
-      Stage('base', '', 'sft', 1000, PRETRAINING),
+      Stage('base', '', 'sft', 900, PRETRAINING),
       Stage('sft', 'base', 'sft', STEPS, DEMONSTRATIONS),
       Stage('gft', 'base', 'gft', STEPS),
       Stage('grpo', 'base', 'grpo', STEPS, OWN_SAMPLES),

@@ -1,6 +1,6 @@
 """Prompts with their expert and teacher answers, as batches of token ids.
 
-The doors: `load` gives a `Dataset`, `Dataset.iterator` batches without end and
+The doors: `load` gives a `Dataset`, `Dataset.batches` batches without end and
 with a position that can be saved, `Dataset.first` fixed rows for evaluation. They
 load on first use (PEP 562), for Grain and TFDS take seconds to import.
 """

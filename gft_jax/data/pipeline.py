@@ -111,15 +111,9 @@ class Dataset:
     empty_slots: dict[str, int],
     config: DataConfig,
     group: GroupConfig,
-    *,
-    seed: int,
-    shard_index: int,
-    shard_count: int,
   ) -> None:
     """Packs the rows; `load` makes them."""
-    self._size, self._seed = config.batch_size, seed
     self._widths = config.max_prompt, config.max_response
-    self._shard_index, self._shard_count = shard_index, shard_count
     self._origin = np.array(
       [EXPERT] * group.experts + [TEACHER] * group.teachers, np.int32
     )
@@ -175,29 +169,35 @@ class Dataset:
     """The first `count` rows in order, or all where there are fewer."""
     return self.examples(np.arange(min(count, len(self))))
 
-  def iterator(self) -> 'Batches':
-    """Batches without end for this process.
+  def batches(
+    self, size: int, seed: int, shard_index: int = 0, shard_count: int = 1
+  ) -> 'Batches':
+    """Batches without end for one process.
 
     The rows of step n depend on the seed alone: process k has every
     shard_count-th row of the global batch, from row k. An epoch drops the rows
     that do not fill a batch, so a batch never holds a row twice; each epoch is
     shuffled anew.
 
+    Args:
+      size: rows of the global batch.
+      seed: of the order.
+      shard_index: which process this is.
+      shard_count: number of processes that share a batch.
+
     Raises:
       ConfigError: the batch does not divide, or exceeds the dataset.
     """
     require(
-      self._size % self._shard_count == 0,
-      f'data.batch_size={self._size} is not a multiple of'
-      f' {self._shard_count} processes',
+      size % shard_count == 0,
+      f'data.batch_size={size} is not a multiple of {shard_count} processes',
     )
     require(
-      self._size <= len(self),
-      f'data.batch_size={self._size} exceeds the {len(self)} rows of the'
-      ' dataset',
+      size <= len(self),
+      f'data.batch_size={size} exceeds the {len(self)} rows of the dataset',
     )
-    schedule = _Schedule(len(self), self._size, self._seed)
-    local = slice(self._shard_index, None, self._shard_count)
+    schedule = _Schedule(len(self), size, seed)
+    local = slice(shard_index, None, shard_count)
     batches = grain.MapDataset.source(schedule).map(
       lambda positions: self.examples(positions[local])
     )
@@ -265,8 +265,6 @@ def load(
   tokenizer: transformers.PreTrainedTokenizerBase,
   split: str,
   seed: int = 0,
-  shard_index: int = 0,
-  shard_count: int = 1,
 ) -> Dataset:
   """A tokenised split of the embedded task or of a file.
 
@@ -282,9 +280,7 @@ def load(
       experts, or rows with a long expert answer are dropped from it.
     tokenizer: with an EOS, which ends every given answer.
     split: see `builders.source`.
-    seed: of the choice among teachers and of the order.
-    shard_index: which process this is.
-    shard_count: number of processes that share a batch.
+    seed: of the choice among teachers.
 
   Raises:
     ConfigError: no such split, file or column; no EOS; no chat template where
@@ -308,14 +304,7 @@ def load(
     f' {lost / total:.2f} above data.max_dropped={config.max_dropped}',
   )
   return Dataset(
-    rows,
-    {**source.dropped, **dropped},
-    empty_slots,
-    config,
-    group,
-    seed=seed,
-    shard_index=shard_index,
-    shard_count=shard_count,
+    rows, {**source.dropped, **dropped}, empty_slots, config, group
   )
 
 

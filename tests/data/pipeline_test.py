@@ -28,17 +28,17 @@ def rows(count):
 def load(tmp_path):
   """Loads rows through a file, all of them for training."""
 
-  def load(rows, group=GROUP, tokenizer=None, seed=0, shard=(0, 1), **settings):
+  def load(rows, group=GROUP, tokenizer=None, seed=0, **settings):
     path = tmp_path / 'rows.jsonl'
     path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
     config = DataConfig(
       path=str(path),
       eval_path=str(path),
       cache=str(tmp_path / 'cache'),
-      **{'batch_size': 4, **settings},
+      **settings,
     )
     tokenizer = tokenizer or arithmetic.tokenizer()
-    return data.load(config, group, tokenizer, 'train', seed, *shard)
+    return data.load(config, group, tokenizer, 'train', seed)
 
   return load
 
@@ -109,33 +109,33 @@ def test_a_batch_by_hand(load):
 
 
 def test_an_epoch_shows_every_row_once_and_the_next_another_order(load):
-  batches = load(rows(12)).iterator()
+  batches = load(rows(12)).batches(4, 0)
   epochs = [
     np.concatenate([next(batches).index for _ in range(3)]) for _ in range(3)
   ]
   for order in epochs:
     assert sorted(order) == list(range(1, 13))
   assert len({tuple(order) for order in epochs}) == 3
-  again = load(rows(12)).iterator()
+  again = load(rows(12)).batches(4, 0)
   np.testing.assert_array_equal(next(again).index, epochs[0][:4])
-  other = load(rows(12), seed=1).iterator()
+  other = load(rows(12)).batches(4, 1)
   assert not np.array_equal(next(other).index, epochs[0][:4])
 
 
 def test_a_batch_never_holds_a_row_twice(load):
-  batches = load(rows(11)).iterator()
+  batches = load(rows(11)).batches(4, 0)
   for _ in range(20):
     assert len(set(next(batches).index)) == 4
 
 
 @pytest.mark.parametrize('consumed', [0, 1, 3, 5, 8])
 def test_a_saved_position_continues_exactly(load, consumed):
-  whole = load(rows(14)).iterator()
+  whole = load(rows(14)).batches(4, 0)
   for _ in range(consumed):
     next(whole)
   state = json.loads(json.dumps(whole.get_state()))
   expected = [next(whole) for _ in range(7)]  # Across two epochs.
-  restored = load(rows(14)).iterator()
+  restored = load(rows(14)).batches(4, 0)
   next(restored)
   restored.set_state(state)
   for one in expected:
@@ -143,17 +143,17 @@ def test_a_saved_position_continues_exactly(load, consumed):
 
 
 def test_a_position_of_other_data_is_refused(load):
-  state = load(rows(12)).iterator().get_state()
+  state = load(rows(12)).batches(4, 0).get_state()
   changed = rows(12)
   changed[5]['expert'] = '#6'
   with pytest.raises(ConfigError, match='the data has changed'):
-    load(changed).iterator().set_state(state)
-  load(rows(12), batch_size=2).iterator().set_state(state)
+    load(changed).batches(4, 0).set_state(state)
+  load(rows(12)).batches(2, 0).set_state(state)
 
 
 def test_shards_are_the_parts_of_one_batch(load):
-  whole = load(rows(12)).iterator()
-  shards = [load(rows(12), shard=(k, 2)).iterator() for k in range(2)]
+  whole = load(rows(12)).batches(4, 0)
+  shards = [load(rows(12)).batches(4, 0, k, 2) for k in range(2)]
   for _ in range(6):
     one = set(next(whole).index)
     parts = [set(next(shard).index) for shard in shards]
@@ -163,9 +163,9 @@ def test_shards_are_the_parts_of_one_batch(load):
 
 def test_sizes_that_do_not_fit(load):
   with pytest.raises(ConfigError, match=r'batch_size=4 is not.*3 processes'):
-    load(rows(12), shard=(0, 3)).iterator()
+    load(rows(12)).batches(4, 0, 0, 3)
   with pytest.raises(ConfigError, match=r'batch_size=4 exceeds the 3 rows'):
-    load(rows(3)).iterator()
+    load(rows(3)).batches(4, 0)
 
 
 def test_what_is_too_long_is_dropped_and_counted(load):
@@ -233,7 +233,7 @@ def test_nothing_left_stops_at_any_threshold(load):
 
 def test_a_group_without_given_answers(load):
   own = GroupConfig(experts=0, teachers=0, samples=4)
-  found = next(load(rows(8), own).iterator())
+  found = next(load(rows(8), own).batches(4, 0))
   assert found.given_tokens.shape == (4, 0, 40)
   assert found.given_length.shape == (4, 0)
   assert found.given_texts == [[]] * 4
@@ -340,11 +340,11 @@ def test_a_prompt_without_tokens_is_dropped(load):
 def test_the_embedded_task_trains_at_its_defaults(tmp_path, monkeypatch):
   monkeypatch.setitem(arithmetic.SIZES, 'train', 400)
   monkeypatch.setitem(arithmetic.SIZES, 'pretrain', 400)
-  config = DataConfig(cache=str(tmp_path), batch_size=128)
+  config = DataConfig(cache=str(tmp_path))
   tokenizer = arithmetic.tokenizer()
   dataset = data.load(config, GroupConfig(), tokenizer, 'train')
   assert (len(dataset), dataset.statistics.dropped) == (400, {})
-  batches = dataset.iterator()
+  batches = dataset.batches(128, 0)
   batch = next(batches)
   assert (batch.given_length > 0).all()
   for i in range(128):

@@ -1,0 +1,297 @@
+"""The loop on a decoder that trains in seconds."""
+
+import dataclasses
+import json
+import math
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from gft_jax import train as train_lib
+from gft_jax import writers
+from gft_jax.config import (
+  Architecture,
+  CheckpointConfig,
+  Config,
+  ConfigError,
+  DataConfig,
+  EvalConfig,
+  GroupConfig,
+  LogConfig,
+  ModelConfig,
+  OptimizerConfig,
+  SamplerConfig,
+  Stage,
+  override,
+)
+
+DEMONSTRATIONS = ('group.teachers=0', 'group.samples=0')
+OWN_SAMPLES = ('group.experts=0', 'group.teachers=0', 'group.samples=4')
+
+
+@pytest.fixture(scope='session')
+def config(tmp_path_factory):
+  return Config(
+    model=ModelConfig(
+      architecture=Architecture(
+        width=16, heads=2, kv_heads=1, head_size=8, mlp_width=32, layers=2
+      )
+    ),
+    data=DataConfig(
+      batch_size=4,
+      max_prompt=16,
+      max_response=28,
+      max_dropped=0.5,
+      rows=64,
+      cache=str(tmp_path_factory.mktemp('cache')),
+    ),
+    group=GroupConfig(experts=1, teachers=1, samples=2),
+    sampler=SamplerConfig(temperature=1.0),
+    optimizer=OptimizerConfig(learning_rate=1e-3),
+    checkpoint=CheckpointConfig(every=2),
+    eval=EvalConfig(
+      splits=('test',),
+      prompts=6,
+      samples=2,
+      ks=(1, 2),
+      max_response=20,
+      kl_prompts=5,
+      batch_size=4,
+      base='base',
+    ),
+    log=LogConfig(progress=False, tensorboard=False),
+    stages=(
+      Stage('base', '', 'sft', 3, (*DEMONSTRATIONS, 'data.split=pretrain')),
+      Stage('gft', 'base', 'gft', 3),
+      Stage('grpo', 'gft', 'grpo', 2, OWN_SAMPLES),
+    ),
+  )
+
+
+@pytest.fixture(scope='session')
+def whole(config, tmp_path_factory):
+  """A finished run and what train() returned."""
+  workdir = tmp_path_factory.mktemp('whole')
+  return workdir, train_lib.train(config, workdir)
+
+
+def comparable(records):
+  """Without wall-clock and memory."""
+  return [
+    {k: v for k, v in r.items() if not k.startswith(('time/', 'memory/'))}
+    for r in records
+  ]
+
+
+def test_a_run_leaves_config_metrics_checkpoints_and_a_report(config, whole):
+  workdir, results = whole
+  assert json.loads((workdir / 'config.json').read_text())['seed'] == 0
+  assert (workdir / 'report' / 'index.html').stat().st_size > 1000
+  tape = [
+    (r['stage'], r['step'], 'eval/entropy' in r)
+    for r in writers.read_metrics(workdir)
+  ]
+  assert tape == [
+    *[('base', i, False) for i in (1, 2, 3)],
+    ('base', 3, True),
+    *[('gft', i, False) for i in (1, 2, 3)],
+    ('gft', 3, True),
+    *[('grpo', i, False) for i in (1, 2)],
+    ('grpo', 2, True),
+  ]
+  steps = {
+    stage.name: sorted(
+      int(p.name) for p in (workdir / 'checkpoints' / stage.name).iterdir()
+    )
+    for stage in config.stages
+  }
+  assert steps == {'base': [2, 3], 'gft': [2, 3], 'grpo': [2]}
+  assert set(results) == {'base', 'gft', 'grpo'}
+
+
+def test_metrics_of_a_gft_step_are_there_and_finite(whole):
+  record = [
+    r
+    for r in writers.read_metrics(whole[0])
+    if r['stage'] == 'gft' and 'train/loss' in r
+  ][-1]
+  assert {
+    'train/entropy',
+    'train/grad_norm',
+    'train/learning_rate',
+    'train/logp_expert',
+    'train/max_inverse_probability',
+    'train/max_weight',
+    'train/rectified_fraction',
+    'train/response_length_self',
+    'train/reward',
+    'train/reward_expert',
+    'train/reward_self',
+    'train/reward_teacher',
+    'train/tokens',
+    'train/truncated_fraction',
+    'train/zero_variance_groups',
+    'time/data',
+    'time/reward',
+    'time/sample',
+    'time/update',
+    'memory/host_peak_mb',
+  } <= set(record)
+  numbers = [v for v in record.values() if not isinstance(v, str)]
+  assert all(math.isfinite(v) for v in numbers)
+  assert record['train/reward_expert'] == 1.0
+
+
+def test_drift_is_from_the_base_stage(whole):
+  _, results = whole
+  assert results['base']['eval/kl_to_base'] == 0.0
+  assert results['gft']['eval/kl_to_base'] > 0.0
+
+
+def test_a_finished_run_is_not_run_again(config, whole):
+  workdir, results = whole
+  before = (workdir / 'metrics.jsonl').read_bytes()
+  assert train_lib.train(config, workdir) == results
+  assert (workdir / 'metrics.jsonl').read_bytes() == before
+
+
+class Stop(Exception):
+  """Stands for a kill."""
+
+
+@pytest.mark.parametrize('kill', [('base', 3), ('gft', 1), ('gft', 3)])
+def test_resume_repeats_the_uninterrupted_run_bit_for_bit(
+  config, whole, tmp_path, monkeypatch, kill
+):
+  write = writers.MetricsFile.write
+
+  def write_until_killed(self, record):
+    if (record['stage'], record['step']) == kill:
+      raise Stop
+    write(self, record)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(writers.MetricsFile, 'write', write_until_killed)
+    with pytest.raises(Stop):
+      train_lib.train(config, tmp_path)
+  assert train_lib.train(config, tmp_path) == whole[1]
+  assert comparable(writers.read_metrics(tmp_path)) == comparable(
+    writers.read_metrics(whole[0])
+  )
+  policy = train_lib.load_policy(config)
+  chex.assert_trees_all_equal(
+    train_lib.result_of(policy, tmp_path, 'grpo'),
+    train_lib.result_of(policy, whole[0], 'grpo'),
+  )
+
+
+def test_a_changed_config_is_refused_by_name(config, whole):
+  changed = override(config, 'loss.tau=0.1')
+  with pytest.raises(ConfigError, match=r'changed: loss.tau: 0.7 -> 0.1;'):
+    train_lib.train(changed, whole[0])
+
+
+@pytest.mark.parametrize(
+  ('assignment', 'message'),
+  [
+    ('data.path=nowhere.jsonl', 'nowhere.jsonl'),
+    ('model.path=/nowhere', '/nowhere'),
+    ('data.batch_size=6', r'data.batch_size=6 .* multiple of 4'),
+    ('mesh.data=64', 'needs 64 devices'),
+    ('eval.splits=tset', 'tset'),
+    ('eval.base=sft', "eval.base='sft' is not a stage"),
+    ('stages.gft.objective=gtf', 'did you mean gft'),
+    ('stages.gft.overrides=seed=1', 'seed belongs to the whole run'),
+    ('eval.max_response=4000', 'max_positions=2048'),
+    ('reward.function=math.nope:f', 'math.nope'),
+  ],
+)
+def test_what_cannot_work_is_said_before_anything_is_written(
+  config, tmp_path, assignment, message
+):
+  config = override(config, 'optimizer.micro_batches=4')
+  workdir = tmp_path / 'run'
+  with pytest.raises(ConfigError, match=message) as caught:
+    train_lib.train(override(config, assignment), workdir)
+  assert '\n' not in str(caught.value)
+  assert not workdir.exists()
+
+
+def test_a_non_finite_step_is_named_and_the_last_checkpoint_stands(
+  config, tmp_path
+):
+  explode = ('optimizer.learning_rate=1e30', 'optimizer.clip_norm=0')
+  stage = dataclasses.replace(
+    config.stages[0],
+    steps=6,
+    overrides=(*config.stages[0].overrides, *explode, 'checkpoint.every=1'),
+  )
+  config = dataclasses.replace(config, stages=(stage,))
+  with pytest.raises(train_lib.NonFiniteError, match='stage base, step 2'):
+    train_lib.train(config, tmp_path)
+  policy = train_lib.load_policy(config)
+  _, step = train_lib.result_of(policy, tmp_path, 'base')
+  assert step == 1
+
+
+def test_time_outs_are_journalled_and_replayed(config, tmp_path):
+  """The reward sleeps on its first run of an answer; the replay must not."""
+  config = override(config, 'reward.function=tests.reward_functions:hang')
+  config = override(config, 'reward.workers=1')
+  config = override(config, 'reward.timeout_s=0.2')
+  config = dataclasses.replace(
+    config,
+    stages=(Stage('gft', '', 'gft', 1),),
+    eval=dataclasses.replace(config.eval, splits=(), base=''),
+    data=dataclasses.replace(config.data, batch_size=1),
+  )
+  train_lib.train(config, tmp_path)
+  (record,) = writers.read_metrics(tmp_path)[:1]
+  count = record['train/reward_failures/timeout']
+  assert count > 0
+  journal = train_lib.Journal(tmp_path / 'timeouts.jsonl')
+  assert len(journal.replay('gft/1')) >= 1
+
+
+def test_journal_survives_a_line_cut_by_a_kill(tmp_path):
+  path = tmp_path / 'timeouts.jsonl'
+  train_lib.Journal(path).record('gft/1', (3, 5))
+  with path.open('a') as file:
+    file.write('\n{"batch": "gft/2", "posi')
+  journal = train_lib.Journal(path)
+  assert journal.replay('gft/1') == (3, 5)
+  assert journal.replay('gft/2') == ()
+  journal.record('gft/2', (1,))
+  assert train_lib.Journal(path).replay('gft/2') == (1,)
+
+
+def test_mesh_of_eight_gives_the_same_run(config, whole, tmp_path):
+  """Sums over devices round differently, so: to a tolerance."""
+  config = override(config, 'data.batch_size=8')
+  alone = dataclasses.replace(config, stages=config.stages[:1])
+  spread = override(override(alone, 'mesh.data=4'), 'mesh.fsdp=2')
+  spread = override(spread, 'eval.batch_size=8')
+  alone = override(alone, 'eval.batch_size=8')
+  train_lib.train(alone, tmp_path / 'alone')
+  train_lib.train(spread, tmp_path / 'spread')
+  for a, b in zip(
+    comparable(writers.read_metrics(tmp_path / 'alone')),
+    comparable(writers.read_metrics(tmp_path / 'spread')),
+  ):
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+      if name.startswith('train/'):
+        np.testing.assert_allclose(value, b[name], rtol=1e-3, err_msg=name)
+
+
+def test_keys_differ_by_seed_stream_and_step():
+  keys = [
+    train_lib.key_of(seed, stream, step)
+    for seed in (0, 1)
+    for stream in ('sample', 'evaluate')
+    for step in (0, 1)
+  ]
+  data = {tuple(np.asarray(jax.random.key_data(key))) for key in keys}
+  assert len(data) == len(keys)
