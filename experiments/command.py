@@ -9,6 +9,7 @@ import pathlib
 import runpy
 import sys
 from collections.abc import Callable
+from typing import NamedTuple
 
 from gft_jax.config import (
   Config,
@@ -48,8 +49,20 @@ def add_config(
   arguments.epilog = '\n'.join(lines)
 
 
-def load_config(path: str, assignments: list[str]) -> Config:
-  """The config of a file under the overrides.
+class Recipe(NamedTuple):
+  """A config file.
+
+  Attributes:
+    config: what its get_config() gave, under the overrides.
+    claims: its claims(evaluations) -> {sentence: holds}, or None.
+  """
+
+  config: Config
+  claims: Callable[[dict[str, dict[str, float]]], dict[str, bool]] | None
+
+
+def load_recipe(path: str, assignments: list[str]) -> Recipe:
+  """Runs a config file and applies the overrides.
 
   Raises:
     ConfigError: no such file (names the nearest), no get_config in it, or an
@@ -61,14 +74,13 @@ def load_config(path: str, assignments: list[str]) -> Config:
     raise ConfigError(
       f'--config {path}: no such file' + nearest(path, map(str, known))
     )
-  # Not '__main__': the file defines, it does not run.
   names = runpy.run_path(str(file))
   if 'get_config' not in names:
     raise ConfigError(f'--config {path}: it has no get_config()')
   config = names['get_config']()
   for assignment in assignments:
     config = override(config, assignment)
-  return config
+  return Recipe(config, names.get('claims'))
 
 
 def read_config(workdir: str) -> Config:

@@ -22,7 +22,9 @@ def main(arguments: list[str] | None = None) -> int:
   command.add_config(parser, required=False)
   parser.add_argument('--workdir', help='a run, instead of --config')
   parser.add_argument('--stage', help='the stage of the run')
-  parser.add_argument('--out', help='folder for evaluation.json')
+  parser.add_argument(
+    '--out', help='folder to write; by default WORKDIR/evaluation-STAGE'
+  )
   options = parser.parse_args(arguments)
 
   def work():
@@ -36,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
       for assignment in options.set:
         config = override(config, assignment)
     else:
-      config = command.load_config(options.config, options.set)
+      config = command.load_recipe(options.config, options.set).config
     policy = train.load_policy(config)
     params = policy.params
     if options.workdir:
@@ -44,9 +46,10 @@ def main(arguments: list[str] | None = None) -> int:
       if config.eval.base:
         base, _ = train.result_of(policy, options.workdir, config.eval.base)
         policy = policy._replace(params=base)
-    out = pathlib.Path(options.out or options.workdir or '.')
     name = options.stage or 'model'
-    out = out / f'evaluation-{name}'
+    out = pathlib.Path(
+      options.out or f'{options.workdir or "."}/evaluation-{name}'
+    )
     metrics = train.evaluate_policy(config, out, policy, params)
     (out / 'evaluation.json').write_text(json.dumps(metrics, indent=1))
     print(report.table({name: metrics}))

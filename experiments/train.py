@@ -22,10 +22,13 @@ def main(arguments: list[str] | None = None) -> int:
   def work():
     from gft_jax import parallel, report, train
 
-    config = command.load_config(options.config, options.set)
+    recipe = command.load_recipe(options.config, options.set)
     parallel.initialize_processes()
-    train.train(config, options.workdir)
-    print(report.table(options.workdir))
+    results = train.train(recipe.config, options.workdir)
+    print(report.table(results))
+    if recipe.claims:
+      for claim, holds in recipe.claims(results).items():
+        print(f'{"holds" if holds else "DOES NOT HOLD"}: {claim}')
     print(f'report: {options.workdir}/report/index.html')
 
   return command.run(work)

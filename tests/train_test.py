@@ -12,69 +12,10 @@ import pytest
 from gft_jax import train as train_lib
 from gft_jax import writers
 from gft_jax.config import (
-  Architecture,
-  CheckpointConfig,
-  Config,
   ConfigError,
-  DataConfig,
-  EvalConfig,
-  GroupConfig,
-  LogConfig,
-  ModelConfig,
-  OptimizerConfig,
-  SamplerConfig,
   Stage,
   override,
 )
-
-DEMONSTRATIONS = ('group.teachers=0', 'group.samples=0')
-OWN_SAMPLES = ('group.experts=0', 'group.teachers=0', 'group.samples=4')
-
-
-@pytest.fixture(scope='session')
-def config(tmp_path_factory):
-  return Config(
-    model=ModelConfig(
-      architecture=Architecture(
-        width=16, heads=2, kv_heads=1, head_size=8, mlp_width=32, layers=2
-      )
-    ),
-    data=DataConfig(
-      batch_size=4,
-      max_prompt=16,
-      max_response=28,
-      max_dropped=0.5,
-      rows=64,
-      cache=str(tmp_path_factory.mktemp('cache')),
-    ),
-    group=GroupConfig(experts=1, teachers=1, samples=2),
-    sampler=SamplerConfig(temperature=1.0),
-    optimizer=OptimizerConfig(learning_rate=1e-3),
-    checkpoint=CheckpointConfig(every=2),
-    eval=EvalConfig(
-      splits=('test',),
-      prompts=6,
-      samples=2,
-      ks=(1, 2),
-      max_response=20,
-      kl_prompts=5,
-      batch_size=4,
-      base='base',
-    ),
-    log=LogConfig(progress=False, tensorboard=False),
-    stages=(
-      Stage('base', '', 'sft', 3, (*DEMONSTRATIONS, 'data.split=pretrain')),
-      Stage('gft', 'base', 'gft', 3),
-      Stage('grpo', 'gft', 'grpo', 2, OWN_SAMPLES),
-    ),
-  )
-
-
-@pytest.fixture(scope='session')
-def whole(config, tmp_path_factory):
-  """A finished run and what train() returned."""
-  workdir = tmp_path_factory.mktemp('whole')
-  return workdir, train_lib.train(config, workdir)
 
 
 def comparable(records):

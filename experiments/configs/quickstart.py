@@ -24,11 +24,11 @@ from gft_jax.config import (
 STEPS = 50
 
 ONE_ANSWER = ('group.teachers=0', 'group.samples=0')
-# The expert is terse: 16 tokens hold every answer.
+# The expert is terse: 12 tokens hold every answer.
 DEMONSTRATIONS = (
   *ONE_ANSWER,
   'data.batch_size=128',
-  'data.max_response=16',
+  'data.max_response=12',
 )
 OWN_SAMPLES = (
   'group.experts=0',
@@ -49,7 +49,7 @@ PRETRAINING = (
 
 def get_config() -> Config:
   return Config(
-    data=DataConfig(batch_size=16, max_prompt=16, max_response=40),
+    data=DataConfig(batch_size=16, max_prompt=14, max_response=40),
     group=GroupConfig(experts=1, teachers=3, samples=4),
     optimizer=OptimizerConfig(learning_rate=1e-4),
     checkpoint=CheckpointConfig(every=25),
@@ -64,3 +64,23 @@ def get_config() -> Config:
       Stage('sft_gft_grpo', 'sft_gft', 'grpo', STEPS, OWN_SAMPLES),
     ),
   )
+
+
+def claims(evaluations: dict[str, dict[str, float]]) -> dict[str, bool]:
+  """What held in every run of a study at this scale, and whether it does here.
+
+  Args:
+    evaluations: stage -> its last evaluation, as train.train returns them.
+  """
+  kl = {k: v['eval/kl_to_base'] for k, v in evaluations.items()}
+  right = {k: v['eval/test/avg@4'] for k, v in evaluations.items()}
+  return {
+    f'KL(SFT) > 3 KL(GFT): {kl["sft"]:.3f} > 3 x {kl["gft"]:.3f}': (
+      kl['sft'] > 3 * kl['gft']
+    ),
+    f'accuracy GFT > SFT: {right["gft"]:.3f} > {right["sft"]:.3f}': (
+      right['gft'] > right['sft']
+    ),
+    f'accuracy SFT -> GRPO < GRPO: {right["sft_grpo"]:.3f} <'
+    f' {right["grpo"]:.3f}': right['sft_grpo'] < right['grpo'],
+  }

@@ -19,6 +19,9 @@ import jax.numpy as jnp
 from gft_jax.config import Architecture
 from gft_jax.models import attention
 
+# Stacks up to this depth are unrolled.
+SHALLOW = 4
+
 # What the backward pass finds stored; it recomputes the rest layer by layer.
 REMAT_POLICIES = {
   'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -177,6 +180,9 @@ class Transformer(nn.Module):
       'variable_axes': {'params': 0},
       'split_rngs': {'params': True},
       'length': a.layers,
+      # A loop of few turns costs more than it saves: XLA's CPU backend copies
+      # what the backward pass needs (15 % of a step at two layers, measured).
+      'unroll': a.layers if a.layers <= SHALLOW else 1,
     }
     same = nn.broadcast
     self.blocks = nn.scan(
