@@ -111,8 +111,8 @@ QUICKSTART = str(ROOT / 'experiments/configs/quickstart.py')
     (['--config', QUICKSTART, '--set', 'data.path=no.jsonl'], 'no.jsonl'),
     (['--config', QUICKSTART, '--set', 'model.path=/no'], '/no'),
     (
-      ['--config', QUICKSTART, '--set', 'data.batch_size=10', 'mesh.data=3'],
-      'data.batch_size=10 is not a multiple of 3',
+      ['--config', QUICKSTART, '--set', 'mesh.data=3'],
+      'data.batch_size=64 is not a multiple of 3',
     ),
   ],
 )

@@ -17,6 +17,10 @@ def by_response(prompt: str, answer: str, response: str) -> float:
   return float(len(response))
 
 
+def hang(prompt: str, answer: str, response: str) -> float:
+  return _hang()
+
+
 def prompt_too(prompt: str, answer: str, response: str) -> float:
   return float(prompt == 'a')
 

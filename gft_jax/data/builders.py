@@ -119,6 +119,8 @@ def source(config: DataConfig, split: str) -> Source:
   task, _, expert = (config.path or EMBEDDED).partition('/')
   if task == EMBEDDED:
     return _embedded_source(config, expert or EXPERTS[0], split)
+  for path in filter(None, (config.path, config.eval_path)):
+    files.check_exists(pathlib.Path(path).expanduser())
   one_of('split', split, ('train', 'test'))
   if split == 'test' and config.eval_path:
     return _file_source(config, config.eval_path, 'all')

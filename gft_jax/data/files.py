@@ -31,6 +31,15 @@ class BadRow(ValueError):
   """Why one row of a file cannot be used."""
 
 
+def check_exists(path: pathlib.Path) -> None:
+  """Raises ConfigError, with the nearest name, if there is no such file."""
+  require(
+    path.is_file(),
+    f'data file {path} does not exist'
+    + nearest(path.name, _siblings(path.parent)),
+  )
+
+
 def column_map(path: pathlib.Path, columns: str) -> dict[str, str]:
   """The column of each role in a file; a role without a column is absent.
 
@@ -42,11 +51,7 @@ def column_map(path: pathlib.Path, columns: str) -> dict[str, str]:
     ConfigError: no such file, role or column, or no column for the prompt or
       for both the answer and the expert.
   """
-  require(
-    path.is_file(),
-    f'data file {path} does not exist'
-    + nearest(path.name, _siblings(path.parent)),
-  )
+  check_exists(path)
   first: dict[str, Any] = {}
   for _, raw in itertools.islice(_raw_rows(path), ROWS_FOR_COLUMNS):
     for name, value in raw.items() if isinstance(raw, dict) else ():

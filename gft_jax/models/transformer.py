@@ -173,16 +173,17 @@ class Transformer(nn.Module):
       block = nn.remat(
         Block,
         policy=REMAT_POLICIES[self.remat],
-        prevent_cse=False,  # A scan already keeps the two passes apart.
+        prevent_cse=False,  # The loop keeps the two passes apart.
         methods=('prompt', 'response'),
       )
+    shallow = a.layers <= SHALLOW
     over_layers = {
       'variable_axes': {'params': 0},
       'split_rngs': {'params': True},
       'length': a.layers,
       # A loop of few turns costs more than it saves: XLA's CPU backend copies
       # what the backward pass needs (15 % of a step at two layers, measured).
-      'unroll': a.layers if a.layers <= SHALLOW else 1,
+      'unroll': a.layers if shallow and self.remat == 'none' else 1,
     }
     same = nn.broadcast
     self.blocks = nn.scan(
