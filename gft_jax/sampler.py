@@ -204,9 +204,10 @@ def keep(
 def draw(logp: jax.Array, uniform: jax.Array) -> jax.Array:
   """Draws by the inverse of the cumulative distribution.
 
-  One uniform number per row instead of V of Gumbel noise. A token of
-  probability 0 is never drawn: the cumulative sum does not rise at it, and
-  `uniform * total` stays below the total in float32 for uniform < 1.
+  One uniform number per row instead of V of Gumbel noise. A parallel
+  cumulative sum in float32 is not quite monotone, so tokens of probability 0
+  are left out by name; among the others one always exceeds the threshold,
+  since uniform * maximum stays below the maximum for uniform < 1.
 
   Args:
     logp: [..., V] log-weights, -inf where a token is filtered out; they need
@@ -217,9 +218,10 @@ def draw(logp: jax.Array, uniform: jax.Array) -> jax.Array:
     [...] int32.
   """
   weights = jnp.exp(logp - jnp.max(logp, axis=-1, keepdims=True))
-  cumulative = jnp.cumsum(weights, axis=-1)
-  threshold = uniform[..., None] * cumulative[..., -1:]
-  return jnp.sum(cumulative <= threshold, axis=-1, dtype=jnp.int32)
+  cumulative = jnp.where(weights > 0, jnp.cumsum(weights, axis=-1), 0.0)
+  largest = jnp.max(cumulative, axis=-1, keepdims=True)
+  reached = cumulative > uniform[..., None] * largest
+  return jnp.argmax(reached, axis=-1).astype(jnp.int32)
 
 
 def _member_keys(key: jax.Array, index: jax.Array, group_size: int):

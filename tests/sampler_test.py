@@ -233,6 +233,24 @@ def test_draw_never_picks_a_token_of_probability_zero():
     assert int(token[0]) in (1, 3)
 
 
+def test_draw_is_exact_where_the_cumulative_sum_is_not_monotone():
+  rng = np.random.default_rng(0)
+  logp = rng.normal(size=50_000).astype(np.float32) * 6
+  logp[rng.random(50_000) < 0.5] = -np.inf
+  weights = jnp.exp(logp - logp.max())
+  cumulative = np.asarray(jnp.cumsum(weights))
+  assert (np.diff(cumulative) < 0).any(), 'the case is not met any more'
+  # Thresholds at every plateau's edge, where a wrong step would show.
+  uniform = jnp.asarray(cumulative[::97] / cumulative.max()) * (1 - 1e-7)
+  draw = jax.jit(jax.vmap(lambda u: sampler.draw(jnp.asarray(logp), u)))
+  tokens = np.asarray(draw(uniform))
+  assert np.isfinite(logp[tokens]).all()
+  exact = np.cumsum(np.asarray(weights, np.float64))
+  target = np.asarray(uniform, np.float64) * exact[-1]
+  allowed = np.asarray(weights)[tokens] + 2e-6 * exact[-1]
+  assert (np.abs(exact[tokens] - target) <= allowed).all()
+
+
 @pytest.fixture(scope='module')
 def decoder():
   model = Transformer(Architecture(vocab_size=17, kv_heads=2))
