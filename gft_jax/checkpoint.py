@@ -52,6 +52,7 @@ def save(
     position: JSON types: data iterator, byte offset of metrics.jsonl.
     keep: at least 1; only verified steps are counted and deleted.
   """
+  directory = directory.absolute()  # Orbax takes no other path.
   target = directory / f'{step:08d}'
   # A leftover of an interrupted or damaged save of the same step.
   shutil.rmtree(target, ignore_errors=True)
@@ -109,7 +110,8 @@ def newest(directory: pathlib.Path) -> pathlib.Path | None:
   One that does not is passed over with a warning that names it and the file
   at fault.
   """
-  for folder in sorted(directory.glob('[0-9]*'), reverse=True):
+  folders = directory.absolute().glob('[0-9]*')
+  for folder in sorted(folders, reverse=True):
     fault = _fault(folder)
     if not fault:
       return folder

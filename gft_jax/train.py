@@ -103,6 +103,8 @@ def update(state, batch, *, model, objective, settings, options):
 # One optimizer object per setting: it is part of a train state's identity.
 optimizer_of = functools.cache(make_optimizer)
 
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+
 # Evaluation looks at own answers, and at experts' alone.
 OWN = GroupConfig(experts=0, teachers=0, samples=1)
 EXPERT_ONLY = GroupConfig(experts=1, teachers=0, samples=0)
@@ -813,7 +815,8 @@ def _floats(
   """Waits for the device; a mean over nothing is left out."""
   metrics, maxima = jax.device_get((metrics, maxima))
   means = {k: float(m.value) for k, m in metrics.items() if m.weight > 0}
-  peaks = {k: float(v) for k, v in maxima.items()}
+  # A probability can underflow to 0, and JSON has no word for infinity.
+  peaks = {k: min(float(v), FLOAT32_MAX) for k, v in maxima.items()}
   return {f'train/{k}': v for k, v in sorted((means | peaks).items())}
 
 

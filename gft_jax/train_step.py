@@ -127,7 +127,8 @@ def make_train_step(
         for t in terms_of(logp, batch, advantages)
       )
     )(logp)
-    weight = masking.select(jnp.abs(slope) * jnp.exp(-logp), batch.token_mask)
+    inverse = jnp.exp(jnp.minimum(-logp, 80))  # finite, so 0 x it is 0
+    weight = masking.select(jnp.abs(slope) * inverse, batch.token_mask)
     maxima['max_weight'] = jnp.max(weight)
     return loss, (metrics, maxima)
 

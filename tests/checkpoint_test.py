@@ -1,5 +1,6 @@
 import json
 import logging
+import pathlib
 
 import chex
 import jax
@@ -48,6 +49,12 @@ def test_round_trip_is_bit_exact(tmp_path):
   params, step = checkpoint.restore_params(tmp_path, state_at(0).params)
   assert step == 5
   chex.assert_trees_all_equal(params, state_at(5).params)
+
+
+def test_a_relative_directory(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  save(pathlib.Path('run'), 5)
+  assert checkpoint.restore(pathlib.Path('run'), state_at(0)).step == 5
 
 
 def test_nothing_there(tmp_path):
