@@ -25,7 +25,7 @@ setuptools.setup(
     'flax>=0.12,<0.13',
     'grain>=0.2.16',
     'jax>=0.10.2,<0.11',
-    'math-verify[antlr4_13_2]>=0.9,<0.10',
+    'math-verify>=0.9,<0.10',
     'matplotlib>=3.10',
     'numpy>=2.0',
     'optax>=0.2.6',

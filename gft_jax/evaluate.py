@@ -1,20 +1,89 @@
 """Held-out evaluation: prompts in, numbers with intervals out.
 
+`held_out` is what a stage reports; it reaches devices and graders through the
+engine that train.py hands it, so it compiles nothing.
+
 Accuracy is over samples and problems: avg@k is the mean score, pass@k the
 unbiased estimate of Chen et al. 2021, each with a 95 % interval over
 problems. Drift is exact over the vocabulary, on the policy's own samples at
 temperature 1.
 """
 
-from typing import Any
+import collections
+import dataclasses
+import pathlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from gft_jax.batch import GroupBatch
+from gft_jax import data, groups
+from gft_jax.batch import GroupBatch, Prompts, Responses
+from gft_jax.config import Config, GroupConfig, SamplerConfig
 from gft_jax.ops import divergences, masking, passk
 from gft_jax.ops.logprobs import target_logprobs
 from gft_jax.ops.masking import WeightedMean
+from gft_jax.ops.rectification import dynamic_coefficient
+
+# Splits are read for own answers, or for experts' alone.
+OWN = GroupConfig(experts=0, teachers=0, samples=1)
+EXPERT_ONLY = GroupConfig(experts=1, teachers=0, samples=0)
+
+
+class Benchmark(NamedTuple):
+  """What is evaluated.
+
+  Attributes:
+    splits: name -> dataset (loaded for OWN), whose first rows are asked.
+    demonstrations: expert answers (loaded for EXPERT_ONLY), or None.
+  """
+
+  splits: dict[str, data.Dataset]
+  demonstrations: data.Dataset | None
+
+
+def held_out(
+  engine: Any,
+  params: Any,
+  base: Any | None,
+  benchmark: Benchmark,
+  config: Config,
+  *,
+  name: str,
+  figures: pathlib.Path,
+) -> dict[str, float]:
+  """Accuracy, likelihood of experts, and drift from the base.
+
+  Args:
+    engine: train.Engine.
+    params: the policy.
+    base: parameters of the base policy, or None for no drift.
+    benchmark: splits and demonstrations.
+    config: its `eval`, `sampler`, `reward` and `loss` are used.
+    name: of this evaluation, for the journal of time-outs.
+    figures: file that receives the weights of Figure 2.
+
+  Returns:
+    'eval/...' -> number.
+  """
+  metrics = {}
+  for number, (split, dataset) in enumerate(benchmark.splits.items()):
+    key = engine.key('evaluate', number)
+    scores, failures = _answers(
+      engine, params, dataset, config, key, f'{name}/{split}'
+    )
+    values = accuracy(scores, config.eval.ks)
+    values |= {f'reward_failures/{k}': v for k, v in failures.items()}
+    metrics |= {f'{split}/{k}': v for k, v in values.items()}
+  if benchmark.demonstrations:
+    metrics |= _demonstrations(
+      engine, params, benchmark.demonstrations, config, figures
+    )
+  if base is not None and config.eval.kl_prompts and benchmark.splits:
+    dataset = next(iter(benchmark.splits.values()))
+    metrics |= _drift(engine, params, base, dataset, config)
+  return {f'eval/{k}': v for k, v in metrics.items()}
 
 
 def accuracy(scores: np.ndarray, ks: tuple[int, ...]) -> dict[str, float]:
@@ -89,3 +158,137 @@ def pad_rows(tree: Any, rows: int) -> Any:
     return np.concatenate([x, np.repeat(x[-1:], missing, axis=0)])
 
   return jax.tree.map(one, tree)
+
+
+def prompts_of(examples: data.Examples) -> Prompts:
+  return Prompts(
+    tokens=examples.tokens, length=examples.length, index=examples.index
+  )
+
+
+def given_of(examples: data.Examples) -> Responses:
+  """The dataset's answers; no policy of ours has sampled them."""
+  return Responses(
+    tokens=examples.given_tokens,
+    length=examples.given_length,
+    behavior_logp=np.zeros(examples.given_tokens.shape, np.float32),
+  )
+
+
+def _answers(
+  engine: Any,
+  params: Any,
+  dataset: data.Dataset,
+  config: Config,
+  key: jax.Array,
+  name: str,
+) -> tuple[np.ndarray, dict[str, int]]:
+  """Scores [problems, samples] of sampled answers, and failures by cause."""
+  settings = config.eval
+  sampling = dataclasses.replace(
+    config.sampler, temperature=settings.temperature
+  )
+  scores, failures = [], collections.Counter()
+  batches = _batches(dataset, settings.prompts, settings.batch_size)
+  for number, examples in enumerate(batches):
+    responses = engine.sample(
+      params,
+      pad_rows(prompts_of(examples), settings.batch_size),
+      key,
+      sampling,
+      settings.samples,
+      settings.max_response,
+    )
+    responses = _rows(responses, len(examples.index))
+    texts, finished = groups.decode(
+      engine.tokenizer, responses, engine.stop_ids
+    )
+    scored = engine.score(
+      config.reward,
+      f'{name}/{number}',
+      examples,
+      texts,
+      responses.length > 0,
+      finished,
+    )
+    scores.append(scored.rewards)
+    failures.update(scored.failures)
+  return np.concatenate(scores), dict(failures)
+
+
+def _demonstrations(
+  engine: Any,
+  params: Any,
+  dataset: data.Dataset,
+  config: Config,
+  figures: pathlib.Path,
+) -> dict[str, float]:
+  """Likelihood of held-out expert answers.
+
+  C/p, the multiplier of grad p, before (C = 1) and after rectification goes
+  to `figures` for the report.
+  """
+  settings = config.eval
+  parts = []
+  for examples in _batches(dataset, settings.prompts, settings.batch_size):
+    batch = _unscored(
+      prompts_of(examples), given_of(examples), settings.batch_size
+    )
+    logp = engine.token_logprobs(params, batch, chunk=config.loss.chunk)
+    parts.append(logp[np.asarray(batch.token_mask)])
+  logp = np.concatenate(parts)
+  coefficient = np.asarray(dynamic_coefficient(logp, tau=config.loss.tau))
+  figures.parent.mkdir(parents=True, exist_ok=True)
+  np.savez(figures, before=np.exp(-logp), after=coefficient * np.exp(-logp))
+  return {
+    'expert_logp': float(logp.mean()),
+    'expert_rectified_fraction': float(np.mean(coefficient < 1)),
+  }
+
+
+def _drift(
+  engine: Any, params: Any, base: Any, dataset: data.Dataset, config: Config
+) -> dict[str, float]:
+  """`drift` on one sample per prompt."""
+  settings = config.eval
+  key = engine.key('drift', 0)
+  totals = []
+  for examples in _batches(dataset, settings.kl_prompts, settings.batch_size):
+    prompts = prompts_of(examples)
+    responses = engine.sample(
+      params,
+      pad_rows(prompts, settings.batch_size),
+      key,
+      SamplerConfig(temperature=1.0),
+      1,
+      settings.max_response,
+    )
+    batch = _unscored(
+      prompts, _rows(responses, len(examples.index)), settings.batch_size
+    )
+    totals.append(engine.drift(params, base, batch, chunk=config.loss.chunk))
+  return {
+    name: float(sum(part[name] for part in totals).value) for name in totals[0]
+  }
+
+
+def _batches(
+  dataset: data.Dataset, count: int, size: int
+) -> Iterator[data.Examples]:
+  """The first `count` rows in order; the last batch may be smaller."""
+  count = min(count, len(dataset))
+  for start in range(0, count, size):
+    yield dataset.examples(np.arange(start, min(start + size, count)))
+
+
+def _rows(tree: Any, count: int) -> Any:
+  return jax.tree.map(lambda x: x[:count], tree)
+
+
+def _unscored(prompts: Prompts, given: Responses, rows: int) -> GroupBatch:
+  """A batch without rewards, padded to `rows` rows with empty slots."""
+  real = len(given.length)
+  prompts, given = pad_rows((prompts, given), rows)
+  given.length[real:] = 0
+  zeros = np.zeros(given.length.shape, np.float32)
+  return groups.build(prompts, given, zeros.astype(np.int32), zeros)

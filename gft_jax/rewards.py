@@ -22,11 +22,14 @@ Spawned workers import this module and the caller's main module, hence no jax
 here, and none at the top level of a script.
 """
 
+import contextlib
 import importlib
+import json
 import logging
 import multiprocessing
 import numbers
 import os
+import pathlib
 import re
 import resource
 import signal
@@ -226,6 +229,35 @@ class Grader:
       initargs=(self._config,),
       context=multiprocessing.get_context('spawn'),
     )
+
+
+class Journal:
+  """Answers that hit the time limit, so that a resumed run repeats them.
+
+  Time is the one input that a second run need not repeat. Each line of the
+  file names a batch of answers and the positions that timed out in it.
+  """
+
+  def __init__(self, path: pathlib.Path):
+    self._path = path
+    self._timed_out: dict[str, tuple[int, ...]] = {}
+    if path.exists():
+      for line in path.read_text().splitlines():
+        with contextlib.suppress(ValueError):  # A line cut by a kill.
+          entry = json.loads(line)
+          self._timed_out[entry['batch']] = tuple(entry['positions'])
+
+  def replay(self, batch: str) -> tuple[int, ...]:
+    return self._timed_out.get(batch, ())
+
+  def record(self, batch: str, positions: tuple[int, ...]) -> None:
+    if positions and positions != self.replay(batch):
+      self._timed_out[batch] = positions
+      with self._path.open('a') as file:
+        line = json.dumps({'batch': batch, 'positions': positions})
+        file.write(f'\n{line}')
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def resolve(name: str) -> Reward:

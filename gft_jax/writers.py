@@ -5,11 +5,14 @@ groups train, eval, time and memory. metrics.jsonl is always written and is the
 truth of a run; the others are conveniences.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import pathlib
+import resource
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -211,6 +214,29 @@ def make_writer(
   if config.progress:
     writers.append(ProgressBar())
   return Tee(writers + wandb)
+
+
+class Clock:
+  """Seconds by phase."""
+
+  def __init__(self):
+    self.seconds: dict[str, float] = {}
+
+  @contextlib.contextmanager
+  def phase(self, name: str):
+    start = time.perf_counter()
+    yield
+    spent = time.perf_counter() - start
+    self.seconds[name] = self.seconds.get(name, 0.0) + spent
+
+  def record(self) -> Record:
+    return {f'time/{name}': value for name, value in self.seconds.items()}
+
+
+def memory() -> Record:
+  """The largest resident size that this process has had."""
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return {'memory/host_peak_mb': peak / 1024}
 
 
 def read_metrics(workdir: str | pathlib.Path) -> list[Record]:

@@ -12,7 +12,8 @@ HOUSE = pathlib.Path(__file__).parents[1] / 'gft_jax'
 # From the ground up. A room may import rooms below it and itself, never a room
 # beside it: it receives the neighbour's value as an argument from train.py.
 # The step reads the nouns of the objectives table and the report reads what the
-# writers wrote, so objectives and report have floors of their own.
+# writers wrote, so objectives and report have floors of their own. The
+# engine is the one place with jit, below the loop that drives it.
 FLOORS = (
   ('ops',),
   ('config', 'batch'),
@@ -21,7 +22,7 @@ FLOORS = (
   ('objectives',),
   ('parallel', 'train_step', 'evaluate'),
   ('checkpoint', 'writers'),
-  ('report',),
+  ('report', 'engine'),
   ('train',),
 )
 LEVEL = {room: level for level, floor in enumerate(FLOORS) for room in floor}

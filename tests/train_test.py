@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import pytest
 
+from gft_jax import engine, rewards, writers
 from gft_jax import train as train_lib
-from gft_jax import writers
 from gft_jax.config import (
   ConfigError,
   Stage,
@@ -192,20 +192,20 @@ def test_time_outs_are_journalled_and_replayed(config, tmp_path):
   (record,) = writers.read_metrics(tmp_path)[:1]
   count = record['train/reward_failures/timeout']
   assert count > 0
-  journal = train_lib.Journal(tmp_path / 'timeouts.jsonl')
+  journal = rewards.Journal(tmp_path / 'timeouts.jsonl')
   assert len(journal.replay('gft/1')) >= 1
 
 
 def test_journal_survives_a_line_cut_by_a_kill(tmp_path):
   path = tmp_path / 'timeouts.jsonl'
-  train_lib.Journal(path).record('gft/1', (3, 5))
+  rewards.Journal(path).record('gft/1', (3, 5))
   with path.open('a') as file:
     file.write('\n{"batch": "gft/2", "posi')
-  journal = train_lib.Journal(path)
+  journal = rewards.Journal(path)
   assert journal.replay('gft/1') == (3, 5)
   assert journal.replay('gft/2') == ()
   journal.record('gft/2', (1,))
-  assert train_lib.Journal(path).replay('gft/2') == (1,)
+  assert rewards.Journal(path).replay('gft/2') == (1,)
 
 
 def test_mesh_of_eight_gives_the_same_run(config, whole, tmp_path):
@@ -229,7 +229,7 @@ def test_mesh_of_eight_gives_the_same_run(config, whole, tmp_path):
 
 def test_keys_differ_by_seed_stream_and_step():
   keys = [
-    train_lib.key_of(seed, stream, step)
+    engine.key_of(seed, stream, step)
     for seed in (0, 1)
     for stream in ('sample', 'evaluate')
     for step in (0, 1)

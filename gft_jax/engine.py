@@ -1,0 +1,213 @@
+"""The compiled programs of a run, on its mesh: the one place with jit.
+
+Rooms above ask the engine to sample, score, update and measure; they see no
+mesh and no compiler. Everything random is a function of (seed, stream, step):
+`Engine.key` is the only source of keys, and no key is ever stored.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax.training.train_state import TrainState
+
+from gft_jax import (
+  data,
+  evaluate,
+  groups,
+  objectives,
+  parallel,
+  rewards,
+  sampler,
+  train_step,
+)
+from gft_jax.batch import GroupBatch, Prompts, Responses
+from gft_jax.config import (
+  Config,
+  OptimizerConfig,
+  RewardConfig,
+  SamplerConfig,
+)
+from gft_jax.ops.masking import WeightedMean
+from gft_jax.optimizer import make_optimizer
+
+# Named random streams; see `key_of`.
+STREAMS = {'init': 0, 'sample': 1, 'evaluate': 2, 'drift': 3}
+
+# The compiled programs. Models, objectives and settings are static, so equal
+# settings share one program over all stages.
+sample = jax.jit(
+  sampler.sample_groups,
+  static_argnames=(
+    'model',
+    'group_size',
+    'max_tokens',
+    'temperature',
+    'top_k',
+    'top_p',
+    'min_p',
+    'stop_ids',
+  ),
+)
+token_logprobs = jax.jit(
+  train_step.token_logprobs,
+  static_argnames=('model', 'chunk', 'temperature'),
+)
+drift = jax.jit(evaluate.drift, static_argnames=('model', 'chunk'))
+
+
+@functools.partial(
+  jax.jit,
+  static_argnames=('model', 'objective', 'settings', 'options'),
+  donate_argnames='state',
+)
+def update(state, batch, *, model, objective, settings, options):
+  step = train_step.make_train_step(model, objective, settings, **dict(options))
+  return step(state, batch)
+
+
+# One optimizer object per setting: it is part of a train state's identity.
+optimizer_of = functools.cache(make_optimizer)
+
+
+class Policy(NamedTuple):
+  """What is trained.
+
+  Attributes:
+    model: a Flax module with the entrances of models.transformer.
+    params: where the first stage starts, a plain pytree.
+    tokenizer: a transformers tokenizer with an EOS.
+    stop_ids: tokens that end an answer: EOS and sampler.stop_ids.
+  """
+
+  model: Any
+  params: Any
+  tokenizer: Any
+  stop_ids: tuple[int, ...]
+
+
+def key_of(seed: int, stream: str, step: int) -> jax.Array:
+  """The key of (seed, stream, step); no key is ever stored."""
+  root = jax.random.key(seed, impl='threefry2x32')
+  return jax.random.fold_in(jax.random.fold_in(root, STREAMS[stream]), step)
+
+
+class Engine:
+  """The compiled programs, the mesh and the graders of one run."""
+
+  def __init__(
+    self,
+    config: Config,
+    policy: Policy,
+    mesh: jax.sharding.Mesh,
+    graders: dict[RewardConfig, rewards.Grader],
+    journal: rewards.Journal,
+  ):
+    self.model = policy.model
+    self.tokenizer = policy.tokenizer
+    self.stop_ids = policy.stop_ids
+    self.key = functools.partial(key_of, config.seed)
+    self._mesh = mesh
+    self._graders = graders
+    self._journal = journal
+
+  def sample(
+    self,
+    params: Any,
+    prompts: Prompts,
+    key: jax.Array,
+    settings: SamplerConfig,
+    group_size: int,
+    max_tokens: int,
+  ) -> Responses:
+    """Answers of the policy, on the host."""
+    responses = sample(
+      self.model,
+      params,
+      self.put(prompts),
+      key,
+      group_size=group_size,
+      max_tokens=max_tokens,
+      temperature=settings.temperature,
+      top_k=settings.top_k,
+      top_p=settings.top_p,
+      min_p=settings.min_p,
+      stop_ids=self.stop_ids,
+    )
+    return jax.tree.map(np.asarray, responses)
+
+  def score(
+    self,
+    settings: RewardConfig,
+    name: str,
+    examples: data.Examples,
+    texts: list[list[str]],
+    present: np.ndarray,
+    finished: np.ndarray,
+  ) -> groups.Scored:
+    """Grades a batch of groups; time-outs are journalled under `name`."""
+    scored = groups.score(
+      self._graders[settings],
+      examples.prompts,
+      examples.answers,
+      texts,
+      present,
+      finished,
+      timed_out=self._journal.replay(name),
+    )
+    self._journal.record(name, scored.timed_out)
+    return scored
+
+  def fresh_state(
+    self, params: Any, settings: OptimizerConfig, total_updates: int
+  ) -> TrainState:
+    """A train state on the mesh at step 0; `params` stay usable."""
+    create = functools.partial(
+      train_step.create_state,
+      self.model,
+      optimizer=optimizer_of(settings, total_updates),
+    )
+    shardings = parallel.parameter_shardings(
+      jax.eval_shape(create, params), self._mesh
+    )
+    return jax.jit(create, out_shardings=shardings)(params)
+
+  def update(
+    self,
+    state: TrainState,
+    batch: GroupBatch,
+    objective: objectives.Objective,
+    config: Config,
+  ) -> tuple[TrainState, train_step.Metrics, train_step.Maxima]:
+    """One training step; `state` is donated. See train_step."""
+    options = {
+      'temperature': config.sampler.temperature,
+      'mini_batches': config.optimizer.mini_batches,
+      'micro_batches': config.optimizer.micro_batches,
+    }
+    return update(
+      state,
+      batch,
+      model=self.model,
+      objective=objective,
+      settings=config.loss,
+      options=tuple(options.items()),
+    )
+
+  def token_logprobs(
+    self, params: Any, batch: GroupBatch, *, chunk: int
+  ) -> np.ndarray:
+    """[B, G, T] log-probabilities, on the host."""
+    logp, _ = token_logprobs(self.model, params, self.put(batch), chunk=chunk)
+    return np.asarray(logp)
+
+  def drift(
+    self, params: Any, base: Any, batch: GroupBatch, *, chunk: int
+  ) -> dict[str, WeightedMean]:
+    """See evaluate.drift."""
+    return drift(self.model, params, base, self.put(batch), chunk=chunk)
+
+  def put(self, tree: Any) -> Any:
+    """Host-local rows -> global arrays on the mesh."""
+    return parallel.to_global(self._mesh, tree)
