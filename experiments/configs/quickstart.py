@@ -21,7 +21,7 @@ from gft_jax.config import (
   Stage,
 )
 
-STEPS = 40
+STEPS = 45
 
 ONE_ANSWER = ('group.teachers=0', 'group.samples=0')
 # The expert is terse: 12 tokens hold every answer.
@@ -52,10 +52,10 @@ def get_config() -> Config:
     data=DataConfig(batch_size=16, max_prompt=14, max_response=40),
     group=GroupConfig(experts=1, teachers=3, samples=4),
     optimizer=OptimizerConfig(learning_rate=1e-4),
-    checkpoint=CheckpointConfig(every=20),
+    checkpoint=CheckpointConfig(every=15),
     eval=EvalConfig(base='base'),
     stages=(
-      Stage('base', '', 'sft', 800, PRETRAINING),
+      Stage('base', '', 'sft', 900, PRETRAINING),
       Stage('sft', 'base', 'sft', STEPS, DEMONSTRATIONS),
       Stage('gft', 'base', 'gft', STEPS),
       Stage('grpo', 'base', 'grpo', STEPS, OWN_SAMPLES),
