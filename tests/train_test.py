@@ -91,6 +91,18 @@ def test_drift_is_from_the_base_stage(whole):
   assert results['gft']['eval/kl_to_base'] > 0.0
 
 
+def test_a_stage_is_evaluated_as_often_as_asked(config, tmp_path):
+  stage = dataclasses.replace(config.stages[0], steps=5)
+  often = dataclasses.replace(config, stages=(stage,))
+  train_lib.train(override(often, 'eval.every=2'), tmp_path)
+  evaluated = [
+    record['step']
+    for record in writers.read_metrics(tmp_path)
+    if 'eval/test/avg@2' in record
+  ]
+  assert evaluated == [2, 4, 5]
+
+
 def test_a_finished_run_is_not_run_again(config, whole):
   workdir, results = whole
   before = (workdir / 'metrics.jsonl').read_bytes()
