@@ -88,6 +88,17 @@ class GroupBatch:
     """[B, G, T] bool: the tokens that train."""
     return self.responses.mask & self.member_mask[..., None]
 
+  @property
+  def end_mask(self) -> jax.Array:
+    """[B, G, T] bool: the last token of each answer that came to its end.
+
+    A sampled answer as long as the limit T may have been cut there, and has
+    no end.
+    """
+    length, size = self.responses.length, self.responses.tokens.shape[-1]
+    ended = (self.origin != SELF) | (length < size)
+    return self.token_mask & ended[..., None] & ~length_mask(length - 1, size)
+
 
 def length_mask(length: jax.Array, size: int) -> jax.Array:
   """[..., size] bool from lengths [...]."""

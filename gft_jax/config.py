@@ -141,6 +141,11 @@ class GroupConfig:
   experts: int = setting(1, 'expert answers per group, 0 or 1')
   teachers: int = setting(3, 'teacher answers per group; 0 is "no mix"')
   samples: int = setting(4, "the policy's own answers per group")
+  refills: int | None = setting(
+    None,
+    'further rollouts of a step that may replace groups whose rewards are all'
+    ' equal (dynamic sampling); none: as the objective was published',
+  )
 
   def __post_init__(self):
     for name in ('experts', 'teachers', 'samples'):
@@ -148,6 +153,10 @@ class GroupConfig:
       require(count >= 0, f'group.{name}={count} must not be negative')
     require(self.experts <= 1, f'group.experts={self.experts} is more than 1')
     require(self.size > 0, 'group: experts + teachers + samples is 0')
+    require(
+      (self.refills or 0) >= 0,
+      f'group.refills={self.refills} must not be negative',
+    )
 
   @property
   def size(self) -> int:
@@ -194,20 +203,89 @@ class RewardConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
+  """Hyper-parameters of objectives.
+
+  None is the value with which the objective was published; see
+  `objectives.resolve`. The others are read by few objectives.
+  """
+
   tau: float = setting(0.7, 'threshold of the dynamic coefficient (Eq. 5)')
-  epsilon: float = setting(1e-6, 'added to the std of a group (Eq. 4)')
-  clip_low: float = setting(0.2, 'ratio clip below 1 (GRPO)')
-  clip_high: float = setting(0.2, 'ratio clip above 1 (GRPO)')
-  dual_clip: float | None = setting(
-    3.0, 'bound of the ratio where the advantage is negative; none: no bound'
+  rectify_end: bool = setting(
+    True,
+    'rectify the last token of an answer like any other; false keeps its'
+    " coefficient at 1, so that an unlikely EOS is learned (the paper's is"
+    ' true)',
   )
-  reduction: str = setting(
-    'token_mean', 'token_mean, sequence_mean or token_sum'
+  epsilon: float = setting(1e-6, 'added to the std of a group (Eq. 4)')
+  behavior: str | None = setting(
+    None,
+    'what the ratio divides by: sampler (its log-probabilities) or recomputed'
+    ' (the policy as the step begins); none: as published',
+  )
+  clip_low: float | None = setting(
+    None, 'ratio clip below 1; none: as published'
+  )
+  clip_high: float | None = setting(
+    None, 'ratio clip above 1; none: as published'
+  )
+  dual_clip: float | None = setting(
+    None,
+    'bound of the ratio where the advantage is negative; 0: no bound; none: as'
+    ' published',
+  )
+  reduction: str | None = setting(
+    None,
+    'token_mean, sequence_mean, token_sum, length_mean or length_sum; none: as'
+    ' published',
+  )
+  entropy_bonus: float | None = setting(
+    None, 'weight of the entropy per token, added; none: as published'
+  )
+  kl: str | None = setting(
+    None,
+    'KL to the policy that the stage starts from: k1, k2, k3 or abs of the'
+    ' trained tokens, or forward, exact KL(start || policy) over the'
+    ' vocabulary; none: as published',
+  )
+  kl_weight: float | None = setting(
+    None, 'weight of that KL per token; none: as published'
+  )
+  overlong_penalty: float | None = setting(
+    None,
+    'taken off the reward of an answer that reaches max_response (DAPO); none:'
+    ' as published',
+  )
+  overlong_share: float = setting(
+    0.2, 'last share of max_response, in which that penalty rises from 0'
+  )
+  shaping: float = setting(0.1, "gamma of LUFFY's p / (p + gamma)")
+  sft_weight: float = setting(1.0, 'weight of imitation in grpo_sft')
+  mu_peak: float | None = setting(
+    None, "CHORD's weight of imitation after its warm-up; none: as published"
+  )
+  mu_valley: float | None = setting(
+    None, 'the same after its decay; none: as published'
+  )
+  mu_warmup_steps: int | None = setting(
+    None, 'optimizer steps from 0 to the peak; none: as published'
+  )
+  mu_decay_steps: int | None = setting(
+    None, 'optimizer steps from there to the valley; none: as published'
   )
   chunk: int = setting(512, 'tokens whose logits exist at one time')
 
   def __post_init__(self):
     require(0 <= self.tau <= 1, f'loss.tau={self.tau} is not in [0, 1]')
+    require(
+      0 < self.overlong_share <= 1,
+      f'loss.overlong_share={self.overlong_share} is not in (0, 1]',
+    )
+    for name in ('mu_peak', 'mu_valley'):
+      value = getattr(self, name)
+      require(
+        value is None or 0 <= value <= 1, f'loss.{name}={value} not in [0, 1]'
+      )
+    positive('loss.shaping', self.shaping)
     positive('loss.chunk', self.chunk)
 
 
@@ -304,9 +382,20 @@ class Stage:
   overrides: tuple[str, ...] = setting(
     (), 'settings of this stage, for instance optimizer.learning_rate=1e-4'
   )
+  tokens: int = setting(
+    0, 'end after the step in which so many tokens have trained; 0: no limit'
+  )
+  seconds: float = setting(
+    0.0,
+    'end after the step in which training has taken so long, without'
+    ' compilation, evaluation and checkpoints; 0: no limit',
+  )
 
   def __post_init__(self):
     positive(f'stages.{self.name}.steps', self.steps)
+    for name in ('tokens', 'seconds'):
+      value = getattr(self, name)
+      require(value >= 0, f'stages.{self.name}.{name}={value} is negative')
 
 
 @dataclasses.dataclass(frozen=True)

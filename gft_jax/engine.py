@@ -9,6 +9,7 @@ import functools
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.training.train_state import TrainState
 
@@ -62,9 +63,9 @@ drift = jax.jit(evaluate.drift, static_argnames=('model', 'chunk'))
   static_argnames=('model', 'objective', 'settings', 'options'),
   donate_argnames='state',
 )
-def update(state, batch, *, model, objective, settings, options):
+def update(state, batch, reference, *, model, objective, settings, options):
   step = train_step.make_train_step(model, objective, settings, **dict(options))
-  return step(state, batch)
+  return step(state, batch, reference)
 
 
 # One optimizer object per setting: it is part of a train state's identity.
@@ -168,15 +169,17 @@ class Engine:
       self.model,
       optimizer=optimizer_of(settings, total_updates),
     )
-    shardings = parallel.parameter_shardings(
-      jax.eval_shape(create, params), self._mesh
-    )
-    return jax.jit(create, out_shardings=shardings)(params)
+    return self._spread(create, params)
+
+  def copy(self, params: Any) -> Any:
+    """Parameters on the mesh that no update donates."""
+    return self._spread(lambda params: jax.tree.map(jnp.copy, params), params)
 
   def update(
     self,
     state: TrainState,
     batch: GroupBatch,
+    reference: Any | None,
     objective: objectives.Objective,
     config: Config,
   ) -> tuple[TrainState, train_step.Metrics, train_step.Maxima]:
@@ -189,6 +192,7 @@ class Engine:
     return update(
       state,
       batch,
+      reference,
       model=self.model,
       objective=objective,
       settings=config.loss,
@@ -208,6 +212,17 @@ class Engine:
     """See evaluate.drift."""
     return drift(self.model, params, base, self.put(batch), chunk=chunk)
 
+  def anywhere(self, flag: bool) -> bool:
+    """Whether any process says so."""
+    return parallel.anywhere(flag)
+
   def put(self, tree: Any) -> Any:
     """Host-local rows -> global arrays on the mesh."""
     return parallel.to_global(self._mesh, tree)
+
+  def _spread(self, create: Any, params: Any) -> Any:
+    """`create(params)` in the shardings of the partition rules."""
+    shardings = parallel.parameter_shardings(
+      jax.eval_shape(create, params), self._mesh
+    )
+    return jax.jit(create, out_shardings=shardings)(params)

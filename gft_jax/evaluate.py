@@ -21,6 +21,7 @@ import numpy as np
 from gft_jax import data, groups
 from gft_jax.batch import GroupBatch, Prompts, Responses
 from gft_jax.config import Config, GroupConfig, SamplerConfig
+from gft_jax.models.transformer import response_states
 from gft_jax.ops import divergences, masking, passk
 from gft_jax.ops.logprobs import target_logprobs
 from gft_jax.ops.masking import WeightedMean
@@ -128,21 +129,12 @@ def drift(
   """
   mask = batch.token_mask
 
-  def states(weights):
-    variables = {'params': weights}
-    prefix = model.apply(
-      variables, batch.prompts.tokens, batch.prompts.length, method='prefill'
-    )
-    hidden = model.apply(
-      variables, prefix, batch.responses.tokens, method='respond'
-    )
-    return hidden, model.apply(variables, method='head')
-
-  hidden, head = states(params)
+  hidden, head = response_states(model, params, batch)
   _, entropy = target_logprobs(
     hidden, head, batch.responses.tokens, chunk=chunk
   )
-  kl = divergences.kl_to_reference(hidden, head, *states(base), chunk=chunk)
+  reference = response_states(model, base, batch)
+  kl = divergences.kl_to_reference(hidden, head, *reference, chunk=chunk)
   return {
     'entropy': masking.token_mean(entropy, mask),
     'kl_to_base': masking.token_mean(kl, mask),

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from gft_jax.batch import SELF, GroupBatch, Prompts, Responses
+from gft_jax.ops import advantages
 
 
 def join(
@@ -69,6 +70,32 @@ def build(
     origin=np.asarray(origin, np.int32),
     member_mask=member_mask,
   )
+
+
+def flat(batch: GroupBatch) -> np.ndarray:
+  """[B] bool: groups whose rewards are all equal, so that none has a lesson."""
+  return np.asarray(advantages.is_flat(batch.rewards, batch.member_mask))
+
+
+def refill(batch: GroupBatch, further: GroupBatch) -> GroupBatch:
+  """Replaces flat groups, in order, by those of `further` that are not.
+
+  Args:
+    batch: B groups.
+    further: groups of the same shape.
+
+  Returns:
+    B groups; the flat ones that `further` cannot replace stay.
+  """
+  vacant, useful = np.flatnonzero(flat(batch)), np.flatnonzero(~flat(further))
+  count = min(len(vacant), len(useful))
+
+  def one(x, y):
+    x = np.array(x)
+    x[vacant[:count]] = np.asarray(y)[useful[:count]]
+    return x
+
+  return jax.tree.map(one, batch, further)
 
 
 class Scored(NamedTuple):

@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gft_jax.config import ConfigError, MeshConfig, require
@@ -167,6 +168,11 @@ def to_global(mesh: Mesh, tree: Any) -> Any:
     lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)),
     tree,
   )
+
+
+def anywhere(flag: bool) -> bool:
+  """Whether any process of the run says so; every process must ask."""
+  return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
 
 
 def gft_loss(

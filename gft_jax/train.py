@@ -85,6 +85,36 @@ class Job(NamedTuple):
   total_updates: int
 
 
+class Spent(NamedTuple):
+  """What a stage has used of its budget.
+
+  Attributes:
+    tokens: response tokens of this process that have trained.
+    seconds: of training steps, the first after each start left out, in which
+      programs are compiled.
+  """
+
+  tokens: int = 0
+  seconds: float = 0.0
+
+  def reaches(self, stage: Stage) -> bool:
+    return 0 < stage.tokens <= self.tokens or 0 < stage.seconds <= self.seconds
+
+
+class Stopwatch:
+  """Seconds since the last lap; the first lap counts nothing."""
+
+  def __init__(self):
+    self._start: float | None = None
+
+  def restart(self) -> None:
+    self._start = time.perf_counter()
+
+  def lap(self) -> float:
+    start, self._start = self._start, time.perf_counter()
+    return self._start - start if start is not None else 0.0
+
+
 def train(
   config: Config, workdir: str | pathlib.Path
 ) -> dict[str, dict[str, float]]:
@@ -211,11 +241,23 @@ def plan(config: Config, policy: Policy) -> list[Job]:
   def load(settings, group, split):
     # What a split holds does not depend on these: stages share it.
     settings = dataclasses.replace(settings, batch_size=1, split='')
+    group = dataclasses.replace(group, refills=0)
     return tokenised(settings, group, split)
 
   jobs: dict[str, Job] = {}
   for stage in config.stages:
     settings = for_stage(config, stage)
+    objective = objectives.choose(stage.objective, settings.group)
+    settings = dataclasses.replace(
+      settings,
+      loss=objectives.resolve(settings.loss, objective),
+      group=objectives.resolve(settings.group, objective),
+    )
+    if settings.group.refills and objective.advantages is None:
+      raise ConfigError(
+        f'group.refills={settings.group.refills} replaces groups by their'
+        f' rewards, and objective {stage.objective} asks for none; set it to 0'
+      )
     for name in ('model', 'mesh', 'seed', 'log'):
       if getattr(settings, name) != getattr(config, name):
         raise ConfigError(
@@ -233,7 +275,7 @@ def plan(config: Config, policy: Policy) -> list[Job]:
     jobs[stage.name] = Job(
       stage=stage,
       config=settings,
-      objective=objectives.choose(stage.objective, settings.group),
+      objective=objective,
       dataset=load(settings.data, settings.group, settings.data.split),
       benchmark=evaluate.Benchmark(
         splits={s: load(config.data, evaluate.OWN, s) for s in splits},
@@ -313,32 +355,40 @@ class Loop:
       jax.process_index(),
       jax.process_count(),
     )
+    start = self._result_of(stage.start)
     begin = self.engine.fresh_state(
-      self._result_of(stage.start), job.config.optimizer, job.total_updates
+      start, job.config.optimizer, job.total_updates
     )
-    done, evaluation = 0, {}
+    reference = self.engine.copy(start) if job.config.loss.kl_weight else None
+    done, evaluation, spent = 0, {}, Spent()
     restored = checkpoint.restore(directory, begin)
     if restored:
       done, begin = restored.step, restored.state
       batches.set_state(restored.position['data'])
       evaluation = restored.position['evaluation']
+      spent = Spent(**restored.position['spent'])
       self.metrics_bytes = restored.position['metrics_bytes']
-    if done == stage.steps:
-      return evaluation
+      if restored.position['finished']:
+        return evaluation
     self.writer.begin(stage.name, stage.steps, done, self.metrics_bytes)
     if not done and not stage.start and self.config.model.path:
       self.writer.write(self._evaluate(job, begin.params, 0))
     pending: Callable[[], Record] | None = None
-    for step, state, read in self._steps(job, begin, batches, done):
+    watch = Stopwatch()
+    for step, state, read, tokens in self._steps(
+      job, begin, reference, batches, done
+    ):
       if pending:
         self.writer.write(pending())
       pending = read
-      last = step == stage.steps
+      spent = Spent(spent.tokens + tokens, spent.seconds + watch.lap())
+      last = step == stage.steps or self.engine.anywhere(spent.reaches(stage))
       evaluates = last or _due(step, job.config.eval.every)
       saves = last or _due(step, job.config.checkpoint.every)
       if evaluates or saves:
         self.writer.write(pending())
         pending = None
+        spent = Spent(spent.tokens, spent.seconds + watch.lap())
       if evaluates:
         record = self._evaluate(job, state.params, step)
         self.writer.write(record)
@@ -349,15 +399,25 @@ class Loop:
           'data': batches.get_state(),
           'metrics_bytes': self.metrics_bytes,
           'evaluation': evaluation,
+          'spent': spent._asdict(),
+          'finished': last,
         }
         keep = job.config.checkpoint.keep
         checkpoint.save(directory, step, state, position, keep=keep)
+      if last:
+        break
+      watch.restart()
     return evaluation
 
   def _steps(
-    self, job: Job, state: TrainState, batches: data.Batches, step: int
-  ) -> Iterator[tuple[int, TrainState, Callable[[], Record]]]:
-    """Yields (step, state, read); `read()` waits for the step's metrics.
+    self,
+    job: Job,
+    state: TrainState,
+    reference: Any | None,
+    batches: data.Batches,
+    step: int,
+  ) -> Iterator[tuple[int, TrainState, Callable[[], Record], int]]:
+    """Yields (step, state, read, tokens); `read()` waits for the metrics.
 
     The yielded state is donated to the next step.
     """
@@ -371,7 +431,7 @@ class Loop:
       record['train/learning_rate'] = float(schedule(updates))
       start = time.perf_counter()
       state, metrics, maxima = self.engine.update(
-        state, batch, job.objective, settings
+        state, self.engine.put(batch), reference, job.objective, settings
       )
       if settings.group.samples:
         # The next rollout needs these parameters: nothing is lost by waiting,
@@ -386,7 +446,7 @@ class Loop:
         head = {'stage': job.stage.name, 'step': step}
         return head | record | clock.record() | writers.memory()
 
-      yield step, state, read
+      yield step, state, read, record['train/tokens']
 
   def _rollout(
     self,
@@ -396,7 +456,37 @@ class Loop:
     step: int,
     clock: writers.Clock,
   ) -> tuple[GroupBatch, Record]:
-    """Prompts -> scored groups on the mesh, and what only the host knows."""
+    """Scored groups on the host, and what only the host knows.
+
+    Groups that teach nothing are replaced, if the settings ask for it, by
+    those of further rollouts.
+    """
+    batch, record = self._groups(job, params, batches, step, 0, clock)
+    most, used = job.config.group.refills, 0
+    while used < most and self.engine.anywhere(groups.flat(batch).any()):
+      used += 1
+      further, counts = self._groups(job, params, batches, step, used, clock)
+      batch = groups.refill(batch, further)
+      record = {
+        name: record.get(name, 0) + counts.get(name, 0)
+        for name in record | counts
+      }
+    if 'train/truncated_fraction' in record:
+      record['train/truncated_fraction'] /= 1 + used
+    if most:
+      record['train/refills'] = used
+    return batch, record | {'train/tokens': int(batch.responses.length.sum())}
+
+  def _groups(
+    self,
+    job: Job,
+    params: Any,
+    batches: data.Batches,
+    step: int,
+    refill: int,
+    clock: writers.Clock,
+  ) -> tuple[GroupBatch, Record]:
+    """Prompts -> scored groups of one rollout."""
     settings, engine = job.config, self.engine
     with clock.phase('data'):
       examples = next(batches)
@@ -410,14 +500,14 @@ class Loop:
         sampled = engine.sample(
           params,
           prompts,
-          key,
+          jax.random.fold_in(key, refill) if refill else key,
           settings.sampler,
           settings.group.samples,
           settings.data.max_response,
         )
     responses, origin = groups.join(given, origin, sampled)
     scores = np.zeros(responses.length.shape, np.float32)
-    record: Record = {'train/tokens': int(responses.length.sum())}
+    record: Record = {}
     texts, finished = examples.given_texts, given.length > 0
     if sampled is not None:
       own, stopped = groups.decode(engine.tokenizer, sampled, engine.stop_ids)
@@ -425,10 +515,11 @@ class Loop:
       finished = np.concatenate([finished, stopped], axis=1)
       record['train/truncated_fraction'] = float(1 - stopped.mean())
     if job.objective.advantages is not None:
+      name = f'{job.stage.name}/{step}' + (f'/{refill}' if refill else '')
       with clock.phase('reward'):
         scored = engine.score(
           settings.reward,
-          f'{job.stage.name}/{step}',
+          name,
           examples,
           texts,
           responses.length > 0,
@@ -439,8 +530,7 @@ class Loop:
         f'train/reward_failures/{cause}': count
         for cause, count in scored.failures.items()
       }
-    batch = groups.build(prompts, responses, origin, scores)
-    return engine.put(batch), record
+    return groups.build(prompts, responses, origin, scores), record
 
   def _evaluate(self, job: Job, params: Any, step: int) -> Record:
     name = job.stage.name

@@ -11,10 +11,12 @@ import jax.numpy as jnp
 import optax
 from flax.training.train_state import TrainState
 
+from gft_jax import objectives
 from gft_jax.batch import ORIGINS, GroupBatch
 from gft_jax.config import LossConfig
+from gft_jax.models.transformer import response_states
 from gft_jax.objectives import Objective, View
-from gft_jax.ops import diagnostics, masking
+from gft_jax.ops import diagnostics, divergences, masking
 from gft_jax.ops.logprobs import target_logprobs
 from gft_jax.ops.masking import WeightedMean
 
@@ -43,14 +45,7 @@ def token_logprobs(
   Returns:
     logp and entropy, [B, G, T] float32; 0 at masked positions.
   """
-  variables = {'params': params}
-  prefix = model.apply(
-    variables, batch.prompts.tokens, batch.prompts.length, method='prefill'
-  )
-  hidden = model.apply(
-    variables, prefix, batch.responses.tokens, method='respond'
-  )
-  head = model.apply(variables, method='head')
+  hidden, head = response_states(model, params, batch)
   logp, entropy = target_logprobs(
     hidden, head, batch.responses.tokens, chunk=chunk, temperature=temperature
   )
@@ -66,8 +61,8 @@ def make_train_step(
   temperature: float = 1.0,
   mini_batches: int = 1,
   micro_batches: int = 1,
-) -> Callable[[TrainState, GroupBatch], tuple[TrainState, Metrics, Maxima]]:
-  """Builds `step(state, batch) -> (state, metrics, maxima)`.
+) -> Callable[..., tuple[TrainState, Metrics, Maxima]]:
+  """Builds `step(state, batch, reference) -> (state, metrics, maxima)`.
 
   Advantages come from the whole rollout, before the first update. Then one
   optimizer update per mini-batch of whole groups. Inside a mini-batch the
@@ -79,87 +74,130 @@ def make_train_step(
   Args:
     model: entrances `prefill`, `respond` and `head`.
     objective: a row of objectives.OBJECTIVES.
-    settings: hyper-parameters of the loss.
-    temperature: of the sampler; used by tempered objectives only.
+    settings: hyper-parameters of the loss; None is as published.
+    temperature: of the sampler; used by on-policy objectives only.
     mini_batches: optimizer updates per call; divides B.
     micro_batches: parts of a mini-batch; divides B / mini_batches.
 
   Returns:
-    A pure function. Metrics are WeightedMeans; maxima are scalars.
+    A pure function. `reference` is the parameters of the policy that the
+    stage started from; it is read where `kl_weight` is not 0, and may be None
+    otherwise. Metrics are WeightedMeans; maxima are scalars.
   """
-  reduce = masking.REDUCTIONS[settings.reduction]
-  tempered = temperature if objective.tempered else 1.0
+  settings = objectives.resolve(settings, objective)
+  tempered = temperature if objective.on_policy else 1.0
+  recomputed = settings.behavior == 'recomputed'
 
-  def terms_of(logp, batch, advantages):
-    mask = batch.token_mask
-    view = View(
-      logp=logp,
-      behavior_logp=masking.select(batch.responses.behavior_logp, mask),
+  def see(params, batch, reference):
+    """What the policy and the reference say of the tokens of a batch."""
+    tokens, chunk = batch.responses.tokens, settings.chunk
+    hidden, head = response_states(model, params, batch)
+    logp, entropy = target_logprobs(
+      hidden, head, tokens, chunk=chunk, temperature=tempered
+    )
+    seen = {'logp': logp, 'entropy': entropy}
+    if settings.kl_weight:
+      if reference is None:
+        raise ValueError('loss.kl_weight needs the parameters of a reference')
+      other = jax.lax.stop_gradient(response_states(model, reference, batch))
+      if settings.kl == objectives.FORWARD:
+        seen['reference_kl'] = divergences.kl_to_reference(
+          *other, hidden, head, chunk=chunk
+        )
+      else:
+        seen['reference_logp'], _ = target_logprobs(
+          *other, tokens, chunk=chunk, temperature=tempered
+        )
+    return {k: masking.select(v, batch.token_mask) for k, v in seen.items()}
+
+  def view_of(seen, batch, advantages, step):
+    behavior = masking.select(batch.responses.behavior_logp, batch.token_mask)
+    if recomputed and mini_batches == 1:
+      # The policy as the step begins is the policy: the ratio is 1.
+      behavior = jax.lax.stop_gradient(seen['logp'])
+    return View(
+      **seen,
+      behavior_logp=behavior,
       advantages=advantages,
       origin=batch.origin,
-      mask=mask,
+      mask=batch.token_mask,
+      end=batch.end_mask,
+      step=step,
     )
-    return objective.terms(view, settings)
 
-  def reduced(logp, batch, advantages):
-    return [
-      (t.coefficient, reduce(t.values, t.mask))
-      for t in terms_of(logp, batch, advantages)
+  def reduced(view):
+    terms = objectives.with_options(objective, view, settings)
+    reductions = [t.reduction or settings.reduction for t in terms]
+    return terms, [
+      masking.REDUCTIONS[name](t.values, t.mask)
+      for name, t in zip(reductions, terms)
     ]
 
-  def loss_of(params, micro, weights):
+  def loss_of(params, micro, reference, weights, step):
     batch, advantages = micro
-    logp, entropy = token_logprobs(
-      model, params, batch, chunk=settings.chunk, temperature=tempered
-    )
-    terms = reduced(logp, batch, advantages)
-    loss = sum(
-      coefficient * WeightedMean(part.total, weight).value
-      for (coefficient, part), weight in zip(terms, weights)
-    )
-    logp, entropy = jax.lax.stop_gradient((logp, entropy))
-    metrics, maxima = _observe(logp, entropy, batch, settings)
-    # |dL/dlog p| / p before reduction: the multiplier of grad p. It is 1/p
-    # for SFT and C |A| / p, at most max |A| / tau, for GFT (Figure 2).
-    slope = jax.grad(
-      lambda logp: sum(
-        jnp.sum(masking.select(t.coefficient * t.values, t.mask))
-        for t in terms_of(logp, batch, advantages)
-      )
-    )(logp)
-    inverse = jnp.exp(jnp.minimum(-logp, 80))  # finite, so 0 x it is 0
-    weight = masking.select(jnp.abs(slope) * inverse, batch.token_mask)
-    maxima['max_weight'] = jnp.max(weight)
-    return loss, (metrics, maxima)
+    seen = see(params, batch, reference)
+    view = view_of(seen, batch, advantages, step)
+    terms, parts = reduced(view)
+    summands = [
+      WeightedMean(part.total, weight).value
+      for part, weight in zip(parts, weights)
+    ]
+    loss = sum(t.coefficient * x for t, x in zip(terms, summands))
+    view = jax.lax.stop_gradient(view)
+    metrics, maxima = _observe(view, settings)
+    metrics |= objective.observe(view, settings)
+    maxima['max_weight'] = _largest_weight(objective, view, settings)
+    return loss, ((loss, summands, metrics), maxima)
 
-  def update(state, mini):
-    batch, advantages = mini
+  def update(state, mini, reference):
     # Denominators depend on masks only: no forward pass is run for them.
-    nothing = jnp.zeros(batch.token_mask.shape, jnp.float32)
-    weights = [part.weight for _, part in reduced(nothing, batch, advantages)]
-    differentiate = jax.value_and_grad(loss_of, has_aux=True)
-    loss, (metrics, maxima), grads = _accumulate(
-      lambda micro: differentiate(state.params, micro, weights),
+    batch, advantages = mini
+    nothing = jax.tree.map(
+      lambda x: jnp.zeros(x.shape, x.dtype),
+      jax.eval_shape(see, state.params, batch, reference),
+    )
+    terms, parts = reduced(view_of(nothing, batch, advantages, state.step))
+    weights = [part.weight for part in parts]
+    gradient_of = jax.grad(loss_of, has_aux=True)
+    ((loss, summands, metrics), maxima), grads = _accumulate(
+      lambda micro: gradient_of(
+        state.params, micro, reference, weights, state.step
+      ),
       mini,
       micro_batches,
     )
     norm = optax.global_norm(grads)
     state = state.apply_gradients(grads=grads)
+    named = {'loss': loss, 'grad_norm': norm}
+    if len(terms) > 1:
+      named |= {f'loss_{t.name}': x for t, x in zip(terms, summands)}
     one = jnp.float32(1)
-    metrics['loss'] = WeightedMean(loss, one)
-    metrics['grad_norm'] = WeightedMean(norm, one)
+    metrics |= {name: WeightedMean(x, one) for name, x in named.items()}
     return state, (metrics, maxima)
 
-  def step(state: TrainState, batch: GroupBatch):
+  def remember(params, batch):
+    """The batch with log-probabilities of the policy as the step begins."""
+
+    def one(part):
+      logp, _ = token_logprobs(
+        model, params, part, chunk=settings.chunk, temperature=tempered
+      )
+      return logp
+
+    parts = mini_batches * micro_batches
+    logp = join(jax.lax.map(one, split(batch, parts)))
+    return batch.replace(responses=batch.responses.replace(behavior_logp=logp))
+
+  def step(state: TrainState, batch: GroupBatch, reference: Any = None):
     with jax.named_scope('group_advantages'):
-      if objective.advantages is None:
-        advantages = jnp.zeros_like(batch.rewards)
-      else:
-        advantages = objective.advantages(
-          batch.rewards, batch.member_mask, settings
-        )
-    parts = split((batch, advantages), mini_batches)
-    state, (metrics, maxima) = jax.lax.scan(update, state, parts)
+      advantages = objectives.advantages_of(objective, batch, settings)
+    if recomputed and mini_batches > 1:
+      batch = remember(state.params, batch)
+    state, (metrics, maxima) = jax.lax.scan(
+      lambda state, mini: update(state, mini, reference),
+      state,
+      split((batch, advantages), mini_batches),
+    )
     metrics = jax.tree.map(lambda x: jnp.sum(x, axis=0), metrics)
     maxima = jax.tree.map(lambda x: jnp.max(x, axis=0), maxima)
     scored = objective.advantages is not None
@@ -183,53 +221,81 @@ def split(tree: Any, parts: int) -> Any:
   return jax.tree.map(one, tree)
 
 
+def join(tree: Any) -> Any:
+  """The inverse of `split`."""
+
+  def one(x):
+    x = jnp.swapaxes(x, 0, 1)
+    return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
+
+  return jax.tree.map(one, tree)
+
+
 def _accumulate(differentiate, mini, micro_batches):
-  """Sums loss, metrics and gradients over micro-batches."""
+  """Sums what is to be added, and the gradients, over micro-batches.
+
+  `differentiate` gives (gradients, (added, maxima)).
+
+  Returns:
+    ((added, maxima), gradients).
+  """
   if micro_batches == 1:
-    (loss, (metrics, maxima)), grads = differentiate(mini)
-    return loss, (metrics, maxima), grads
+    grads, aux = differentiate(mini)
+    return aux, grads
 
   def body(total, micro):
-    (loss, (metrics, maxima)), grads = differentiate(micro)
+    grads, (added, maxima) = differentiate(micro)
     total_sum, total_max = total
     return (
-      jax.tree.map(jnp.add, total_sum, (loss, metrics, grads)),
+      jax.tree.map(jnp.add, total_sum, (added, grads)),
       jax.tree.map(jnp.maximum, total_max, maxima),
     ), None
 
   parts = split(mini, micro_batches)
   first = jax.tree.map(lambda x: x[0], parts)
-  (loss, (metrics, maxima)), grads = jax.eval_shape(differentiate, first)
-  zeros = jax.tree.map(
-    lambda s: jnp.zeros(s.shape, s.dtype), (loss, metrics, grads)
-  )
+  grads, (added, maxima) = jax.eval_shape(differentiate, first)
+  zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (added, grads))
   least = jax.tree.map(lambda s: jnp.full(s.shape, -jnp.inf, s.dtype), maxima)
-  ((loss, metrics, grads), maxima), _ = jax.lax.scan(
-    body, (zeros, least), parts
-  )
-  return loss, (metrics, maxima), grads
+  ((added, grads), maxima), _ = jax.lax.scan(body, (zeros, least), parts)
+  return (added, maxima), grads
 
 
-def _observe(
-  logp, entropy, batch: GroupBatch, settings: LossConfig
-) -> tuple[Metrics, Maxima]:
+def _observe(view: View, settings: LossConfig) -> tuple[Metrics, Maxima]:
   """The paper's diagnosis of the batch."""
-  mask = batch.token_mask
   metrics = {
-    'entropy': masking.token_mean(entropy, mask),
+    'entropy': masking.token_mean(view.entropy, view.mask),
     'rectified_fraction': diagnostics.rectified_fraction(
-      logp, mask, tau=settings.tau
+      view.logp, view.mask, tau=settings.tau
     ),
   }
   for name, origin in ORIGINS.items():
-    chosen = mask & (batch.origin == origin)[..., None]
-    metrics[f'logp_{name}'] = masking.token_mean(logp, chosen)
+    chosen = view.mask & (view.origin == origin)[..., None]
+    metrics[f'logp_{name}'] = masking.token_mean(view.logp, chosen)
   maxima = {
     'max_inverse_probability': diagnostics.largest_inverse_probability(
-      logp, mask
+      view.logp, view.mask
     )
   }
   return metrics, maxima
+
+
+def _largest_weight(
+  objective: Objective, view: View, settings: LossConfig
+) -> jax.Array:
+  """Largest |dL/dlog p| / p before reduction: the multiplier of grad p.
+
+  It is 1/p for SFT and C |A| / p, at most max |A| / tau, for GFT (Figure 2).
+  """
+
+  def total(logp):
+    terms = objective.terms(view._replace(logp=logp), settings)
+    return sum(
+      jnp.sum(masking.select(t.coefficient * t.values, t.mask)) for t in terms
+    )
+
+  slope = jax.grad(total)(view.logp)
+  inverse = jnp.exp(jnp.minimum(-view.logp, 80))  # finite, so 0 x it is 0
+  return jnp.max(masking.select(jnp.abs(slope) * inverse, view.mask))
 
 
 def _describe(batch: GroupBatch, *, scored: bool) -> Metrics:

@@ -13,6 +13,11 @@ TREE = Config(
 )
 
 
+def test_none_leaves_a_setting_to_the_objective():
+  changed = override(override(TREE, 'loss.dual_clip=10'), 'loss.dual_clip=none')
+  assert changed == TREE
+
+
 @pytest.mark.parametrize(
   ('assignment', 'value'),
   [
@@ -23,7 +28,8 @@ TREE = Config(
     ('eval.splits=test, ood_length', ('test', 'ood_length')),
     ('eval.splits=()', ()),
     ('sampler.stop_ids=1,2', (1, 2)),
-    ('loss.dual_clip=none', None),
+    ('loss.reduction=sequence_mean', 'sequence_mean'),
+    ('loss.dual_clip=0', 0.0),
     ('loss.dual_clip=10', 10.0),
     ('model.architecture.width=48', 48),
     ('model.architecture.rope_scaling=8,1,4,8192', (8.0, 1.0, 4.0, 8192)),

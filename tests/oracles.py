@@ -29,6 +29,17 @@ def token_sum(values, mask):
   return token_mean(values, mask)[0], sum(any(m) for m in mask)
 
 
+def length_mean(values, mask):
+  """(sum of tokens / T, non-empty rows) of [rows][T]."""
+  total, rows = token_sum(values, mask)
+  return total / len(values[0]), rows
+
+
+def length_sum(values, mask):
+  """(sum of tokens / T, 1) of [rows][T]."""
+  return length_mean(values, mask)[0], 1
+
+
 def group_normalized(rewards, members, epsilon=1e-6):
   """Eq. 4 on [B][G]."""
   return [_normalized(r, m, epsilon) for r, m in zip(rewards, members)]
@@ -103,6 +114,29 @@ def grpo_token_loss(l, behavior, advantage, low, high, dual_clip=None):
   if dual_clip is not None and advantage < 0:
     loss = min(loss, -advantage * dual_clip)
   return loss
+
+
+def psft_token_loss(l, old, high):
+  return -min(math.exp(min(max(l - old, -20.0), 20.0)), 1 + high)
+
+
+def luffy_token_loss(l, advantage, gamma):
+  p = math.exp(l)
+  return -advantage * p / (p + gamma)
+
+
+def chord_token_loss(l):
+  p = math.exp(l)
+  return -p * (1 - p) * l
+
+
+def chord_mu(step, peak, valley, warmup, decay):
+  if step < warmup:
+    return peak * step / warmup
+  s = step - warmup
+  if s >= decay:
+    return valley
+  return valley + (peak - valley) * 0.5 * (1 + math.cos(math.pi * s / decay))
 
 
 def log_softmax(logits):

@@ -11,11 +11,14 @@ Hidden states are after the final norm; hidden @ head is the logits, which
 only `ops.logprobs` and the sampler form.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 
+from gft_jax.batch import GroupBatch
 from gft_jax.config import Architecture
 from gft_jax.models import attention
 
@@ -53,6 +56,29 @@ class Cache:
 
   keys: jax.Array
   values: jax.Array
+
+
+def response_states(
+  model: Any, params: Any, batch: GroupBatch
+) -> tuple[jax.Array, jax.Array]:
+  """Both entrances one after the other: what predicts the response tokens.
+
+  Args:
+    model: entrances `prefill`, `respond` and `head`.
+    params: its parameters.
+    batch: B prompts with G responses of T tokens.
+
+  Returns:
+    hidden states [B, G, T, D] and head [D, V], for `ops.logprobs`.
+  """
+  variables = {'params': params}
+  prefix = model.apply(
+    variables, batch.prompts.tokens, batch.prompts.length, method='prefill'
+  )
+  hidden = model.apply(
+    variables, prefix, batch.responses.tokens, method='respond'
+  )
+  return hidden, model.apply(variables, method='head')
 
 
 class Block(nn.Module):

@@ -13,7 +13,11 @@ from gft_jax.ops import masking
 
 
 def group_normalized(
-  rewards: chex.Array, member_mask: chex.Array, *, epsilon: float = 1e-6
+  rewards: chex.Array,
+  member_mask: chex.Array,
+  *,
+  epsilon: float = 1e-6,
+  baseline_mask: chex.Array | None = None,
 ) -> chex.Array:
   """Advantages in units of the group's standard deviation (Eq. 4).
 
@@ -25,30 +29,44 @@ def group_normalized(
     rewards: [..., G], usually [B, G]; entries under the mask may be NaN.
     member_mask: [..., G], true where the group has a member.
     epsilon: ε, in units of reward.
+    baseline_mask: [..., G], the members whose mean and std count, for all
+      members; None is all of them.
 
   Returns:
     [..., G]: masked members and empty groups 0. A group of one has no spread
-    to compare with: mean := 0 and std := 1, so A = r / (1 + ε).
+    to compare with: mean := 0 and std := 1, so A = r / (1 + ε). Where the
+    members that count are equal and another is not, std := 1.
 
   Source: Eq. 4; verl `compute_grpo_outcome_advantage`, core_algos.py:233-286.
+  With a baseline_mask: `grpo_split`, mix_core_alg.py:12-67 of ElliottYan/LUFFY
+  at 01f4ae0.
   Deviations: exactly 0 where all members have the same reward; float32
   rounding of the mean, divided by ε, would give up to 0.1 there.
   """
-  group = _group(rewards, member_mask)
+  group = _group(rewards, member_mask, baseline_mask)
 
-  count = jnp.maximum(group.count - 1, 1)
-  centred = masking.select(group.rewards - group.baseline, member_mask)
-  variance = (centred**2).sum(axis=-1, keepdims=True) / count
+  centred = group.rewards - group.baseline
+  squares = masking.select(centred, group.counted) ** 2
+  variance = squares.sum(axis=-1, keepdims=True) / jnp.maximum(
+    group.count - 1, 1
+  )
   std = jnp.sqrt(jnp.where(group.flat, 1, variance))
-  return _advantages(centred / (std + epsilon), group, member_mask)
+  return masking.select(centred / (std + epsilon), member_mask)
 
 
-def mean_centred(rewards: chex.Array, member_mask: chex.Array) -> chex.Array:
+def mean_centred(
+  rewards: chex.Array,
+  member_mask: chex.Array,
+  *,
+  baseline_mask: chex.Array | None = None,
+) -> chex.Array:
   """Advantages in units of reward: A_k = r_k - mean(r).
 
   Args:
     rewards: [..., G], usually [B, G].
     member_mask: [..., G].
+    baseline_mask: [..., G], the members whose mean counts, for all members;
+      None is all of them.
 
   Returns:
     [..., G]: masked members 0; exactly 0 where all rewards are equal; a group
@@ -56,15 +74,15 @@ def mean_centred(rewards: chex.Array, member_mask: chex.Array) -> chex.Array:
 
   Source: Dr. GRPO (arXiv 2503.20783); verl with norm_adv_by_std_in_grpo=False.
   """
-  group = _group(rewards, member_mask)
+  group = _group(rewards, member_mask, baseline_mask)
 
-  return _advantages(group.rewards - group.baseline, group, member_mask)
+  return masking.select(group.rewards - group.baseline, member_mask)
 
 
 def leave_one_out(rewards: chex.Array, member_mask: chex.Array) -> chex.Array:
   """Advantages against the others: A_k = r_k - mean(r_j, j != k).
 
-  Equal to `mean_centred` times n / (n - 1).
+      r_k - mean(r_j, j != k) = n / (n - 1) (r_k - mean(r))
 
   Args:
     rewards: [..., G], usually [B, G].
@@ -78,9 +96,31 @@ def leave_one_out(rewards: chex.Array, member_mask: chex.Array) -> chex.Array:
   """
   group = _group(rewards, member_mask)
 
-  others = group.rewards.sum(axis=-1, keepdims=True) - group.rewards
-  baseline = others / jnp.maximum(group.count - 1, 1)
-  return _advantages(group.rewards - baseline, group, member_mask)
+  scale = group.count / jnp.maximum(group.count - 1, 1)
+  return masking.select(scale * (group.rewards - group.baseline), member_mask)
+
+
+def overlong(length: chex.Array, *, limit: int, share: float) -> chex.Array:
+  """How far a response reaches into the last share of its limit.
+
+      (length - (1 - share) limit) / (share limit), not below 0
+
+  DAPO takes it off the reward, so that an answer which is cut at the limit is
+  not as good as none, and one shortly before it is warned.
+
+  Args:
+    length: [...] tokens of each response, its stop token included.
+    limit: T, the longest that a response may be.
+    share: in (0, 1].
+
+  Returns:
+    [...] float32 in [0, 1].
+
+  Source: DAPO (arXiv 2503.14476); overlong_buffer of verl's recipe,
+  workers/reward_manager/dapo.py.
+  """
+  buffer = share * limit
+  return jnp.maximum(length - (limit - buffer), 0.0) / buffer
 
 
 def is_flat(rewards: chex.Array, member_mask: chex.Array) -> chex.Array:
@@ -101,27 +141,30 @@ def is_flat(rewards: chex.Array, member_mask: chex.Array) -> chex.Array:
 
 class _Group(NamedTuple):
   rewards: chex.Array  # [..., G], 0 under the mask, float32 or wider
-  count: chex.Array  # [..., 1]
-  baseline: chex.Array  # [..., 1], the mean; 0 for a group of one
-  flat: chex.Array  # [..., 1] bool
+  counted: chex.Array  # [..., G] bool, whose statistics count
+  count: chex.Array  # [..., 1], how many of them
+  baseline: chex.Array  # [..., 1], their mean; 0 for one alone
+  flat: chex.Array  # [..., 1] bool, they are all equal
 
 
-def _group(rewards: chex.Array, member_mask: chex.Array) -> _Group:
+def _group(
+  rewards: chex.Array,
+  member_mask: chex.Array,
+  baseline_mask: chex.Array | None = None,
+) -> _Group:
+  """The baseline of a flat group is its reward, not the rounded mean of it."""
   rewards = masking.select(rewards, member_mask)
   rewards = rewards.astype(jnp.promote_types(rewards.dtype, jnp.float32))
-  count = jnp.asarray(member_mask, bool).sum(axis=-1, keepdims=True)
-  mean = rewards.sum(axis=-1, keepdims=True) / jnp.maximum(count, 1)
-  return _Group(
-    rewards,
-    count,
-    jnp.where(count == 1, 0, mean),
-    is_flat(rewards, member_mask)[..., None],
+  counted = jnp.asarray(member_mask, bool)
+  if baseline_mask is not None:
+    counted &= jnp.asarray(baseline_mask, bool)
+  count = counted.sum(axis=-1, keepdims=True)
+  total = masking.select(rewards, counted).sum(axis=-1, keepdims=True)
+  largest = jnp.max(
+    rewards, axis=-1, keepdims=True, where=counted, initial=-jnp.inf
   )
-
-
-def _advantages(
-  values: chex.Array, group: _Group, member_mask: chex.Array
-) -> chex.Array:
-  """Exact zeros for flat groups of several, and under the mask."""
-  values = jnp.where(group.flat & (group.count > 1), 0, values)
-  return masking.select(values, member_mask)
+  flat = is_flat(rewards, counted)[..., None]
+  baseline = jnp.where(flat, largest, total / jnp.maximum(count, 1))
+  return _Group(
+    rewards, counted, count, jnp.where(count > 1, baseline, 0), flat
+  )

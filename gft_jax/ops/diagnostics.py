@@ -7,10 +7,13 @@ Rewritten by importance sampling, SFT's gradient is a policy gradient
 with reward 1[y = y*], almost always 0, and weight 1/π(y), without bound.
 """
 
+import math
+
 import chex
+import jax
 import jax.numpy as jnp
 
-from gft_jax.ops import advantages, masking
+from gft_jax.ops import advantages, losses, masking
 
 
 def implicit_reward(
@@ -76,6 +79,60 @@ def rectified_fraction(
     total = number of rectified tokens, weight = number of tokens.
   """
   return masking.token_mean((jnp.exp(logp) <= tau).astype(jnp.float32), mask)
+
+
+def is_clipped(
+  logp: chex.Array,
+  behavior_logp: chex.Array,
+  advantages: chex.Array,
+  *,
+  clip_low: float,
+  clip_high: float,
+  dual_clip: float | None = None,
+) -> chex.Array:
+  """Tokens to which `losses.grpo_token_loss` gives no gradient.
+
+  Args:
+    logp: [..., T].
+    behavior_logp: [..., T].
+    advantages: [...], one per response.
+    clip_low: as in the loss; so the others.
+    clip_high:
+    dual_clip:
+
+  Returns:
+    [..., T] float32: 1 where the ratio has left the clip; 0 where it has not,
+    and where the advantage is 0.
+  """
+  slope = jax.grad(
+    lambda l: losses.grpo_token_loss(
+      l,
+      behavior_logp,
+      advantages,
+      clip_low=clip_low,
+      clip_high=clip_high,
+      dual_clip=dual_clip,
+    ).sum()
+  )(logp)
+  return ((slope == 0) & (advantages != 0)[..., None]).astype(jnp.float32)
+
+
+def top_share(values: chex.Array, *, share: float) -> chex.Array:
+  """What the largest values have of the sum of all.
+
+  Args:
+    values: [n], not negative.
+    share: of the n values that count as the largest, in (0, 1]; at least one
+      value does.
+
+  Returns:
+    Scalar in [0, 1]; 0 where all are 0.
+  """
+  chex.assert_rank(values, 1)
+
+  count = max(1, math.ceil(share * values.size))
+  largest = jax.lax.top_k(values, count)[0].sum()
+  return masking.WeightedMean(largest, values.sum()).value
 
 
 def effective_groups(

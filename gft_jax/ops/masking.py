@@ -123,10 +123,59 @@ def token_sum(
   return _total(rows.total, rows.weight > 0, axis_name)
 
 
+def length_mean(
+  values: chex.Array, mask: chex.Array, *, axis_name: AxisName = None
+) -> WeightedMean:
+  """Mean over rows of the row's token sum over T: Σ_rows (Σ m x / T) / rows.
+
+  Every token weighs the same whatever the length of its response, so a long
+  wrong answer is not pushed less than a short one. T is the allocated length.
+
+  Args:
+    values: [..., T].
+    mask: [..., T].
+    axis_name: as in `token_mean`.
+
+  Returns:
+    Scalars; weight = number of rows with at least one token.
+
+  Source: Dr. GRPO (arXiv 2503.20783); TRL's loss_type dr_grpo,
+  grpo_trainer.py:2991-3150 of huggingface/trl at f2cd577, which counts empty rows.
+  """
+  total, rows = token_sum(values, mask, axis_name=axis_name)
+  return WeightedMean(total / jnp.shape(values)[-1], rows)
+
+
+def length_sum(
+  values: chex.Array, mask: chex.Array, *, axis_name: AxisName = None
+) -> WeightedMean:
+  """Sum over rows of the row's token sum over T: Σ_rows Σ m x / T.
+
+  Not a mean: the weight is 1 however many rows there are, and parts of a batch
+  add by their totals alone.
+
+  Args:
+    values: [..., T].
+    mask: [..., T].
+    axis_name: as in `token_mean`.
+
+  Returns:
+    Scalars; weight = 1.
+
+  Source: verl `agg_loss(seq-mean-token-sum-norm)`, core_algos.py:591-624 of
+  ZJU-OmniAI/GFT, and loss_remove_token_mean of LUFFY, mix_core_alg.py:69-251
+  of ElliottYan/LUFFY.
+  """
+  total = length_mean(values, mask, axis_name=axis_name).total
+  return WeightedMean(total, jnp.ones_like(total))
+
+
 REDUCTIONS = {
   'token_mean': token_mean,
   'sequence_mean': sequence_mean,
   'token_sum': token_sum,
+  'length_mean': length_mean,
+  'length_sum': length_sum,
 }
 
 

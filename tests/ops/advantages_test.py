@@ -105,3 +105,47 @@ def test_low_precision_and_integers_become_float32():
 def test_is_flat():
   flat = advantages.is_flat(jnp.array(REWARDS), jnp.array(MEMBERS))
   assert flat.tolist() == [False, False, True, True, True]
+
+
+OWN = [[0, 1, 1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize('name', ['group_normalized', 'mean_centred'])
+def test_statistics_of_some_members_serve_all(name):
+  """Against numpy, with the members that count picked by hand."""
+  rewards, members = jnp.array(REWARDS[:2]), jnp.array(MEMBERS[:2])
+  ours = getattr(advantages, name)(
+    rewards, members, baseline_mask=jnp.array(OWN)
+  )
+  for row, counted, valid in ((0, slice(1, 8), 8), (1, slice(2, 4), 4)):
+    values = np.array(REWARDS[row])
+    some = values[counted]
+    expected = values - some.mean()
+    if name == 'group_normalized':
+      expected /= some.std(ddof=1) + 1e-6
+    expected[valid:] = 0
+    assert_allclose(ours[row], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_others_against_a_flat_baseline_keep_units_of_reward():
+  rewards = jnp.array([[1.0, 0.1, 0.1, 0.1]])
+  own = jnp.array([[0, 1, 1, 1]])
+  for function in (advantages.group_normalized, advantages.mean_centred):
+    ours = function(rewards, jnp.ones((1, 4)), baseline_mask=own)
+    assert_allclose(ours[0, 0], 0.9, rtol=1e-5)
+    assert not ours[0, 1:].any()
+
+
+def test_everybody_as_baseline_is_the_default():
+  rewards, members = jnp.array(REWARDS), jnp.array(MEMBERS)
+  for function in (advantages.group_normalized, advantages.mean_centred):
+    default = function(rewards, members)
+    assert (
+      function(rewards, members, baseline_mask=jnp.ones((5, 8))) == default
+    ).all()
+
+
+def test_overlong():
+  """Buffer of 2 of 10 tokens: nothing up to 8, all of it at 10."""
+  ours = advantages.overlong(jnp.array([0, 8, 9, 10]), limit=10, share=0.2)
+  assert_allclose(ours, [0, 0, 0.5, 1], atol=1e-6)

@@ -218,3 +218,106 @@ def test_grpo_on_policy_gradient_is_minus_a():
 def test_one_advantage_per_response():
   with pytest.raises(AssertionError):
     losses.gft_token_loss(jnp.ones((2, 3)), jnp.ones((2, 3)), tau=0.5)
+
+
+OLD = LOGP + np.array([[0.5, -0.1, -2.0, -25.0], [0.0, 0.2, 0.01, 0.3]])
+
+
+def slopes(token_loss):
+  return jax.grad(lambda l: token_loss(l).sum())(jnp.array(LOGP))
+
+
+def test_psft_oracle_and_slope():
+  loss = lambda l: losses.psft_token_loss(  # noqa: E731
+    l, jnp.array(OLD), clip_high=0.28
+  )
+  expected = [
+    [oracles.psft_token_loss(l, old, 0.28) for l, old in zip(*rows)]
+    for rows in zip(LOGP, OLD)
+  ]
+  assert_allclose(loss(jnp.array(LOGP)), expected, rtol=1e-5)
+  ratio = np.exp(LOGP - OLD)
+  assert_allclose(
+    slopes(loss), np.where(ratio < 1.28, -ratio, 0), rtol=1e-5, atol=1e-8
+  )
+
+
+def test_psft_is_grpo_with_advantage_one():
+  ones, old = jnp.ones(2), jnp.array(OLD)
+  psft = value_and_grad(
+    lambda l: losses.psft_token_loss(l, old, clip_high=0.28)
+  )
+  grpo = value_and_grad(
+    lambda l: losses.grpo_token_loss(
+      l, old, ones, clip_low=0.2, clip_high=0.28, dual_clip=10.0
+    )
+  )
+  same(psft, grpo)
+
+
+def test_first_update_of_psft_is_sft():
+  logp = jnp.array(LOGP)
+  assert_allclose(
+    slopes(lambda l: losses.psft_token_loss(l, logp, clip_high=0.28)),
+    slopes(losses.sft_token_loss),
+  )
+
+
+def test_luffy_oracle_and_slope():
+  a, gamma = jnp.array(ADVANTAGES), 0.1
+  loss = lambda l: losses.luffy_token_loss(l, a, shaping=gamma)  # noqa: E731
+  expected = [
+    [oracles.luffy_token_loss(l, x, gamma) for l in row]
+    for row, x in zip(LOGP, ADVANTAGES)
+  ]
+  assert_allclose(loss(jnp.array(LOGP)), expected, rtol=1e-5)
+  p = np.array(P)
+  assert_allclose(
+    slopes(loss),
+    -np.array(a)[:, None] * gamma * p / (p + gamma) ** 2,
+    rtol=1e-5,
+  )
+
+
+def test_luffy_learns_most_where_p_is_gamma():
+  logp = jnp.log(jnp.linspace(0.01, 1, 100))
+  slope = jax.grad(
+    lambda l: losses.luffy_token_loss(l, jnp.ones(()), shaping=0.1).sum()
+  )(logp)
+  assert_allclose(jnp.exp(logp[jnp.argmin(slope)]), 0.1, rtol=1e-5)
+
+
+def test_luffy_of_an_impossible_token_is_zero_and_finite():
+  loss = lambda l: losses.luffy_token_loss(  # noqa: E731
+    l, jnp.ones(()), shaping=0.1
+  ).sum()
+  value, slope = jax.value_and_grad(loss)(jnp.array([-200.0]))
+  assert value == 0 and slope == 0
+
+
+def test_chord_oracle_and_slope():
+  expected = [[oracles.chord_token_loss(l) for l in row] for row in LOGP]
+  assert_allclose(losses.chord_token_loss(jnp.array(LOGP)), expected, rtol=1e-5)
+  p = np.array(P)
+  assert_allclose(slopes(losses.chord_token_loss), -p * (1 - p), rtol=1e-5)
+
+
+@pytest.mark.parametrize('schedule', [(0.5, 0.02, 20, 40), (0.9, 0.05, 0, 20)])
+def test_chord_mu_oracle(schedule):
+  names = ('peak', 'valley', 'warmup_steps', 'decay_steps')
+  ours = jax.jit(
+    lambda step: losses.chord_mu(step, **dict(zip(names, schedule)))
+  )(jnp.arange(80))
+  expected = [oracles.chord_mu(step, *schedule) for step in range(80)]
+  assert_allclose(ours, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_kept_tokens_are_not_rectified():
+  """They have SFT's slope times the advantage; the others stay as they are."""
+  kept = jnp.array([[0, 0, 0, 1], [0, 0, 0, 0]], bool)
+  a = jnp.array(ADVANTAGES)
+  plain = slopes(lambda l: losses.gft_token_loss(l, a, tau=0.4))
+  ours = slopes(lambda l: losses.gft_token_loss(l, a, tau=0.4, kept=kept))
+  assert_allclose(ours, jnp.where(kept, -a[:, None], plain), rtol=1e-6)
+  dft = slopes(lambda l: losses.dft_token_loss(l, kept=kept))
+  assert_allclose(dft, jnp.where(kept, -1, -jnp.array(P)), rtol=1e-6)

@@ -17,6 +17,8 @@ MASK = [[1, 1, 1], [1, 0, 0], [0, 0, 0]]
     ('token_mean', 6.0, 4.0, 1.5),
     ('sequence_mean', 4.0, 2.0, 2.0),  # Row means 1 and 3.
     ('token_sum', 6.0, 2.0, 3.0),
+    ('length_mean', 2.0, 2.0, 1.0),  # T = 3.
+    ('length_sum', 2.0, 1.0, 2.0),
   ],
 )
 def test_literals(name, total, weight, value):
@@ -31,8 +33,11 @@ def test_parts_add_to_the_whole(name):
   reduction = masking.REDUCTIONS[name]
   values, mask = jnp.array(VALUES), jnp.array(MASK, bool)
   parts = [reduction(values[b : b + 1], mask[b : b + 1]) for b in range(3)]
-  assert sum(parts) == reduction(values, mask)
-  assert isinstance(sum(parts), WeightedMean)
+  whole, added = reduction(values, mask), sum(parts)
+  assert isinstance(added, WeightedMean)
+  assert added.total == whole.total
+  # A sum has one weight whatever it sums; see `length_sum`.
+  assert added.weight == (3 if name == 'length_sum' else whole.weight)
 
 
 def test_only_zero_starts_a_sum():

@@ -62,6 +62,37 @@ FORMULAS = {
     ),
     (LOGP, BEHAVIOR, ADVANTAGES),
   ),
+  'psft_token_loss': (
+    lambda logp, old: losses.psft_token_loss(logp, old, clip_high=0.28),
+    (LOGP, BEHAVIOR),
+  ),
+  'luffy_token_loss': (
+    lambda logp, a: losses.luffy_token_loss(logp, a, shaping=0.1),
+    (LOGP, ADVANTAGES),
+  ),
+  'chord_token_loss': (losses.chord_token_loss, (LOGP,)),
+  'chord_mu': (
+    lambda step: losses.chord_mu(
+      step, peak=0.9, valley=0.1, warmup_steps=2, decay_steps=5
+    ),
+    (CORRECT,),
+  ),
+  'split_normalized': (
+    lambda rewards, members, own: advantages.group_normalized(
+      rewards, members, baseline_mask=own
+    ),
+    (REWARDS, MEMBERS, CORRECT > 3),
+  ),
+  'overlong': (
+    lambda length: advantages.overlong(length, limit=8, share=0.5),
+    (CORRECT,),
+  ),
+  'is_clipped': (
+    lambda logp, behavior, a: diagnostics.is_clipped(
+      logp, behavior, a, clip_low=0.2, clip_high=0.3, dual_clip=3.0
+    ),
+    (LOGP, BEHAVIOR, ADVANTAGES),
+  ),
   'target_logprobs': (
     lambda hidden, targets: logprobs.target_logprobs(
       hidden, HEAD, targets, chunk=7, temperature=0.8
@@ -103,6 +134,10 @@ REDUCTIONS = {
   'largest_inverse_probability': (
     diagnostics.largest_inverse_probability,
     (LOGP, TOKENS),
+  ),
+  'top_share': (
+    lambda logp: diagnostics.top_share(-logp.ravel(), share=0.1),
+    (LOGP,),
   ),
   'avg_at_k': (lambda c: passk.avg_at_k(c, np.int32(8)), (CORRECT,)),
   'interval': (lambda c: passk.interval(c[:, 0] / 8), (CORRECT,)),
