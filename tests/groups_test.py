@@ -52,6 +52,37 @@ def test_build_masks_empty_slots_and_ignores_their_reward():
   assert np.asarray(batch.token_mask).astype(int).tolist() == expected
 
 
+def batch_of(rewards, first):
+  """Groups whose tokens tell which batch and row they come from."""
+  return groups.build(
+    PROMPTS,
+    responses_of([[3, 3], [3, 3]], first),
+    np.full((2, 2), SELF),
+    np.array(rewards),
+  )
+
+
+def test_flat_groups_are_replaced_by_the_first_that_are_not():
+  batch = batch_of([[1.0, 1.0], [0.0, 1.0]], first=0)
+  further = batch_of([[0.0, 0.0], [1.0, 0.0]], first=100)
+  assert groups.flat(batch).tolist() == [True, False]
+  filled = groups.refill(batch, further)
+  assert filled.rewards.tolist() == [[1, 0], [0, 1]]
+  np.testing.assert_array_equal(
+    filled.responses.tokens,
+    np.stack([further.responses.tokens[1], batch.responses.tokens[1]]),
+  )
+  assert filled.prompts.index.tolist() == [41, 41]
+  assert batch.rewards.tolist() == [[1, 1], [0, 1]]  # It is not written to.
+
+
+def test_flat_groups_stay_where_nothing_can_replace_them():
+  batch = batch_of([[1.0, 1.0], [1.0, 1.0]], first=0)
+  further = batch_of([[0.0, 0.0], [1.0, 0.0]], first=100)
+  filled = groups.refill(batch, further)
+  assert groups.flat(filled).tolist() == [False, True]
+
+
 def test_build_names_both_shapes():
   with pytest.raises(ValueError, match=r'\(2, 1\).*\(2, 2\)'):
     groups.build(

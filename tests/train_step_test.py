@@ -9,8 +9,8 @@ import pytest
 
 from gft_jax import objectives, train_step
 from gft_jax.batch import EXPERT, SELF, TEACHER, GroupBatch, Prompts, Responses
-from gft_jax.config import Architecture, ConfigError, GroupConfig, LossConfig
-from gft_jax.models.transformer import Transformer
+from gft_jax.config import Architecture, LossConfig
+from gft_jax.models.transformer import Transformer, response_states
 from gft_jax.ops import advantages, losses, masking
 
 B, G, P, T, V = 4, 3, 5, 6, 19
@@ -50,7 +50,16 @@ def params(model, batch):
   return jax.tree.map(lambda x: 2 * x, variables['params'])
 
 
-def run(model, params, batch, objective, *, optimizer=None, **settings):
+def run(
+  model,
+  params,
+  batch,
+  objective,
+  *,
+  optimizer=None,
+  reference=None,
+  **settings,
+):
   options = {
     k: settings.pop(k)
     for k in ('temperature', 'mini_batches', 'micro_batches')
@@ -63,7 +72,7 @@ def run(model, params, batch, objective, *, optimizer=None, **settings):
     **options,
   )
   state = train_step.create_state(model, params, optimizer or optax.sgd(1.0))
-  return jax.jit(step)(state, batch)
+  return jax.jit(step)(state, batch, reference)
 
 
 def update_of(params, state):
@@ -207,14 +216,141 @@ def test_sft_has_no_reward_metrics(model, params, batch):
   assert not [name for name in metrics if 'reward' in name]
 
 
-@pytest.mark.parametrize(
-  ('name', 'group', 'message'),
-  [
-    ('gtf', GroupConfig(), "'gtf' is not one of .*; did you mean gft"),
-    ('grpo', GroupConfig(1, 0, 4), 'self answers only, but group.experts=1'),
-    ('sft', GroupConfig(1, 0, 4), 'only, but group.samples=4'),
-  ],
-)
-def test_groups_that_an_objective_cannot_use_are_refused(name, group, message):
-  with pytest.raises(ConfigError, match=message):
-    objectives.choose(name, group)
+def dense(model, params, batch):
+  """[B, G, T, V] log-probabilities, the array that the product never makes."""
+  hidden, head = response_states(model, params, batch)
+  return jax.nn.log_softmax(hidden @ head)
+
+
+def chosen(logq, batch):
+  tokens = batch.responses.tokens[..., None]
+  return jnp.take_along_axis(logq, tokens, axis=-1)[..., 0]
+
+
+def mean_of(values, batch):
+  return jnp.where(batch.token_mask, values, 0).sum() / batch.token_mask.sum()
+
+
+@pytest.fixture(scope='module')
+def reference(params):
+  return jax.tree.map(lambda x: 0.7 * x + 0.01, params)
+
+
+def test_asft_is_dft_and_exact_kl_to_the_start(model, params, batch, reference):
+  def expected(p):
+    logq = dense(model, p, batch)
+    logp, ref = chosen(logq, batch), dense(model, reference, batch)
+    dft = -jax.lax.stop_gradient(jnp.exp(logp)) * logp
+    kl = (jnp.exp(ref) * (ref - logq)).sum(axis=-1)
+    return mean_of(dft + 0.1 * kl, batch)
+
+  loss, grads = jax.jit(jax.value_and_grad(expected))(params)
+  for micro_batches in (1, 2):
+    state, metrics, _ = run(
+      model,
+      params,
+      batch,
+      'asft',
+      reference=reference,
+      micro_batches=micro_batches,
+    )
+    np.testing.assert_allclose(metrics['loss'].value, loss, rtol=1e-5)
+    chex.assert_trees_all_close(update_of(params, state), grads, atol=2e-6)
+  assert float(metrics['loss_kl'].value) > 0.01
+
+
+def test_any_objective_can_add_entropy_and_an_estimated_kl(
+  model, params, batch, reference
+):
+  def expected(p):
+    logq = dense(model, p, batch)
+    logp = chosen(logq, batch)
+    ref = chosen(dense(model, reference, batch), batch)
+    k3 = jnp.exp(ref - logp) - (ref - logp) - 1
+    entropy = -(jnp.exp(logq) * logq).sum(axis=-1)
+    return mean_of(-logp - 0.3 * entropy + 0.2 * k3, batch)
+
+  loss, grads = jax.jit(jax.value_and_grad(expected))(params)
+  state, metrics, _ = run(
+    model,
+    params,
+    batch,
+    'sft',
+    reference=reference,
+    entropy_bonus=0.3,
+    kl_weight=0.2,
+    kl='k3',
+  )
+  np.testing.assert_allclose(metrics['loss'].value, loss, rtol=1e-5)
+  chex.assert_trees_all_close(update_of(params, state), grads, atol=5e-6)
+  parts = [
+    float(metrics[f'loss_{k}'].value) for k in ('policy', 'entropy', 'kl')
+  ]
+  assert parts[0] + -0.3 * parts[1] + 0.2 * parts[2] == pytest.approx(
+    float(loss), rel=1e-5
+  )
+
+
+def test_a_kl_without_a_reference_is_said(model, params, batch):
+  with pytest.raises(ValueError, match=r'kl_weight needs .* reference'):
+    run(model, params, batch, 'sft', kl_weight=0.1)
+
+
+def test_psft_divides_by_the_policy_that_began_the_step(model, params, batch):
+  """Two updates by hand: SFT's, then the clipped ratio to the first policy."""
+  sgd = optax.sgd(0.3)
+  first = jax.tree.map(lambda x: x[0::2], batch)
+  second = jax.tree.map(lambda x: x[1::2], batch)
+  state, _, _ = run(model, params, first, 'sft', optimizer=sgd)
+  old = chosen(dense(model, params, second), second)
+
+  def loss(p):
+    ratio = jnp.exp(chosen(dense(model, p, second), second) - old)
+    return mean_of(-jnp.minimum(ratio, 1.28), second)
+
+  grads = jax.grad(loss)(state.params)
+  expected = jax.tree.map(lambda x, g: x - 0.3 * g, state.params, grads)
+  for micro_batches in (1, 2):
+    ours, metrics, _ = run(
+      model,
+      params,
+      batch,
+      'psft',
+      optimizer=sgd,
+      mini_batches=2,
+      micro_batches=micro_batches,
+    )
+    chex.assert_trees_all_close(ours.params, expected, atol=5e-6)
+  assert 0 < float(metrics['clipped_fraction'].value) < 1
+
+
+@pytest.mark.parametrize('objective', ['luffy', 'chord_phi'])
+def test_micro_batches_add_where_a_loss_has_several_denominators(
+  model, params, batch, objective
+):
+  whole, parts = (
+    run(model, params, batch, objective, micro_batches=n) for n in (1, 2)
+  )
+  chex.assert_trees_all_close(
+    update_of(params, whole[0]),
+    update_of(params, parts[0]),
+    rtol=1e-4,
+    atol=2e-5,
+  )
+  for name, mean in whole[1].items():
+    np.testing.assert_allclose(mean.value, parts[1][name].value, rtol=2e-5)
+
+
+def test_overlong_answers_lose_reward_before_the_advantage(batch):
+  settings = objectives.resolve(
+    LossConfig(overlong_share=0.5), objectives.OBJECTIVES['dapo']
+  )
+  ours = objectives.advantages_of(
+    objectives.OBJECTIVES['dapo'], batch, settings
+  )
+  length = np.asarray(batch.responses.length)
+  rewards = np.asarray(batch.rewards) - np.maximum(length - 3, 0) / 3
+  expected = advantages.group_normalized(
+    jnp.asarray(rewards, jnp.float32), batch.member_mask
+  )
+  np.testing.assert_allclose(ours, expected, rtol=1e-5)

@@ -110,14 +110,104 @@ def test_a_finished_run_is_not_run_again(config, whole):
   assert (workdir / 'metrics.jsonl').read_bytes() == before
 
 
+def alone(config, objective, *assignments, **fields):
+  """One stage of four prompts a step, from scratch, without evaluation."""
+  stage = Stage('arm', '', objective, 3, assignments, **fields)
+  config = override(override(config, 'eval.splits=()'), 'eval.base=')
+  return dataclasses.replace(config, stages=(stage,))
+
+
+def training(workdir):
+  """Records of steps, without those of evaluations."""
+  return [r for r in writers.read_metrics(workdir) if 'train/loss' in r]
+
+
+def steps_of(workdir):
+  return [r['step'] for r in training(workdir)]
+
+
+def test_a_budget_of_tokens_ends_a_stage(config, tmp_path):
+  given = ('group.samples=0', 'group.teachers=0')
+  whole = alone(config, 'sft', *given)
+  train_lib.train(whole, tmp_path / 'whole')
+  tokens = [r['train/tokens'] for r in training(tmp_path / 'whole')]
+  budget = alone(config, 'sft', *given, tokens=sum(tokens[:1]) + 1)
+  train_lib.train(budget, tmp_path / 'budget')
+  assert steps_of(tmp_path / 'whole') == [1, 2, 3]
+  assert steps_of(tmp_path / 'budget') == [1, 2]
+  train_lib.train(budget, tmp_path / 'budget')
+  assert steps_of(tmp_path / 'budget') == [1, 2]  # It is finished.
+
+
+def test_a_budget_of_seconds_does_not_count_the_first_step(config, tmp_path):
+  given = ('group.samples=0', 'group.teachers=0')
+  train_lib.train(alone(config, 'sft', *given, seconds=1e-9), tmp_path)
+  assert steps_of(tmp_path) == [1, 2]
+
+
+def letters(prompt, answer, response):
+  """Flat for a third of the prompts: whose first character is a digit < 4."""
+  return float(len(response) % 2 and prompt[0] > '3')
+
+
+DYNAMIC = (
+  'group.experts=0',
+  'group.teachers=0',
+  'reward.function=tests.train_test:letters',
+  'group.refills=2',
+  'checkpoint.every=1',
+)
+
+
+def test_dynamic_sampling_replaces_flat_groups_and_resumes_bit_for_bit(
+  config, tmp_path, monkeypatch
+):
+  whole = alone(config, 'dapo', *DYNAMIC)
+  train_lib.train(whole, tmp_path / 'whole')
+  records = training(tmp_path / 'whole')
+  used = [r['train/refills'] for r in records]
+  assert max(used) > 0 and all(0 <= r <= 2 for r in used)
+  off = alone(config, 'dapo', *DYNAMIC, 'group.refills=0')
+  train_lib.train(off, tmp_path / 'off')
+  flat = lambda records: np.mean(  # noqa: E731
+    [r['train/zero_variance_groups'] for r in records]
+  )
+  assert flat(records) < flat(training(tmp_path / 'off'))
+
+  kill_at(monkeypatch, ('arm', 3))
+  with pytest.raises(Stop):
+    train_lib.train(whole, tmp_path / 'killed')
+  monkeypatch.undo()
+  train_lib.train(whole, tmp_path / 'killed')
+  assert comparable(training(tmp_path / 'killed')) == comparable(records)
+
+
+def test_dynamic_sampling_needs_rewards(config, tmp_path):
+  given = ('group.samples=0', 'group.teachers=0', 'group.refills=1')
+  with pytest.raises(ConfigError, match=r'refills=1 .* sft asks for none'):
+    train_lib.train(alone(config, 'sft', *given), tmp_path / 'run')
+
+
+def test_a_kl_is_to_the_policy_that_the_stage_starts_from(config, tmp_path):
+  """0 before its first update, and then more and more."""
+  given = ('group.samples=0', 'group.teachers=0', 'loss.kl_weight=0.1')
+  config = alone(config, 'asft', *given, 'checkpoint.every=2')
+  config = dataclasses.replace(
+    config,
+    stages=(Stage('first', '', 'sft', 1, given[:2]), *config.stages),
+  )
+  config = override(config, 'stages.arm.start=first')
+  train_lib.train(config, tmp_path)
+  kl = [r['train/loss_kl'] for r in training(tmp_path) if r['stage'] == 'arm']
+  assert abs(kl[0]) < 1e-6 < kl[1] < kl[2]
+
+
 class Stop(Exception):
   """Stands for a kill."""
 
 
-@pytest.mark.parametrize('kill', [('base', 3), ('gft', 1), ('gft', 3)])
-def test_resume_repeats_the_uninterrupted_run_bit_for_bit(
-  config, whole, tmp_path, monkeypatch, kill
-):
+def kill_at(monkeypatch, kill):
+  """The run stops where it would write the record of (stage, step)."""
   write = writers.MetricsFile.write
 
   def write_until_killed(self, record):
@@ -125,8 +215,15 @@ def test_resume_repeats_the_uninterrupted_run_bit_for_bit(
       raise Stop
     write(self, record)
 
+  monkeypatch.setattr(writers.MetricsFile, 'write', write_until_killed)
+
+
+@pytest.mark.parametrize('kill', [('base', 3), ('gft', 1), ('gft', 3)])
+def test_resume_repeats_the_uninterrupted_run_bit_for_bit(
+  config, whole, tmp_path, monkeypatch, kill
+):
   with monkeypatch.context() as patch:
-    patch.setattr(writers.MetricsFile, 'write', write_until_killed)
+    kill_at(patch, kill)
     with pytest.raises(Stop):
       train_lib.train(config, tmp_path)
   assert train_lib.train(config, tmp_path) == whole[1]
