@@ -336,6 +336,7 @@ class CheckpointConfig:
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
   every: int = setting(0, 'steps between evaluations; 0: only after the stage')
+  before: bool = setting(True, 'evaluate a model.path before its first step')
   splits: tuple[str, ...] = setting(
     ('test', 'ood_length', 'ood_operator'), 'held-out splits'
   )
@@ -369,6 +370,7 @@ class LogConfig:
   progress: bool = setting(True, 'a progress bar per stage')
   tensorboard: bool = setting(True, 'event files under workdir/tensorboard')
   wandb: bool = setting(False, 'Weights & Biases, if it is installed')
+  report: bool = setting(True, 'figures and a page when the run is done')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -149,7 +149,8 @@ def train(
     engine = Engine(config, policy, mesh, graders, journal)
     loop = Loop(config, workdir, policy, engine, writer)
     results = {job.stage.name: loop.run(job) for job in jobs}
-  report.write_report(workdir)
+  if config.log.report:
+    report.write_report(workdir)
   return results
 
 
@@ -371,7 +372,8 @@ class Loop:
       if restored.position['finished']:
         return evaluation
     self.writer.begin(stage.name, stage.steps, done, self.metrics_bytes)
-    if not done and not stage.start and self.config.model.path:
+    loaded = not stage.start and bool(self.config.model.path)
+    if loaded and not done and job.config.eval.before:
       self.writer.write(self._evaluate(job, begin.params, 0))
     pending: Callable[[], Record] | None = None
     watch = Stopwatch()

@@ -11,6 +11,8 @@ methods then see 128 prompts per step and group methods 16 prompts x 8
 answers: equal responses per step, as in the paper.
 """
 
+import embedded
+
 from gft_jax.config import (
   CheckpointConfig,
   Config,
@@ -23,28 +25,7 @@ from gft_jax.config import (
 
 STEPS = 45
 
-ONE_ANSWER = ('group.teachers=0', 'group.samples=0')
-# The expert is terse: 12 tokens hold every answer.
-DEMONSTRATIONS = (
-  *ONE_ANSWER,
-  'data.batch_size=128',
-  'data.max_response=12',
-)
-OWN_SAMPLES = (
-  'group.experts=0',
-  'group.teachers=0',
-  'group.samples=8',
-)
-PRETRAINING = (
-  *ONE_ANSWER,
-  'data.split=pretrain',
-  'data.batch_size=64',
-  'optimizer.learning_rate=2e-3',
-  'optimizer.schedule=cosine',
-  'optimizer.warmup_steps=100',
-  'optimizer.b2=0.98',
-  'checkpoint.every=200',
-)
+DEMONSTRATIONS = (*embedded.DEMONSTRATIONS, 'data.batch_size=128')
 
 
 def get_config() -> Config:
@@ -55,13 +36,13 @@ def get_config() -> Config:
     checkpoint=CheckpointConfig(every=15),
     eval=EvalConfig(base='base'),
     stages=(
-      Stage('base', '', 'sft', 900, PRETRAINING),
+      Stage('base', '', 'sft', 900, embedded.PRETRAINING),
       Stage('sft', 'base', 'sft', STEPS, DEMONSTRATIONS),
       Stage('gft', 'base', 'gft', STEPS),
-      Stage('grpo', 'base', 'grpo', STEPS, OWN_SAMPLES),
-      Stage('sft_grpo', 'sft', 'grpo', STEPS, OWN_SAMPLES),
+      Stage('grpo', 'base', 'grpo', STEPS, embedded.OWN_SAMPLES),
+      Stage('sft_grpo', 'sft', 'grpo', STEPS, embedded.OWN_SAMPLES),
       Stage('sft_gft', 'sft', 'gft', STEPS),
-      Stage('sft_gft_grpo', 'sft_gft', 'grpo', STEPS, OWN_SAMPLES),
+      Stage('sft_gft_grpo', 'sft_gft', 'grpo', STEPS, embedded.OWN_SAMPLES),
     ),
   )
 
