@@ -68,6 +68,9 @@ def main(arguments: list[str] | None = None) -> int:
   parser.add_argument(
     '--budget', default='prompts', help='prompts, tokens=N or seconds=S'
   )
+  parser.add_argument(
+    '--steps', type=int, help="of every arm; by default each config's own"
+  )
   parser.add_argument('--workdir', required=True, help='where the runs live')
   parser.add_argument(
     '--set',
@@ -83,6 +86,8 @@ def main(arguments: list[str] | None = None) -> int:
     workdir = pathlib.Path(options.workdir)
     kind, amount = parse_budget(options.budget)
     shared, stages = read_arms(options.configs, options.set)
+    if options.steps:
+      stages = [dataclasses.replace(s, steps=options.steps) for s in stages]
     arms = [limited(shared, stage, kind, amount) for stage in stages]
     base, base_result = base_policy(shared, workdir / 'base')
     folder = workdir / options.budget
@@ -140,10 +145,11 @@ def read_arms(
       f'{path}: a config of one stage needs a model.path to start from',
     )
     rest = dataclasses.replace(config, stages=tuple(before))
-    changed = differences(shared or rest, rest)
+    changed = [d.partition(':')[0] for d in differences(shared or rest, rest)]
     require(
       not changed,
-      f'{path} and {paths[0]} do not share a base policy: {"; ".join(changed)}',
+      f'{path} and {paths[0]} do not share a base policy: they differ in'
+      f' {", ".join(changed)}',
     )
     require(
       arm.name not in [other.name for other in arms],

@@ -56,6 +56,9 @@ token_logprobs = jax.jit(
   static_argnames=('model', 'chunk', 'temperature'),
 )
 drift = jax.jit(evaluate.drift, static_argnames=('model', 'chunk'))
+demonstration_tokens = jax.jit(
+  evaluate.demonstration_tokens, static_argnames=('model', 'chunk')
+)
 
 
 @functools.partial(
@@ -211,6 +214,15 @@ class Engine:
   ) -> dict[str, WeightedMean]:
     """See evaluate.drift."""
     return drift(self.model, params, base, self.put(batch), chunk=chunk)
+
+  def demonstration_tokens(
+    self, params: Any, batch: GroupBatch, *, chunk: int
+  ) -> dict[str, np.ndarray]:
+    """See evaluate.demonstration_tokens; on the host."""
+    found = demonstration_tokens(
+      self.model, params, self.put(batch), chunk=chunk
+    )
+    return jax.tree.map(np.asarray, found)
 
   def anywhere(self, flag: bool) -> bool:
     """Whether any process says so."""

@@ -22,7 +22,7 @@ from gft_jax import data, groups
 from gft_jax.batch import GroupBatch, Prompts, Responses
 from gft_jax.config import Config, GroupConfig, SamplerConfig
 from gft_jax.models.transformer import response_states
-from gft_jax.ops import divergences, masking, passk
+from gft_jax.ops import diagnostics, divergences, masking, passk
 from gft_jax.ops.logprobs import target_logprobs
 from gft_jax.ops.masking import WeightedMean
 from gft_jax.ops.rectification import dynamic_coefficient
@@ -142,6 +142,30 @@ def drift(
   }
 
 
+def demonstration_tokens(
+  model: Any, params: Any, batch: GroupBatch, *, chunk: int
+) -> dict[str, jax.Array]:
+  """What the policy makes of the tokens of given answers. Pure.
+
+  Args:
+    model: entrances `prefill`, `respond` and `head`.
+    params: the policy.
+    batch: given answers; rewards are not used.
+    chunk: tokens whose logits exist at one time.
+
+  Returns:
+    Arrays [B, G, T]: `logp`; `gradient`, the norm of `token_gradients`; and
+    `likeliest`, the token that the policy would have written.
+  """
+  hidden, head = response_states(model, params, batch)
+  tokens = batch.responses.tokens
+  logp, _ = target_logprobs(hidden, head, tokens, chunk=chunk)
+  gradient, likeliest = diagnostics.token_gradients(
+    hidden, head, tokens, chunk=chunk
+  )
+  return {'logp': logp, 'gradient': gradient, 'likeliest': likeliest}
+
+
 def pad_rows(tree: Any, rows: int) -> Any:
   """Repeats the last row until the first axis has `rows` rows."""
 
@@ -181,8 +205,8 @@ def _answers(
     config.sampler, temperature=settings.temperature
   )
   scores, failures = [], collections.Counter()
-  batches = _batches(dataset, settings.prompts, settings.batch_size)
-  for number, examples in enumerate(batches):
+  asked = batches(dataset, settings.prompts, settings.batch_size)
+  for number, examples in enumerate(asked):
     responses = engine.sample(
       params,
       pad_rows(prompts_of(examples), settings.batch_size),
@@ -222,8 +246,8 @@ def _demonstrations(
   """
   settings = config.eval
   parts = []
-  for examples in _batches(dataset, settings.prompts, settings.batch_size):
-    batch = _unscored(
+  for examples in batches(dataset, settings.prompts, settings.batch_size):
+    batch = unscored(
       prompts_of(examples), given_of(examples), settings.batch_size
     )
     logp = engine.token_logprobs(params, batch, chunk=config.loss.chunk)
@@ -245,7 +269,7 @@ def _drift(
   settings = config.eval
   key = engine.key('drift', 0)
   totals = []
-  for examples in _batches(dataset, settings.kl_prompts, settings.batch_size):
+  for examples in batches(dataset, settings.kl_prompts, settings.batch_size):
     prompts = prompts_of(examples)
     responses = engine.sample(
       params,
@@ -255,7 +279,7 @@ def _drift(
       1,
       settings.max_response,
     )
-    batch = _unscored(
+    batch = unscored(
       prompts, _rows(responses, len(examples.index)), settings.batch_size
     )
     totals.append(engine.drift(params, base, batch, chunk=config.loss.chunk))
@@ -264,7 +288,7 @@ def _drift(
   }
 
 
-def _batches(
+def batches(
   dataset: data.Dataset, count: int, size: int
 ) -> Iterator[data.Examples]:
   """The first `count` rows in order; the last batch may be smaller."""
@@ -277,7 +301,7 @@ def _rows(tree: Any, count: int) -> Any:
   return jax.tree.map(lambda x: x[:count], tree)
 
 
-def _unscored(prompts: Prompts, given: Responses, rows: int) -> GroupBatch:
+def unscored(prompts: Prompts, given: Responses, rows: int) -> GroupBatch:
   """A batch without rewards, padded to `rows` rows with empty slots."""
   real = len(given.length)
   prompts, given = pad_rows((prompts, given), rows)

@@ -186,11 +186,7 @@ def evaluate_policy(
   )
   outdir = pathlib.Path(outdir)
   (job,) = plan(config, policy)
-  mesh = parallel.make_mesh(config.mesh)
-  with rewards.Grader(config.reward) as grader:
-    outdir.mkdir(parents=True, exist_ok=True)
-    journal = rewards.Journal(outdir / 'timeouts.jsonl')
-    engine = Engine(config, policy, mesh, {config.reward: grader}, journal)
+  with engine_of(config, policy, outdir) as engine:
     return evaluate.held_out(
       engine,
       params,
@@ -200,6 +196,21 @@ def evaluate_policy(
       name='evaluation',
       figures=coefficients_file(outdir, 'evaluation'),
     )
+
+
+@contextlib.contextmanager
+def engine_of(
+  config: Config, policy: Policy, outdir: pathlib.Path
+) -> Iterator[Engine]:
+  """The compiled programs and the top-level reward, outside of a run.
+
+  Answers that hit the time limit are journalled in `outdir`.
+  """
+  mesh = parallel.make_mesh(config.mesh)
+  with rewards.Grader(config.reward) as grader:
+    outdir.mkdir(parents=True, exist_ok=True)
+    journal = rewards.Journal(outdir / 'timeouts.jsonl')
+    yield Engine(config, policy, mesh, {config.reward: grader}, journal)
 
 
 def load_policy(config: Config) -> Policy:
@@ -245,6 +256,13 @@ def plan(config: Config, policy: Policy) -> list[Job]:
     group = dataclasses.replace(group, refills=0)
     return tokenised(settings, group, split)
 
+  def demonstrations(settings, splits):
+    if not splits:
+      return None
+    dataset = load(settings, evaluate.EXPERT_ONLY, splits[0])
+    # Prompts alone are enough for rewards.
+    return dataset if dataset.statistics.tokens['expert'].size else None
+
   jobs: dict[str, Job] = {}
   for stage in config.stages:
     settings = for_stage(config, stage)
@@ -280,9 +298,7 @@ def plan(config: Config, policy: Policy) -> list[Job]:
       dataset=load(settings.data, settings.group, settings.data.split),
       benchmark=evaluate.Benchmark(
         splits={s: load(config.data, evaluate.OWN, s) for s in splits},
-        demonstrations=load(config.data, evaluate.EXPERT_ONLY, splits[0])
-        if splits
-        else None,
+        demonstrations=demonstrations(config.data, splits),
       ),
       first_step=first_step,
       total_updates=stage.steps * settings.optimizer.mini_batches,

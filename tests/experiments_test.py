@@ -19,7 +19,26 @@ from gft_jax.models.transformer import Transformer
 from gft_jax.optimizer import make_optimizer
 
 ROOT = pathlib.Path(__file__).parents[1]
-CONFIGS = sorted((ROOT / 'experiments' / 'configs').glob('*.py'))
+CONFIGS = sorted((ROOT / 'experiments' / 'configs').rglob('*.py'))
+EMBEDDED = [path for path in CONFIGS if path.parent.name == 'embedded']
+# A decoder that trains in seconds.
+TINY = (
+  'model.architecture.width=16',
+  'model.architecture.kv_heads=1',
+  'model.architecture.heads=2',
+  'model.architecture.head_size=8',
+  'model.architecture.mlp_width=32',
+  'data.rows=640',
+  'stages.base.steps=2',
+  'eval.prompts=4',
+  'eval.ks=1',
+  'eval.samples=2',
+  'eval.kl_prompts=4',
+  'eval.batch_size=4',
+  'eval.max_response=12',
+  'log.progress=false',
+  'log.tensorboard=false',
+)
 
 
 @pytest.fixture
@@ -67,7 +86,11 @@ def test_every_recipe_traces_its_training_steps(path, scripts):
       ),
       params,
     )
-    _, metrics, _ = jax.eval_shape(step, state, batch_shapes(settings))
+    loss = objectives.resolve(settings.loss, objective)
+    reference = params if loss.kl_weight else None
+    _, metrics, _ = jax.eval_shape(
+      step, state, batch_shapes(settings), reference
+    )
     assert metrics['loss'].total.shape == ()
   assert (path.read_text().split('"""')[1]).count('Command:') == 1
 
@@ -189,12 +212,195 @@ def test_not_a_run(scripts, tmp_path, capsys):
 def test_the_readme_prints_two_commands_and_its_example_runs(capsys):
   text = (ROOT / 'README.md').read_text()
   assert len(re.findall('^python3 -m venv ', text, re.M)) == 2
-  (example,) = re.findall('```python\n(.*?)```', text, re.S)
+  example, _ = re.findall('```python\n(.*?)```', text, re.S)
   # It leaves rank promotion at its default, as a user's session does.
   with jax.numpy_rank_promotion('allow'):
     exec(example, {})
   single, spread = capsys.readouterr().out.split()
   assert float(single) == pytest.approx(float(spread), rel=1e-5)
+
+
+def train(scripts, config, workdir, *assignments):
+  where = ('--config', str(config), '--workdir', str(workdir))
+  return scripts('train').main([*where, '--set', *TINY, *assignments])
+
+
+def records_of(workdir):
+  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  return [json.loads(line) for line in lines]
+
+
+def test_the_objective_of_the_readme_trains(scripts, tmp_path, monkeypatch):
+  """Its lines as they are, in a config file, and the command line."""
+  text = (ROOT / 'README.md').read_text()
+  _, lines = re.findall('```python\n(.*?)```', text, re.S)
+  code = [line for line in lines.splitlines() if line.strip()]
+  assert len(code) <= 12
+  monkeypatch.setattr(objectives, 'OBJECTIVES', dict(objectives.OBJECTIVES))
+  path = tmp_path / 'mine.py'
+  path.write_text(
+    f'{lines}\nimport embedded\n\n\ndef get_config():\n'
+    "  return embedded.config('mine', 'focal', embedded.DEMONSTRATIONS)\n"
+  )
+  small = ('stages.mine.steps=2', 'log.report=false')
+  code = train(scripts, path, tmp_path / 'run', *small)
+  assert code == 0
+  steps = [r for r in records_of(tmp_path / 'run') if r['stage'] == 'mine']
+  assert len(steps) == 3 and steps[1]['train/grad_norm'] > 0
+
+
+def test_every_objective_has_a_recipe():
+  used = set(
+    re.findall(
+      r"embedded\.config\(\s*'\w+',\s*'(\w+)'",
+      ''.join(path.read_text() for path in EMBEDDED),
+    )
+  )
+  assert used == set(objectives.OBJECTIVES)
+
+
+# Beside loss, gradient norm, entropy and the paper's diagnosis.
+OWN_METRICS = {
+  'asft': ('loss_kl',),
+  'psft': ('clipped_fraction', 'behavior_kl'),
+  'luffy': ('shaped_ratio', 'clipped_fraction', 'loss_entropy'),
+  'grpo_sft': ('loss_sft', 'behavior_kl'),
+  'chord_mu': ('mu', 'loss_sft', 'loss_policy'),
+  'chord_phi': ('mu', 'loss_sft', 'loss_policy'),
+  'grpo': ('clipped_fraction', 'behavior_kl'),
+  'dr_grpo': ('clipped_fraction', 'behavior_kl'),
+  'dapo': ('clipped_fraction', 'behavior_kl', 'refills'),
+  'rloo': ('clipped_fraction', 'behavior_kl'),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('path', EMBEDDED, ids=lambda p: p.stem)
+def test_every_recipe_trains_and_shows_its_metrics(path, scripts, tmp_path):
+  short = (f'stages.{path.stem}.steps=2', 'log.report=false')
+  code = train(scripts, path, tmp_path, *short)
+  assert code == 0
+  steps = [
+    r
+    for r in records_of(tmp_path)
+    if r['stage'] == path.stem and 'train/loss' in r
+  ]
+  assert len(steps) == 2
+  assert max(r['train/grad_norm'] for r in steps) > 0
+  for name in OWN_METRICS.get(path.stem, ('rectified_fraction', 'entropy')):
+    assert all(f'train/{name}' in r for r in steps), name
+  if path.stem == 'chord_mu':
+    assert steps[0]['train/mu'] > steps[1]['train/mu']
+
+
+COMPARED = [str(path) for path in EMBEDDED if path.stem in ('sft', 'gft')]
+
+
+def compare(scripts, workdir, *arguments, configs=COMPARED):
+  where = ('--workdir', str(workdir), '--configs', *configs)
+  return scripts('compare').main([*where, '--set', *TINY, *arguments])
+
+
+def test_compare_resumes_and_never_reruns_a_finished_arm(
+  scripts, tmp_path, capsys
+):
+  only_sft = [c for c in COMPARED if c.endswith('/sft.py')]
+  first = ('--steps', '2', '--seeds', '0')
+  assert compare(scripts, tmp_path, *first, configs=only_sft) == 0
+  finished = tmp_path / 'prompts' / 'sft' / '0' / 'metrics.jsonl'
+  before = finished.stat().st_mtime_ns, finished.read_bytes()
+  base = (tmp_path / 'base' / 'metrics.jsonl').read_bytes()
+
+  # A second arm and a second seed are added; TINY has 640 rows: 160 fit.
+  capsys.readouterr()
+  assert compare(scripts, tmp_path, *first, '1') == 0
+  assert (finished.stat().st_mtime_ns, finished.read_bytes()) == before
+  assert (tmp_path / 'base' / 'metrics.jsonl').read_bytes() == base
+  table = capsys.readouterr().out
+  assert [
+    l.split(' |')[0] for l in table.splitlines() if l.startswith('| ')
+  ] == ['| arm', '| base', '| gft', '| sft']
+  values = json.loads((tmp_path / 'prompts' / 'comparison.json').read_text())
+  assert values['arms']['sft']['cost/steps'] == 2
+  assert values['arms']['gft']['eval/test/avg@2_reach'] >= 0
+  assert (tmp_path / 'prompts' / 'comparison.png').stat().st_size > 1000
+
+  # The paper's convention: ten times the prompts of a group method.
+  read = lambda arm: config_lib.from_dict(  # noqa: E731
+    config_lib.Config,
+    json.loads((tmp_path / 'prompts' / arm / '0/config.json').read_text()),
+  )
+  rows = {
+    arm: config_lib.for_stage(read(arm), read(arm).stages[0]).data.batch_size
+    for arm in ('sft', 'gft')
+  }
+  assert rows == {'sft': 160, 'gft': 16}
+
+
+def test_compare_at_equal_tokens(scripts, tmp_path):
+  assert (
+    compare(scripts, tmp_path, '--seeds', '0', '--budget', 'tokens=3000') == 0
+  )
+  path = tmp_path / 'tokens=3000' / 'comparison.json'
+  arms = json.loads(path.read_text())['arms']
+  for arm in ('sft', 'gft'):
+    tokens, steps = arms[arm]['cost/tokens'], arms[arm]['cost/steps']
+    assert 3000 <= tokens < 3000 + 2 * tokens / steps
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    (['--budget', 'token=3'], "--budget 'token=3' is not prompts, tokens=N"),
+    (['--budget', 'tokens=many'], 'is not prompts'),
+    (['--configs', COMPARED[0], COMPARED[0]], "another arm is named 'gft'"),
+    (
+      [
+        '--configs',
+        COMPARED[0],
+        str(ROOT / 'experiments/configs/quickstart.py'),
+      ],
+      'do not share a base policy: they differ in checkpoint.every, eval',
+    ),
+  ],
+)
+def test_what_cannot_be_compared_is_said(
+  scripts, tmp_path, capsys, arguments, message
+):
+  workdir = tmp_path / 'run'
+  code = scripts('compare').main(['--workdir', str(workdir), *arguments])
+  assert code == 2 and message in capsys.readouterr().err
+  assert not workdir.exists()
+
+
+def test_diagnose_the_embedded_task(scripts, tmp_path, capsys):
+  run = [x for x in TINY if not x.startswith('stages.')]
+  code = scripts('diagnose').main(
+    ['--workdir', str(tmp_path), '--steps', '1', '--set', *run]
+  )
+  assert code == 0
+  found = json.loads((tmp_path / 'diagnosis.json').read_text())
+  assert found['demonstrations'] == 4
+  quantiles = list(found['1/p'].values())
+  assert quantiles == sorted(quantiles) and quantiles[0] > 1
+  # A policy that knows nothing: p is near 1/22 everywhere.
+  assert 5 < quantiles[0] < 100
+  curve = list(found['rectified fraction'].values())
+  assert curve[0] == 0 and curve[-1] == 1 and curve == sorted(curve)
+  for shares in found['share of the top 1 % of tokens'].values():
+    assert set(shares) == {'sft', 'dft', 'gft'}
+    assert all(0 < share < 1 for share in shares.values())
+  reward = found['implicit reward']
+  assert reward['answers sampled'] == 8
+  assert reward['log10 of its probability, median'] < -5
+  stages = {'sft', 'dft', 'dft_keep_end', 'gft', 'gft_keep_end'}
+  assert set(found['entropy per token']) == {'model', *stages} - {
+    'model'  # Without a --model nothing is evaluated before training.
+  }
+  assert set(found['probability of the end']) == {'model', *stages}
+  page = (tmp_path / 'diagnosis.md').read_text()
+  assert page.count('\n| ') >= 12 and '## largest weights' in page
+  assert (tmp_path / 'diagnosis.png').stat().st_size > 1000
 
 
 def test_the_tree_in_the_readme_is_the_tree():
@@ -253,6 +459,56 @@ def test_gft_on_real_weights_and_real_data(tmp_path, shared_or_generated):
   encoded = tokenizer('2 + 2 =', return_tensors='pt')
   written = model.generate(**encoded, max_new_tokens=8, do_sample=False)
   assert written.shape[1] > encoded['input_ids'].shape[1]
+
+
+@pytest.mark.slow
+def test_grpo_on_real_weights(tmp_path):
+  """SmolLM2-135M on one-step problems, from prompts and answers alone."""
+  folder = pathlib.Path.home() / '.cache' / 'gft_jax' / 'SmolLM2-135M-Instruct'
+  path = ROOT.parent / 'shared/data/benchmarks/mawps_singleop.jsonl'
+  if not path.exists():
+    path = tmp_path / 'chain_sum.jsonl'
+    call(
+      'prepare_data.py',
+      *('--reasoning-gym', 'chain_sum', '--rows', '256', '--out', str(path)),
+    )
+  call('fetch_smollm2.py', str(folder))
+  call(
+    'train.py',
+    *('--config', 'experiments/configs/smollm2_gsm8k.py'),
+    *('--workdir', str(tmp_path / 'run')),
+    *('--set', f'model.path={folder}', f'data.path={path}'),
+    *('stages.gft.objective=grpo', 'stages.gft.steps=2'),
+    *('group.experts=0', 'group.samples=4', 'data.max_response=48'),
+    *('sampler.temperature=0.7', 'eval.before=false'),
+  )
+  steps = [r for r in records_of(tmp_path / 'run') if 'train/loss' in r]
+  assert len(steps) == 2
+  assert any(r['train/grad_norm'] > 0 for r in steps)
+  # One update per rollout: the policy is the one that sampled.
+  assert all(abs(r['train/behavior_kl']) < 1e-4 for r in steps)
+  assert all(r['train/clipped_fraction'] == 0 for r in steps)
+
+
+@pytest.mark.slow
+def test_diagnose_real_weights_and_real_data(tmp_path, shared_or_generated):
+  folder = pathlib.Path.home() / '.cache' / 'gft_jax' / 'SmolLM2-135M-Instruct'
+  call('fetch_smollm2.py', str(folder))
+  call(
+    'diagnose.py',
+    *('--model', str(folder), '--data', str(shared_or_generated)),
+    *('--workdir', str(tmp_path), '--steps', '1'),
+    *('--set', 'data.rows=128', 'model.remat=full', 'loss.chunk=128'),
+    *('data.batch_size=2', 'eval.prompts=8', 'eval.kl_prompts=4'),
+    *('eval.samples=1', 'eval.ks=1'),
+  )
+  found = json.loads((tmp_path / 'diagnosis.json').read_text())
+  assert found['1/p']['largest'] > 100 > found['1/p']['50.0%'] >= 1
+  weight = found['share of the top 1 % of tokens']['in the weight on grad p']
+  assert weight['sft'] > 0.5 > weight['gft']
+  assert set(found['entropy per token']) == {
+    *('model', 'sft', 'dft', 'dft_keep_end', 'gft', 'gft_keep_end')
+  }
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from gft_jax.ops import advantages, losses, masking
+from gft_jax.ops import advantages, logprobs, losses, masking
 
 
 def implicit_reward(
@@ -115,6 +115,41 @@ def is_clipped(
     ).sum()
   )(logp)
   return ((slope == 0) & (advantages != 0)[..., None]).astype(jnp.float32)
+
+
+def token_gradients(
+  hidden: chex.Array, head: chex.Array, targets: chex.Array, *, chunk: int
+) -> tuple[chex.Array, chex.Array]:
+  """How hard imitation pulls at each token, and what stood there instead.
+
+      ‖∂(-log p_t) / ∂h_t‖ = ‖W (p - onehot)‖
+
+  h is the state that predicts the token and W the head: this is the gradient
+  that SFT sends into the network at that token. Times the dynamic coefficient
+  it is DFT's or, with its advantage, GFT's.
+
+  Args:
+    hidden: [..., D].
+    head: [D, V].
+    targets: [...] integers in [0, V).
+    chunk: tokens whose logits exist at one time.
+
+  Returns:
+    (norm [...] float32, the likeliest token [...] int32).
+  """
+
+  def body(carry, part):
+    hidden, targets = part
+    logits = logprobs.chunk_logits(hidden, head)
+    onehot = jax.nn.one_hot(targets, head.shape[-1], dtype=logits.dtype)
+    pull = jnp.dot(jax.nn.softmax(logits) - onehot, head.T)
+    likeliest = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    return carry, (jnp.linalg.norm(pull, axis=-1), likeliest)
+
+  _, results = logprobs.map_chunks(
+    body, None, (hidden, targets), ndim=targets.ndim, chunk=chunk
+  )
+  return results
 
 
 def top_share(values: chex.Array, *, share: float) -> chex.Array:

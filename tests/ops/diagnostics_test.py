@@ -142,6 +142,25 @@ def test_is_clipped():
   assert ours[:, 0].tolist() == [1, 0, 1, 1, 0]
 
 
+@pytest.mark.parametrize('chunk', [2, 100])
+def test_token_gradients_are_those_of_sft_by_the_hidden_state(chunk):
+  bits = np.random.default_rng(0)
+  hidden = jnp.asarray(bits.normal(size=(2, 3, 4)), jnp.float32)
+  head = jnp.asarray(bits.normal(size=(4, 7)), jnp.float32)
+  targets = jnp.asarray(bits.integers(0, 7, (2, 3)))
+
+  def sft(hidden):
+    logq = jax.nn.log_softmax(hidden @ head)
+    return -jnp.take_along_axis(logq, targets[..., None], axis=-1).sum()
+
+  norm, likeliest = diagnostics.token_gradients(
+    hidden, head, targets, chunk=chunk
+  )
+  expected = jnp.linalg.norm(jax.grad(sft)(hidden), axis=-1)
+  assert_allclose(norm, expected, rtol=1e-5)
+  assert (likeliest == (hidden @ head).argmax(axis=-1)).all()
+
+
 def test_top_share():
   values = jnp.array([1.0, 5.0, 2.0, 2.0])
   assert_allclose(diagnostics.top_share(values, share=0.25), 0.5)

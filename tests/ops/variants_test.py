@@ -99,6 +99,12 @@ FORMULAS = {
     ),
     (HIDDEN, TARGETS),
   ),
+  'token_gradients': (
+    lambda hidden, targets: diagnostics.token_gradients(
+      hidden, HEAD, targets, chunk=7
+    ),
+    (HIDDEN, TARGETS),
+  ),
   'kl_to_reference': (
     lambda hidden, reference: divergences.kl_to_reference(
       hidden, HEAD, reference, HEAD, chunk=7
