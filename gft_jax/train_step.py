@@ -87,6 +87,10 @@ def make_train_step(
   settings = objectives.resolve(settings, objective)
   tempered = temperature if objective.on_policy else 1.0
   recomputed = settings.behavior == 'recomputed'
+  exact = settings.kl == objectives.FORWARD
+  # What the view holds of the reference, if anything.
+  referred = 'reference_kl' if exact else 'reference_logp'
+  referred = referred if settings.kl_weight else ''
 
   def see(params, batch, reference):
     """What the policy and the reference say of the tokens of a batch."""
@@ -96,16 +100,16 @@ def make_train_step(
       hidden, head, tokens, chunk=chunk, temperature=tempered
     )
     seen = {'logp': logp, 'entropy': entropy}
-    if settings.kl_weight:
-      if reference is None:
-        raise ValueError('loss.kl_weight needs the parameters of a reference')
+    if referred and reference is None:
+      raise ValueError('loss.kl_weight needs the parameters of a reference')
+    if referred:
       other = jax.lax.stop_gradient(response_states(model, reference, batch))
-      if settings.kl == objectives.FORWARD:
-        seen['reference_kl'] = divergences.kl_to_reference(
+      if exact:
+        seen[referred] = divergences.kl_to_reference(
           *other, hidden, head, chunk=chunk
         )
       else:
-        seen['reference_logp'], _ = target_logprobs(
+        seen[referred], _ = target_logprobs(
           *other, tokens, chunk=chunk, temperature=tempered
         )
     return {k: masking.select(v, batch.token_mask) for k, v in seen.items()}
@@ -152,10 +156,9 @@ def make_train_step(
   def update(state, mini, reference):
     # Denominators depend on masks only: no forward pass is run for them.
     batch, advantages = mini
-    nothing = jax.tree.map(
-      lambda x: jnp.zeros(x.shape, x.dtype),
-      jax.eval_shape(see, state.params, batch, reference),
-    )
+    zeros = jnp.zeros(batch.token_mask.shape, jnp.float32)
+    names = ('logp', 'entropy', referred) if referred else ('logp', 'entropy')
+    nothing = dict.fromkeys(names, zeros)
     terms, parts = reduced(view_of(nothing, batch, advantages, state.step))
     weights = [part.weight for part in parts]
     gradient_of = jax.grad(loss_of, has_aux=True)
