@@ -4,11 +4,18 @@ The sampler knows a model only by its entrances, called through
 `model.apply({'params': params}, ..., method=...)`:
 
   prefill(tokens [B,P], length [B]) -> prefix with `.hidden [B,D]`
-  empty_cache(prefix, group_size, max_tokens) -> cache
-  decode(prefix, cache, tokens [B,G], step) -> (hidden [B,G,D], cache)
+  empty_cache(prefix, group_size, max_tokens) -> cache of B G rows
+  decode(prefix, cache, tokens [R], slots [R], step) -> (hidden [R,D], cache)
+  keep_rows(cache, rows [R']) -> cache of those rows
   head() -> [D,V]
 
 so a table of known probabilities is a model too (see the tests).
+
+A row is one response that is being written; its slot b * G + g says which.
+Finished responses leave: whenever half of the rows or fewer are alive, those
+are gathered and the loop goes on with half as many rows, so the cost of a
+step follows the live ones. The prompt's part of attention stays grouped, for
+rows find their group by their slot.
 
 Randomness: token t of member g of the prompt with record id i is drawn with
 the one uniform number of `fold_in(fold_in(fold_in(key, i), g), t)`. The bits
@@ -22,21 +29,29 @@ import jax.numpy as jnp
 
 from gft_jax.batch import Prompts, Responses
 
+# Rows below which no more are dropped: a step then costs what reading the
+# parameters costs, and each further size is another program to compile.
+FEWEST_ROWS = 8
+
 
 class Rollout(NamedTuple):
-  """State of the decode loop.
+  """State of the decode loop; R rows.
 
   Attributes:
     step: [] int32, tokens decided so far.
-    tokens: [B, G, T] int32.
-    logp: [B, G, T] float32.
-    length: [B, G] int32.
-    alive: [B, G] bool, no stop token yet.
-    hidden: [B, G, D], the state that predicts token `step`.
+    slots: [R] int32, which response each row is.
+    keys: [R] JAX keys.
+    tokens: [R, T] int32.
+    logp: [R, T] float32.
+    length: [R] int32.
+    alive: [R] bool, no stop token yet.
+    hidden: [R, D], the state that predicts token `step`.
     cache: keys and values of the responses, owned by the model.
   """
 
   step: jax.Array
+  slots: jax.Array
+  keys: jax.Array
   tokens: jax.Array
   logp: jax.Array
   length: jax.Array
@@ -94,7 +109,7 @@ def sample_groups(
     raise ValueError(f'temperature={temperature} must not be negative')
   variables = {'params': params}
   batch = prompts.tokens.shape[0]
-  shape = (batch, group_size)
+  rows = batch * group_size
 
   with jax.named_scope('prefill'):
     prefix = model.apply(
@@ -104,7 +119,6 @@ def sample_groups(
     cache = model.apply(
       variables, prefix, group_size, max_tokens, method='empty_cache'
     )
-  member_keys = _member_keys(key, prompts.index, group_size)
 
   def decide(rollout: Rollout) -> Rollout:
     logits = jnp.matmul(
@@ -114,19 +128,19 @@ def sample_groups(
     logp = jax.nn.log_softmax(tempered)
     if temperature > 0:
       kept = keep(logp, top_k=top_k, top_p=top_p, min_p=min_p)
-      uniform = _uniform(member_keys, rollout.step)
+      uniform = _uniform(rollout.keys, rollout.step)
       token = draw(jnp.where(kept, logp, -jnp.inf), uniform)
     else:
       token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    chosen = jnp.take_along_axis(logp, token[..., None], axis=-1)
+    chosen = jnp.take_along_axis(logp, token[:, None], axis=-1)
     stopped = jnp.isin(token, jnp.array(stop_ids, jnp.int32))
-    at = (0, 0, rollout.step)
+    at = (0, rollout.step)
     write = jax.lax.dynamic_update_slice
     alive = rollout.alive
     return rollout._replace(
       step=rollout.step + 1,
-      tokens=write(rollout.tokens, jnp.where(alive, token, 0)[..., None], at),
-      logp=write(rollout.logp, jnp.where(alive[..., None], chosen, 0.0), at),
+      tokens=write(rollout.tokens, jnp.where(alive, token, 0)[:, None], at),
+      logp=write(rollout.logp, jnp.where(alive[:, None], chosen, 0.0), at),
       length=rollout.length + alive,
       alive=alive & ~stopped,
     )
@@ -137,34 +151,72 @@ def sample_groups(
       rollout.tokens, last, axis=-1, keepdims=False
     )
     hidden, cache = model.apply(
-      variables, prefix, rollout.cache, tokens, last, method='decode'
+      variables,
+      prefix,
+      rollout.cache,
+      tokens,
+      rollout.slots,
+      last,
+      method='decode',
     )
     return decide(rollout._replace(hidden=hidden, cache=cache))
 
-  def unfinished(rollout: Rollout) -> jax.Array:
-    return (rollout.step < max_tokens) & jnp.any(rollout.alive)
+  def shrink(rollout: Rollout, size: int) -> Rollout:
+    """The rows that are alive, and finished ones up to `size`."""
+    kept = jnp.argsort(~rollout.alive, stable=True)[:size]
+    taken = jax.tree.map(
+      lambda x: x[kept], rollout._replace(step=None, cache=None)
+    )
+    return taken._replace(
+      step=rollout.step,
+      cache=model.apply(variables, rollout.cache, kept, method='keep_rows'),
+    )
 
   with jax.named_scope('decode'):
-    first = jnp.broadcast_to(
-      prefix.hidden[:, None], (*shape, prefix.hidden.shape[-1])
+    written = Responses(
+      tokens=jnp.zeros((rows, max_tokens), jnp.int32),
+      length=jnp.zeros(rows, jnp.int32),
+      behavior_logp=jnp.zeros((rows, max_tokens), jnp.float32),
     )
     rollout = decide(
       Rollout(
         step=jnp.int32(0),
-        tokens=jnp.zeros((*shape, max_tokens), jnp.int32),
-        logp=jnp.zeros((*shape, max_tokens), jnp.float32),
-        length=jnp.zeros(shape, jnp.int32),
-        alive=jnp.ones(shape, bool),
-        hidden=first,
+        slots=jnp.arange(rows),
+        keys=_member_keys(key, prompts.index, group_size),
+        tokens=written.tokens,
+        logp=written.behavior_logp,
+        length=written.length,
+        alive=jnp.ones(rows, bool),
+        hidden=jnp.repeat(prefix.hidden, group_size, axis=0),
         cache=cache,
       )
     )
-    rollout = jax.lax.while_loop(unfinished, advance, rollout)
-  return Responses(
-    tokens=rollout.tokens,
-    length=rollout.length,
-    behavior_logp=rollout.logp,
-  )
+    for size in sizes(rows):
+      if size < rows:
+        rollout = shrink(rollout, size)
+      smaller = size // 2 if size // 2 in sizes(rows) else 0
+
+      def crowded(rollout: Rollout, smaller=smaller) -> jax.Array:
+        alive = jnp.sum(rollout.alive, dtype=jnp.int32)
+        return (rollout.step < max_tokens) & (alive > smaller)
+
+      rollout = jax.lax.while_loop(crowded, advance, rollout)
+      # Rows that leave now are done; the others are written again later.
+      written = Responses(
+        tokens=written.tokens.at[rollout.slots].set(rollout.tokens),
+        length=written.length.at[rollout.slots].set(rollout.length),
+        behavior_logp=written.behavior_logp.at[rollout.slots].set(rollout.logp),
+      )
+  shape = (batch, group_size)
+  return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), written)
+
+
+def sizes(rows: int) -> tuple[int, ...]:
+  """How many rows the loop runs with, one program each: halves of `rows`."""
+  ladder = [rows]
+  while ladder[-1] >= 2 * FEWEST_ROWS:
+    ladder.append(ladder[-1] // 2)
+  return tuple(ladder)
 
 
 def keep(
@@ -225,20 +277,20 @@ def draw(logp: jax.Array, uniform: jax.Array) -> jax.Array:
 
 
 def _member_keys(key: jax.Array, index: jax.Array, group_size: int):
-  """[B, G] keys from record ids [B]."""
+  """[B G] keys from record ids [B]."""
   fold = jax.random.fold_in
   members = jnp.arange(group_size)
 
   def of_prompt(i):
     return jax.vmap(lambda g: fold(fold(key, i), g))(members)
 
-  return jax.vmap(of_prompt)(index)
+  return jax.vmap(of_prompt)(index).reshape(-1)
 
 
-def _uniform(member_keys: jax.Array, step: jax.Array) -> jax.Array:
-  """[B, G] uniform numbers in [0, 1) for one position."""
+def _uniform(keys: jax.Array, step: jax.Array) -> jax.Array:
+  """[R] uniform numbers in [0, 1) for one position."""
 
-  def one(member_key):
-    return jax.random.uniform(jax.random.fold_in(member_key, step))
+  def one(key):
+    return jax.random.uniform(jax.random.fold_in(key, step))
 
-  return jax.vmap(jax.vmap(one))(member_keys)
+  return jax.vmap(one)(keys)

@@ -48,8 +48,11 @@ class Table(nn.Module):
   def empty_cache(self, prefix, group_size, max_tokens):
     return ()
 
-  def decode(self, prefix, cache, tokens, step):
+  def decode(self, prefix, cache, tokens, slots, step):
     return self.one_hot(tokens), cache
+
+  def keep_rows(self, cache, rows):
+    return cache
 
   @nn.compact
   def head(self):
@@ -311,6 +314,62 @@ def test_permuted_rows_of_a_decoder_give_identical_tokens(decoder):
   order = np.array([5, 2, 0, 4, 1, 3])
   permuted = run(jax.tree.map(lambda x: x[order], prompts))
   chex.assert_trees_all_equal(run(prompts).tokens[order], permuted.tokens)
+
+
+def run_with(monkeypatch, fewest, function):
+  """A fresh trace of the loop with another ladder of sizes."""
+  monkeypatch.setattr(sampler, 'FEWEST_ROWS', fewest)
+  return jax.jit(lambda: function())()
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_rows_that_leave_change_nothing(monkeypatch, seed):
+  """Against the loop that keeps every row to the end."""
+
+  def sample_many():
+    return sampler.sample_groups(
+      Table(),
+      table(),
+      prompts_of(0, 1, 2, 4),
+      jax.random.key(seed),
+      group_size=8,
+      max_tokens=40,
+      stop_ids=(STOP,),
+    )
+
+  assert sampler.sizes(32) == (32, 16, 8)
+  leaving = run_with(monkeypatch, 1, sample_many)
+  assert sampler.sizes(32) == (32, 16, 8, 4, 2, 1)
+  staying = run_with(monkeypatch, 64, sample_many)
+  assert sampler.sizes(32) == (32,)
+  chex.assert_trees_all_equal(leaving, staying)
+  assert len(np.unique(leaving.length)) > 8  # They leave at many steps.
+
+
+def test_rows_of_a_decoder_that_leave_keep_their_log_probabilities(
+  decoder, monkeypatch
+):
+  """Batches of another size round differently: the same to 1e-5."""
+  model, params, prompts = decoder
+
+  def sample_many():
+    return sampler.sample_groups(
+      model,
+      params,
+      prompts,
+      jax.random.key(5),
+      group_size=4,
+      max_tokens=30,
+      stop_ids=(4, 5),
+    )
+
+  leaving = run_with(monkeypatch, 2, sample_many)
+  staying = run_with(monkeypatch, 64, sample_many)
+  np.testing.assert_array_equal(leaving.tokens, staying.tokens)
+  np.testing.assert_allclose(
+    leaving.behavior_logp, staying.behavior_logp, atol=1e-5
+  )
+  assert len(np.unique(leaving.length)) > 5
 
 
 @pytest.mark.parametrize(

@@ -179,28 +179,32 @@ def attend_step(
   cache: tuple[jax.Array, jax.Array],
   prefix: tuple[jax.Array, jax.Array],
   length: jax.Array,
+  slots: jax.Array,
   layer: jax.Array,
   step: jax.Array,
+  *,
+  group_size: int,
 ) -> jax.Array:
-  """One decoded token attends to the prompt and to its response so far.
+  """One decoded token of each row attends to its prompt and its response.
 
   The cache is read in blocks up to the current token: the cost follows the
   step, not the allocation. No gradient (the number of turns is dynamic).
 
   Args:
-    query: [B, G, H, K].
-    cache: keys and values [L, B, G, T, N, K] of all layers, this token's in
+    query: [R, H, K].
+    cache: keys and values [L, R, N, T, K] of all layers, this token's in
       place; the whole cache, because a slice of a layer would copy it.
     prefix: keys and values [B, P, N, K] of the prompts.
     length: [B] int32, real tokens of each prompt.
+    slots: [R] int32, the response b G + g that each row is.
     layer: [] int32.
     step: [] int32, index of this token in the response, under T.
+    group_size: G.
 
   Returns:
-    [B, G, H, K].
+    [R, H, K].
   """
-  _, batch, group, tokens, kv_heads, head_size = cache[0].shape
-  query = query[:, :, None]
+  _, rows, kv_heads, tokens, head_size = cache[0].shape
   block = min(BLOCK, tokens)
 
   def attend_block(i: jax.Array, part: Part) -> Part:
@@ -210,18 +214,66 @@ def attend_step(
     key, value = (
       jax.lax.dynamic_slice(
         x,
-        (layer, 0, 0, start, 0, 0),
-        (1, batch, group, block, kv_heads, head_size),
+        (layer, 0, 0, start, 0),
+        (1, rows, kv_heads, block, head_size),
       )[0]
       for x in cache
     )
     position = start + jnp.arange(block)
     seen = (position >= i * block) & (position <= step)
-    return merge(part, attend(query, key, value, seen[None, None, None]))
+    return merge(part, _attend_own(query, key, value, seen))
 
-  part = _attend_prefix(query, prefix, length)
+  part = _attend_group(query, prefix, length, slots, group_size)
   part = jax.lax.fori_loop(0, step // block + 1, attend_block, part)
-  return part.out[:, :, 0].astype(query.dtype)
+  return part.out.astype(query.dtype)
+
+
+def _attend_own(
+  query: jax.Array, key: jax.Array, value: jax.Array, seen: jax.Array
+) -> Part:
+  """Queries [R, H, K] against own keys [R, N, U, K] of which `seen` [U]."""
+  rows, heads, head_size = query.shape
+  kv_heads = key.shape[1]
+  grouped = query.reshape(rows, kv_heads, heads // kv_heads, head_size)
+  logits = jnp.einsum(
+    'rnhk,rnuk->rnhu', grouped, key, preferred_element_type=jnp.float32
+  )
+  logits = jnp.where(seen[None, None, None], logits * head_size**-0.5, -jnp.inf)
+  lse = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+  out = jnp.einsum(
+    'rnhu,rnuk->rnhk',
+    jnp.exp(logits - lse).astype(value.dtype),
+    value,
+    preferred_element_type=jnp.float32,
+  )
+  return Part(out.reshape(query.shape), lse.reshape(rows, heads))
+
+
+def _attend_group(
+  query: jax.Array,
+  prefix: tuple[jax.Array, jax.Array],
+  length: jax.Array,
+  slots: jax.Array,
+  group_size: int,
+) -> Part:
+  """Queries [R, H, K] against the prompt of their group.
+
+  Rows go to their places in their groups and back, so that each prompt is read
+  once per group however many of its members are left.
+  """
+  rows, heads, head_size = query.shape
+  batch = length.shape[0]
+  everybody = rows == batch * group_size
+  if not everybody:
+    places = jnp.zeros((batch * group_size, heads, head_size), query.dtype)
+    query = places.at[slots].set(query)
+  part = _attend_prefix(
+    query.reshape(batch, group_size, 1, heads, head_size), prefix, length
+  )
+  part = Part(
+    part.out.reshape(-1, heads, head_size), part.lse.reshape(-1, heads)
+  )
+  return part if everybody else Part(part.out[slots], part.lse[slots])
 
 
 def _attend_prefix(

@@ -52,10 +52,11 @@ class Prefix:
 
 @flax.struct.dataclass
 class Cache:
-  """Keys (rotated) and values [L, B, G, T, N, K] of decoded tokens."""
+  """Keys (rotated) and values [L, R, N, T, K] of decoded tokens of R rows."""
 
   keys: jax.Array
   values: jax.Array
+  group_size: int = flax.struct.field(pytree_node=False)
 
 
 def response_states(
@@ -115,16 +116,27 @@ class Block(nn.Module):
     out = attention.attend_response(query, own, prefix, length)
     return self._finish(x, out), None
 
-  def step(self, carry, prefix, layer, rotation, length, step):
+  def step(self, carry, prefix, layer, rotation, length, slots, step):
     x, cache = carry
     query, *own = self._project(x, rotation)
-    cache = tuple(
-      jax.lax.dynamic_update_slice(
-        old, new[None, :, :, None], (layer, 0, 0, step, 0, 0)
-      )
-      for old, new in zip(cache, own)
+    cache = cache.replace(
+      **{
+        name: jax.lax.dynamic_update_slice(
+          getattr(cache, name), new[None, :, :, None], (layer, 0, 0, step, 0)
+        )
+        for name, new in zip(('keys', 'values'), own)
+      }
     )
-    out = attention.attend_step(query, cache, prefix, length, layer, step)
+    out = attention.attend_step(
+      query,
+      (cache.keys, cache.values),
+      prefix,
+      length,
+      slots,
+      layer,
+      step,
+      group_size=cache.group_size,
+    )
     return (self._finish(x, out), cache), None
 
   # Dense layers see [tokens, ...]: with several token axes XLA's CPU backend
@@ -217,7 +229,7 @@ class Transformer(nn.Module):
       methods={
         'prompt': over_layers | {'in_axes': same},
         'response': over_layers | {'in_axes': (0, same, same)},
-        'step': over_layers | {'in_axes': (0, 0, same, same, same)},
+        'step': over_layers | {'in_axes': (0, 0, same, same, same, same)},
       },
     )(a, self.dtype, self.param_dtype)
 
@@ -269,17 +281,25 @@ class Transformer(nn.Module):
   def empty_cache(
     self, prefix: Prefix, group_size: int, max_tokens: int
   ) -> Cache:
-    """Room for G responses of T tokens to each prompt."""
+    """Room for G responses of T tokens to each prompt: B G rows."""
     layers, batch, _, kv_heads, head_size = prefix.keys.shape
-    shape = (layers, batch, group_size, max_tokens, kv_heads, head_size)
-    return Cache(
-      jnp.zeros(shape, prefix.keys.dtype), jnp.zeros(shape, prefix.keys.dtype)
-    )
+    shape = (layers, batch * group_size, kv_heads, max_tokens, head_size)
+    zeros = jnp.zeros(shape, prefix.keys.dtype)
+    return Cache(zeros, zeros, group_size)
+
+  def keep_rows(self, cache: Cache, rows: jax.Array) -> Cache:
+    """The cache of the rows [R'] alone, in their order."""
+    return cache.replace(keys=cache.keys[:, rows], values=cache.values[:, rows])
 
   def decode(
-    self, prefix: Prefix, cache: Cache, tokens: jax.Array, step: jax.Array
+    self,
+    prefix: Prefix,
+    cache: Cache,
+    tokens: jax.Array,
+    slots: jax.Array,
+    step: jax.Array,
   ) -> tuple[jax.Array, Cache]:
-    """Runs one token of every response.
+    """Runs one token of every row.
 
     The cache goes through the layers as a carry and is updated in place; as a
     scanned output it would be copied at every step.
@@ -287,24 +307,26 @@ class Transformer(nn.Module):
     Args:
       prefix: of B prompts.
       cache: holds tokens 0 to step - 1.
-      tokens: [B, G] int32, response token `step` of every response.
+      tokens: [R] int32, response token `step` of every row.
+      slots: [R] int32, the response b G + g that each row is; all of them in
+        order where R = B G.
       step: [] int32, under the T of the cache.
 
     Returns:
-      ([B, G, D], the state that predicts token step + 1; the cache with this
+      ([R, D], the state that predicts token step + 1; the cache with this
       token).
     """
-    positions = (prefix.length + step)[:, None]
-    carry = (self._embed(tokens), (cache.keys, cache.values))
+    positions = jnp.take(prefix.length, slots // cache.group_size) + step
     (x, cache), _ = self.blocks.step(
-      carry,
+      (self._embed(tokens), cache),
       (prefix.keys, prefix.values),
       jnp.arange(self.architecture.layers),
       self._rotation(positions),
       prefix.length,
+      slots,
       step,
     )
-    return self.final_norm(x), Cache(*cache)
+    return self.final_norm(x), cache
 
   def head(self) -> jax.Array:
     """[D, V] in the compute dtype; hidden @ head is the logits."""

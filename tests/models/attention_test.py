@@ -156,11 +156,22 @@ def test_response_attends_to_real_prompt_and_to_own_past():
 
 def fresh_step():
   # jit caches by function: the same one would keep the first test's BLOCK.
-  return jax.jit(lambda *arguments: attention.attend_step(*arguments))
+  def step(*arguments, group_size):
+    return attention.attend_step(*arguments, group_size=group_size)
+
+  return jax.jit(step, static_argnames='group_size')
+
+
+def rows_of(x):
+  """Keys or values [B, G, T, N, K] -> a layer of the cache, [B G, N, T, K]."""
+  x = np.asarray(x)
+  return np.moveaxis(x.reshape(-1, *x.shape[2:]), 1, 2)
 
 
 @pytest.mark.parametrize('block', [1, 3, 64])
-def test_steps_in_blocks_equal_the_response(block, monkeypatch):
+@pytest.mark.parametrize('slots', [[0, 1, 2, 3], [3, 0, 2]])
+def test_steps_in_blocks_equal_the_response(block, slots, monkeypatch):
+  """Of all rows, and of some in any order, as after others have left."""
   monkeypatch.setattr(attention, 'BLOCK', block)
   batch, group, tokens, prompt = 2, 2, 7, 3
   query = random(0, batch, group, tokens, 4, 6)
@@ -172,29 +183,36 @@ def test_steps_in_blocks_equal_the_response(block, monkeypatch):
   length = jnp.array([3, 1])
   expected = jax.jit(attention.attend_response)(query, own, prefix, length)
   # Layer 1 of a cache of two; layer 0 holds other numbers.
-  cache = tuple(np.stack([x + 1, x]) for x in own)
+  cache = tuple(
+    np.stack([rows_of(x) + 1, rows_of(x)])[:, np.array(slots)] for x in own
+  )
+  flat = [np.asarray(x).reshape(4, tokens, 4, 6) for x in (query, expected)]
   step = fresh_step()
   for t in range(tokens):
     out = step(
-      np.asarray(query)[:, :, t],
+      flat[0][slots, t],
       cache,
       prefix,
       length,
+      jnp.array(slots),
       jnp.int32(1),
       jnp.int32(t),
+      group_size=group,
     )
-    np.testing.assert_allclose(out, np.asarray(expected)[:, :, t], atol=1e-6)
+    np.testing.assert_allclose(out, flat[1][slots, t], atol=1e-6)
 
 
 def test_blocks_after_the_step_are_not_read(monkeypatch):
   monkeypatch.setattr(attention, 'BLOCK', 4)
-  query = random(0, 1, 2, 4, 6)
-  own = random(1, 1, 1, 2, 16, 2, 6), random(2, 1, 1, 2, 16, 2, 6)
+  query = random(0, 2, 4, 6)
+  own = random(1, 1, 2, 2, 16, 6), random(2, 1, 2, 2, 16, 6)
   prefix = random(3, 1, 3, 2, 6), random(4, 1, 3, 2, 6)
   step = fresh_step()
-  arguments = (prefix, jnp.array([3]), jnp.int32(0), jnp.int32(6))
+  place = (jnp.arange(2), jnp.int32(0), jnp.int32(6))
+  arguments = (prefix, jnp.array([3]), *place)
   # 0 * NaN is NaN, so a block that is only masked would show.
   poisoned = tuple(x.at[:, :, :, 8:].set(jnp.nan) for x in own)
   np.testing.assert_array_equal(
-    step(query, poisoned, *arguments), step(query, own, *arguments)
+    step(query, poisoned, *arguments, group_size=2),
+    step(query, own, *arguments, group_size=2),
   )

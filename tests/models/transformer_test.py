@@ -123,12 +123,14 @@ def test_decoding_equals_responding(monkeypatch):
     prefix = call(model, params, PROMPTS, LENGTH, method='prefill')
     cache = call(model, params, prefix, GROUP, TOKENS, method='empty_cache')
 
+    rows = jnp.arange(len(PROMPTS) * GROUP)
+
     def advance(cache, step):
-      tokens = jnp.asarray(RESPONSES)[:, :, step]
+      tokens = jnp.asarray(RESPONSES)[:, :, step].ravel()
       hidden, cache = call(
-        model, params, prefix, cache, tokens, step, method='decode'
+        model, params, prefix, cache, tokens, rows, step, method='decode'
       )
-      return cache, hidden
+      return cache, hidden.reshape(len(PROMPTS), GROUP, -1)
 
     return jax.lax.scan(advance, cache, jnp.arange(TOKENS))[1]
 
@@ -150,9 +152,10 @@ def test_the_cache_is_updated_in_place():
 
   prefix, cache = jax.eval_shape(shapes, params)
   decode = functools.partial(call, model, method='decode')
+  tokens = jnp.asarray(RESPONSES)[..., 0].ravel()
   compiled = (
     jax.jit(decode, donate_argnums=2)
-    .lower(params, prefix, cache, RESPONSES[..., 0], jnp.int32(0))
+    .lower(params, prefix, cache, tokens, jnp.arange(tokens.size), jnp.int32(0))
     .compile()
   )
   one_copy = cache.keys.size * cache.keys.dtype.itemsize

@@ -1,0 +1,231 @@
+"""Rollouts: useful tokens a second, beside Tunix and transformers.
+
+  python experiments/benchmarks/rollout.py --prompts 4 --group 8 --prompt 512 \\
+    --tokens 128 --stops 0 --engines ours tunix transformers \\
+    --python tunix=TUNIX_VENV/bin/python
+
+Random weights of one shape, drawn with the same standard deviation, float32;
+sampling at temperature 1 over the whole vocabulary. --stops of the token ids end
+a response, so its length is geometric with mean vocab / stops; a token after
+the end is not useful.
+"""
+
+import harness
+
+WIDTH, HEADS, KV_HEADS, HEAD_SIZE = 256, 4, 2, 64
+
+
+def ours(options):
+  import jax
+  import jax.numpy as jnp
+
+  from gft_jax import engine
+  from gft_jax.batch import Prompts
+  from gft_jax.config import Architecture
+  from gft_jax.models.transformer import Transformer
+
+  model = Transformer(
+    Architecture(
+      vocab_size=options.vocab,
+      width=WIDTH,
+      layers=options.layers,
+      heads=HEADS,
+      kv_heads=KV_HEADS,
+      head_size=HEAD_SIZE,
+      mlp_width=4 * WIDTH,
+      tied_head=True,
+    )
+  )
+  shape = (options.prompts, options.prompt)
+  prompts = Prompts(
+    jax.random.randint(jax.random.key(1), shape, 0, options.vocab),
+    jnp.full(options.prompts, options.prompt),
+    jnp.arange(options.prompts),
+  )
+  params = jax.jit(model.init)(
+    jax.random.key(0), prompts.tokens, prompts.length
+  )['params']
+  count = 0
+
+  def run():
+    nonlocal count
+    count += 1
+    responses = engine.sample(
+      model,
+      params,
+      prompts,
+      jax.random.key(count),
+      group_size=options.group,
+      max_tokens=options.tokens,
+      temperature=1.0,
+      top_k=0,
+      top_p=1.0,
+      min_p=0.0,
+      stop_ids=tuple(range(1, 1 + options.stops)),
+    )
+    return int(responses.length.sum())
+
+  return run
+
+
+def tunix(options):
+  import numpy as np
+  from flax import nnx
+  from tunix.generate import sampler as tunix_sampler
+  from tunix.models.llama3 import model as llama
+
+  config = llama.ModelConfig(
+    num_layers=options.layers,
+    vocab_size=options.vocab,
+    embed_dim=WIDTH,
+    hidden_dim=4 * WIDTH,
+    num_heads=HEADS,
+    head_dim=HEAD_SIZE,
+    num_kv_heads=KV_HEADS,
+    rope_theta=10000,
+    norm_eps=1e-5,
+    weight_tying=True,
+  )
+  model = llama.Llama3(config, rngs=nnx.Rngs(0))
+  _draw_alike(model)
+
+  class Numbers:
+    """A tokenizer of numbers; 0 is the padding and no token."""
+
+    def encode(self, text, **kwargs):
+      return [int(number) for number in text.split()]
+
+    def decode(self, ids, **kwargs):
+      return ''
+
+    def bos_id(self):
+      return None
+
+    def eos_id(self):
+      return options.vocab
+
+    def pad_id(self):
+      return 0
+
+    def dedup_bos_ids(self, ids):
+      return ids
+
+  length = options.prompt + options.tokens
+  sampler = tunix_sampler.Sampler(
+    model,
+    Numbers(),
+    tunix_sampler.CacheConfig(
+      cache_size=length,
+      num_layers=options.layers,
+      num_kv_heads=KV_HEADS,
+      head_dim=HEAD_SIZE,
+    ),
+  )
+  rng = np.random.default_rng(1)
+  texts = [
+    ' '.join(map(str, rng.integers(1, options.vocab, options.prompt)))
+    for _ in range(options.prompts)
+    for _ in [0]
+  ]
+  texts = [text for text in texts for _ in range(options.group)]
+  stops = list(range(1, 1 + options.stops)) or [options.vocab]
+  count = 0
+
+  def run():
+    nonlocal count
+    count += 1
+    output = sampler(
+      texts,
+      max_generation_steps=options.tokens,
+      max_prompt_length=options.prompt,
+      temperature=1.0,
+      top_p=1.0,
+      eos_tokens=stops,
+      seed=count,
+    )
+    # Its answers are without their stop token; ours count it.
+    lengths = [min(len(t) + 1, options.tokens) for t in output.tokens]
+    return sum(lengths)
+
+  return run
+
+
+def _draw_alike(model):
+  """Our standard deviations: 0.02 in the embedding, 1/√fan-in elsewhere."""
+  import jax
+  import jax.numpy as jnp
+  from flax import nnx
+
+  state = nnx.state(model)
+  leaves, structure = jax.tree.flatten(state)
+  keys = jax.random.split(jax.random.key(0), len(leaves))
+
+  def draw(key, leaf):
+    if leaf.ndim == 1:
+      return jnp.ones(leaf.shape, jnp.float32)
+    scale = 0.02 if max(leaf.shape) > 4 * WIDTH else WIDTH**-0.5
+    return scale * jax.random.normal(key, leaf.shape, jnp.float32)
+
+  leaves = [draw(k, x) for k, x in zip(keys, leaves)]
+  nnx.update(model, jax.tree.unflatten(structure, leaves))
+
+
+def transformers(options):
+  import torch
+  from transformers import LlamaConfig, LlamaForCausalLM
+
+  torch.manual_seed(0)
+  model = LlamaForCausalLM(
+    LlamaConfig(
+      vocab_size=options.vocab,
+      hidden_size=WIDTH,
+      intermediate_size=4 * WIDTH,
+      num_hidden_layers=options.layers,
+      num_attention_heads=HEADS,
+      num_key_value_heads=KV_HEADS,
+      head_dim=HEAD_SIZE,
+      tie_word_embeddings=True,
+      max_position_embeddings=4096,
+    )
+  ).eval()
+  prompts = torch.randint(1, options.vocab, (options.prompts, options.prompt))
+  prompts = prompts.repeat_interleave(options.group, dim=0)
+  stops = list(range(1, 1 + options.stops)) or None
+
+  def run():
+    with torch.no_grad():
+      output = model.generate(
+        prompts,
+        attention_mask=torch.ones_like(prompts),
+        max_new_tokens=options.tokens,
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        eos_token_id=stops,
+        pad_token_id=0,
+      )[:, options.prompt :]
+    if not stops:
+      return output.numel()
+    stopped = torch.isin(output, torch.tensor(stops)).int()
+    after = (stopped.cumsum(dim=1) - stopped) > 0
+    return int((~after).sum())
+
+  return run
+
+
+if __name__ == '__main__':
+  arguments = harness.parser(
+    __doc__,
+    prompts=4,
+    group=8,
+    prompt=512,
+    tokens=128,
+    layers=4,
+    vocab=8192,
+    stops=0,
+  )
+  harness.main(
+    arguments.parse_args(),
+    {'ours': ours, 'tunix': tunix, 'transformers': transformers},
+  )
