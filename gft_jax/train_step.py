@@ -17,7 +17,7 @@ from gft_jax.config import LossConfig
 from gft_jax.models.transformer import response_states
 from gft_jax.objectives import Objective, View
 from gft_jax.ops import diagnostics, divergences, masking
-from gft_jax.ops.logprobs import target_logprobs
+from gft_jax.ops.logprobs import fused_token_loss, target_logprobs
 from gft_jax.ops.masking import WeightedMean
 
 Metrics = dict[str, WeightedMean]
@@ -87,93 +87,133 @@ def make_train_step(
   settings = objectives.resolve(settings, objective)
   tempered = temperature if objective.on_policy else 1.0
   recomputed = settings.behavior == 'recomputed'
-  exact = settings.kl == objectives.FORWARD
-  # What the view holds of the reference, if anything.
-  referred = 'reference_kl' if exact else 'reference_logp'
-  referred = referred if settings.kl_weight else ''
+  exact = bool(settings.kl_weight) and settings.kl == objectives.FORWARD
 
-  def see(params, batch, reference):
-    """What the policy and the reference say of the tokens of a batch."""
-    tokens, chunk = batch.responses.tokens, settings.chunk
-    hidden, head = response_states(model, params, batch)
-    logp, entropy = target_logprobs(
-      hidden, head, tokens, chunk=chunk, temperature=tempered
-    )
-    seen = {'logp': logp, 'entropy': entropy}
-    if referred and reference is None:
+  def refer(reference, batch, hidden, head):
+    """What the view holds of the policy that the stage started from."""
+    if not settings.kl_weight:
+      return {}
+    if reference is None:
       raise ValueError('loss.kl_weight needs the parameters of a reference')
-    if referred:
-      other = jax.lax.stop_gradient(response_states(model, reference, batch))
-      if exact:
-        seen[referred] = divergences.kl_to_reference(
-          *other, hidden, head, chunk=chunk
-        )
-      else:
-        seen[referred], _ = target_logprobs(
-          *other, tokens, chunk=chunk, temperature=tempered
-        )
-    return {k: masking.select(v, batch.token_mask) for k, v in seen.items()}
+    other = jax.lax.stop_gradient(response_states(model, reference, batch))
+    if exact:
+      kl = divergences.kl_to_reference(
+        *other, hidden, head, chunk=settings.chunk
+      )
+      return {'reference_kl': masking.select(kl, batch.token_mask)}
+    logp, _ = target_logprobs(
+      *other,
+      batch.responses.tokens,
+      chunk=settings.chunk,
+      temperature=tempered,
+    )
+    return {'reference_logp': masking.select(logp, batch.token_mask)}
 
-  def view_of(seen, batch, advantages, step):
-    behavior = masking.select(batch.responses.behavior_logp, batch.token_mask)
+  def view_of(logp, entropy, known):
+    """A view from what the policy says and what is known without it."""
+    logp = masking.select(logp, known['mask'])
     if recomputed and mini_batches == 1:
       # The policy as the step begins is the policy: the ratio is 1.
-      behavior = jax.lax.stop_gradient(seen['logp'])
-    return View(
-      **seen,
-      behavior_logp=behavior,
-      advantages=advantages,
-      origin=batch.origin,
-      mask=batch.token_mask,
-      end=batch.end_mask,
-      step=step,
+      known = known | {'behavior_logp': jax.lax.stop_gradient(logp)}
+    entropy = masking.select(entropy, known['mask'])
+    return View(logp=logp, entropy=entropy, **known)
+
+  def known_of(batch, advantages, step):
+    mask = batch.token_mask
+    return {
+      'behavior_logp': masking.select(batch.responses.behavior_logp, mask),
+      'advantages': advantages,
+      'origin': batch.origin,
+      'mask': mask,
+      'end': batch.end_mask,
+      'step': step,
+    }
+
+  def terms_of(view):
+    return objectives.with_options(objective, view, settings)
+
+  def shares_of(view):
+    """Per term, what each token's value counts in the whole mini-batch.
+
+    They depend on masks only, and every reduction is linear in the values, so
+    values times shares add to the loss wherever the batch is cut.
+    """
+    shares = []
+    for term in terms_of(view):
+      reduce = masking.REDUCTIONS[term.reduction or settings.reduction]
+      share, weight = jax.grad(
+        lambda values, reduce=reduce, term=term: reduce(values, term.mask),
+        has_aux=True,
+      )(jnp.zeros(term.mask.shape, jnp.float32))
+      shares.append(share / jnp.where(weight > 0, weight, 1))
+    return shares
+
+  def token_loss(logp, entropy, token):
+    """[n] losses of n tokens, each as a group of one response of one token."""
+    known, shares = token
+    columns = ('behavior_logp', 'mask', 'end', 'reference_logp', 'reference_kl')
+    known = {k: v[:, None] if k in columns else v for k, v in known.items()}
+    terms = terms_of(view_of(logp[:, None], entropy[:, None], known))
+    return sum(
+      t.coefficient * share * masking.select(t.values, t.mask)[:, 0]
+      for t, share in zip(terms, shares)
     )
 
-  def reduced(view):
-    terms = objectives.with_options(objective, view, settings)
-    reductions = [t.reduction or settings.reduction for t in terms]
-    return terms, [
-      masking.REDUCTIONS[name](t.values, t.mask)
-      for name, t in zip(reductions, terms)
-    ]
-
-  def loss_of(params, micro, reference, weights, step):
-    batch, advantages = micro
-    seen = see(params, batch, reference)
-    view = view_of(seen, batch, advantages, step)
-    terms, parts = reduced(view)
+  def loss_of(params, micro, reference, step):
+    batch, advantages, shares = micro
+    hidden, head = response_states(model, params, batch)
+    referred = refer(reference, batch, hidden, head)
+    known = known_of(batch, advantages, step) | referred
+    # Each token with what stands for its whole response.
+    everywhere = {
+      k: jnp.broadcast_to(
+        v[..., None] if v.ndim == 2 else v, known['mask'].shape
+      )
+      for k, v in known.items()
+    }
+    loss, logp, entropy = fused_token_loss(
+      hidden,
+      head,
+      batch.responses.tokens,
+      token_loss,
+      (everywhere, shares),
+      chunk=settings.chunk,
+      temperature=tempered,
+    )
+    terms = terms_of(view_of(logp, entropy, known))
     summands = [
-      WeightedMean(part.total, weight).value
-      for part, weight in zip(parts, weights)
+      jnp.sum(share * masking.select(t.values, t.mask))
+      for t, share in zip(terms, shares)
     ]
-    loss = sum(t.coefficient * x for t, x in zip(terms, summands))
-    view = jax.lax.stop_gradient(view)
+    if exact:
+      # The one term that is not of the tokens' own log-probabilities.
+      loss += settings.kl_weight * summands[-1]
+    view = jax.lax.stop_gradient(view_of(logp, entropy, known))
     metrics, maxima = _observe(view, settings)
     metrics |= objective.observe(view, settings)
     maxima['max_weight'] = _largest_weight(objective, view, settings)
-    return loss, ((loss, summands, metrics), maxima)
+    value = sum(t.coefficient * x for t, x in zip(terms, summands))
+    return loss, ((value, summands, metrics), maxima)
 
   def update(state, mini, reference):
-    # Denominators depend on masks only: no forward pass is run for them.
     batch, advantages = mini
-    zeros = jnp.zeros(batch.token_mask.shape, jnp.float32)
-    names = ('logp', 'entropy', referred) if referred else ('logp', 'entropy')
-    nothing = dict.fromkeys(names, zeros)
-    terms, parts = reduced(view_of(nothing, batch, advantages, state.step))
-    weights = [part.weight for part in parts]
+    nothing = jnp.zeros(batch.token_mask.shape, jnp.float32)
+    known = known_of(batch, advantages, state.step)
+    if settings.kl_weight:
+      known |= {'reference_kl' if exact else 'reference_logp': nothing}
+    view = view_of(nothing, nothing, known)
+    names = [term.name for term in terms_of(view)]
     gradient_of = jax.grad(loss_of, has_aux=True)
     ((loss, summands, metrics), maxima), grads = _accumulate(
-      lambda micro: gradient_of(
-        state.params, micro, reference, weights, state.step
-      ),
-      mini,
+      lambda micro: gradient_of(state.params, micro, reference, state.step),
+      (batch, advantages, shares_of(view)),
       micro_batches,
     )
     norm = optax.global_norm(grads)
     state = state.apply_gradients(grads=grads)
     named = {'loss': loss, 'grad_norm': norm}
-    if len(terms) > 1:
-      named |= {f'loss_{t.name}': x for t, x in zip(terms, summands)}
+    if len(names) > 1:
+      named |= {f'loss_{name}': x for name, x in zip(names, summands)}
     one = jnp.float32(1)
     metrics |= {name: WeightedMean(x, one) for name, x in named.items()}
     return state, (metrics, maxima)

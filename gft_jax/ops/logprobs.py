@@ -54,6 +54,48 @@ def target_logprobs(
   return _target_logprobs(chunk, temperature, hidden, head, targets)
 
 
+def fused_token_loss(
+  hidden: chex.Array,
+  head: chex.Array,
+  targets: chex.Array,
+  token_loss: Callable[[chex.Array, chex.Array, Any], chex.Array],
+  inputs: Any,
+  *,
+  chunk: int,
+  temperature: float = 1.0,
+) -> tuple[chex.Array, chex.Array, chex.Array]:
+  """A sum of token losses whose gradient is made in the forward pass.
+
+  Where a token's loss depends on its own log-probability and entropy alone, as
+  every objective's here does, its gradient is known as soon as its logits are:
+  they are made once, not twice as by `target_logprobs`.
+
+  Args:
+    hidden: [..., D].
+    head: [D, V].
+    targets: [...] integers in [0, V).
+    token_loss: (logp [n], entropy [n], inputs) -> [n], of n tokens, weights and
+      denominators included.
+    inputs: arrays [..., *] of each token, which get no gradient.
+    chunk: as in `target_logprobs`.
+    temperature: likewise.
+
+  Returns:
+    The sum, which differentiates by hidden and head; logp [...] and entropy
+    [...], which do not.
+  """
+  chex.assert_rank(head, 2)
+  chex.assert_shape(hidden, (*jnp.shape(targets), head.shape[0]))
+  chex.assert_scalar_positive(chunk)
+  chex.assert_scalar_positive(temperature)
+
+  inputs = jax.lax.stop_gradient(inputs)
+  total, logp, entropy = _fused(
+    token_loss, chunk, temperature, hidden, head, targets, inputs
+  )
+  return total, jax.lax.stop_gradient(logp), jax.lax.stop_gradient(entropy)
+
+
 def map_chunks(
   body: Callable[..., Any], init: Any, tokens: Any, *, ndim: int, chunk: int
 ) -> tuple[Any, Any]:
@@ -111,14 +153,8 @@ def _target_logprobs(chunk, temperature, hidden, head, targets):
 def _forward(chunk, temperature, hidden, head, targets):
   def body(carry, part):
     hidden, targets = part
-    logits = chunk_logits(hidden, head, temperature)
-    largest = logits.max(axis=-1)
-    shifted = logits - largest[:, None]
-    log_sum = jnp.log(jnp.exp(shifted).sum(axis=-1))
-    logq = shifted - log_sum[:, None]
-    logp = jnp.take_along_axis(logq, targets[:, None], axis=-1)[:, 0]
-    entropy = -(jnp.exp(logq) * logq).sum(axis=-1)
-    return carry, (logp, entropy, largest + log_sum)
+    logq, log_z = _normalize(chunk_logits(hidden, head, temperature))
+    return carry, (*_read(logq, targets), log_z)
 
   _, results = map_chunks(
     body, None, (hidden, targets), ndim=targets.ndim, chunk=chunk
@@ -133,25 +169,17 @@ def _forward_vjp(chunk, temperature, hidden, head, targets):
 
 def _backward_vjp(chunk, temperature, residuals, cotangents):
   hidden, head, targets, entropy, log_z = residuals
-  dtype = jnp.result_type(hidden, head)
-  wide = jnp.promote_types(dtype, jnp.float32)
 
   def body(head_gradient, part):
     hidden, targets, entropy, log_z, g, h = part
     logq = chunk_logits(hidden, head, temperature) - log_z[:, None]
-    p = jnp.exp(logq)
-    onehot = jax.nn.one_hot(targets, head.shape[-1], dtype=p.dtype)
-    dlogits = g[:, None] * (onehot - p)
-    dlogits -= h[:, None] * p * (logq + entropy[:, None])
-    # The matrix products run in the dtype of the forward pass.
-    dlogits = (dlogits / temperature).astype(dtype)
-    dhidden = jnp.dot(dlogits, head.T, preferred_element_type=wide)
-    dhead = jnp.dot(hidden.T, dlogits, preferred_element_type=wide)
-    return head_gradient + dhead, dhidden.astype(hidden.dtype)
+    pull = _pull(logq, targets, entropy, g, h) / temperature
+    dhidden, dhead = _products(hidden, head, pull)
+    return head_gradient + dhead, dhidden
 
   head_gradient, hidden_gradient = map_chunks(
     body,
-    jnp.zeros(head.shape, wide),
+    jnp.zeros(head.shape, _wide(hidden, head)),
     (hidden, targets, entropy, log_z, *cotangents),
     ndim=targets.ndim,
     chunk=chunk,
@@ -160,3 +188,79 @@ def _backward_vjp(chunk, temperature, residuals, cotangents):
 
 
 _target_logprobs.defvjp(_forward_vjp, _backward_vjp)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _fused(token_loss, chunk, temperature, hidden, head, targets, inputs):
+  logp, entropy, _ = _forward(chunk, temperature, hidden, head, targets)
+  return token_loss(logp, entropy, inputs).sum(), logp, entropy
+
+
+def _fused_forward(
+  token_loss, chunk, temperature, hidden, head, targets, inputs
+):
+  def body(head_gradient, part):
+    hidden, targets, inputs = part
+    logq, _ = _normalize(chunk_logits(hidden, head, temperature))
+    logp, entropy = _read(logq, targets)
+    loss, slope = jax.vjp(lambda l, e: token_loss(l, e, inputs), logp, entropy)
+    g, h = slope(jnp.ones_like(loss))
+    pull = _pull(logq, targets, entropy, g, h) / temperature
+    dhidden, dhead = _products(hidden, head, pull)
+    return head_gradient + dhead, (loss, logp, entropy, dhidden)
+
+  head_gradient, (loss, logp, entropy, hidden_gradient) = map_chunks(
+    body,
+    jnp.zeros(head.shape, _wide(hidden, head)),
+    (hidden, targets, inputs),
+    ndim=targets.ndim,
+    chunk=chunk,
+  )
+  gradients = hidden_gradient, head_gradient.astype(head.dtype)
+  return (loss.sum(), logp, entropy), gradients
+
+
+def _fused_backward(token_loss, chunk, temperature, gradients, cotangents):
+  del token_loss, chunk, temperature
+  scale, _, _ = cotangents  # The others are stopped by the caller.
+  dhidden, dhead = (
+    (x * scale.astype(x.dtype)).astype(x.dtype) for x in gradients
+  )
+  return dhidden, dhead, None, None
+
+
+_fused.defvjp(_fused_forward, _fused_backward)
+
+
+def _normalize(logits):
+  """(log-softmax [n, V], log of the sum of exp [n])."""
+  largest = logits.max(axis=-1)
+  shifted = logits - largest[:, None]
+  log_sum = jnp.log(jnp.exp(shifted).sum(axis=-1))
+  return shifted - log_sum[:, None], largest + log_sum
+
+
+def _read(logq, targets):
+  """(logp of the targets [n], entropy [n])."""
+  logp = jnp.take_along_axis(logq, targets[:, None], axis=-1)[:, 0]
+  return logp, -(jnp.exp(logq) * logq).sum(axis=-1)
+
+
+def _pull(logq, targets, entropy, g, h):
+  """[n, V] gradient by the tempered logits, for cotangents g and h [n]."""
+  p = jnp.exp(logq)
+  onehot = jax.nn.one_hot(targets, logq.shape[-1], dtype=p.dtype)
+  return g[:, None] * (onehot - p) - h[:, None] * p * (logq + entropy[:, None])
+
+
+def _products(hidden, head, pull):
+  """Gradients by hidden and head; in the dtype of the forward product."""
+  pull = pull.astype(jnp.result_type(hidden, head))
+  wide = _wide(hidden, head)
+  dhidden = jnp.dot(pull, head.T, preferred_element_type=wide)
+  dhead = jnp.dot(hidden.T, pull, preferred_element_type=wide)
+  return dhidden.astype(hidden.dtype), dhead
+
+
+def _wide(hidden, head):
+  return jnp.promote_types(jnp.result_type(hidden, head), jnp.float32)

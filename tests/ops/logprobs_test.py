@@ -218,3 +218,69 @@ def test_kl_to_itself_is_zero():
   kl = divergences.kl_to_reference(*arrays, *arrays, chunk=7)
   assert kl.shape == SHAPE
   assert not kl.any()
+
+
+def weighted_loss(logp, entropy, inputs):
+  """Not linear in either, and different for each token."""
+  weight, offset = inputs
+  return weight * (jnp.exp(logp + offset) - 0.3 * entropy**2)
+
+
+@pytest.mark.parametrize('temperature', [1.0, 0.6])
+@pytest.mark.parametrize('chunk', [1, 7, 1000])
+def test_fused_equals_differentiated(chunk, temperature):
+  inputs = tuple(jnp.asarray(_bits.normal(size=(2, *SHAPE)), jnp.float32))
+
+  def fused(hidden, head):
+    total, logp, entropy = logprobs.fused_token_loss(
+      hidden,
+      head,
+      TARGETS,
+      weighted_loss,
+      inputs,
+      chunk=chunk,
+      temperature=temperature,
+    )
+    return 3 * total, (logp, entropy)
+
+  def differentiated(hidden, head):
+    logp, entropy = plain(hidden, head, TARGETS, temperature)
+    return 3 * weighted_loss(logp, entropy, inputs).sum(), (logp, entropy)
+
+  results = [
+    jax.jit(jax.value_and_grad(f, argnums=(0, 1), has_aux=True))(
+      jnp.array(HIDDEN), jnp.array(HEAD)
+    )
+    for f in (fused, differentiated)
+  ]
+  jax.tree.map(
+    lambda a, b: assert_allclose(a, b, rtol=2e-5, atol=2e-6), *results
+  )
+  value, _ = jax.jit(fused)(jnp.array(HIDDEN), jnp.array(HEAD))
+  assert_allclose(value, results[1][0][0], rtol=1e-5)
+
+
+def test_fused_makes_each_logit_once_and_never_all():
+  """Of three products of size tokens x V one is the logits; plain has four."""
+  tokens, width, vocabulary, chunk = 64, 8, 997, 16
+  hidden = jnp.ones((tokens, width))
+  head, targets = jnp.ones((width, vocabulary)), jnp.zeros(tokens, int)
+  inputs = (jnp.ones(tokens), jnp.ones(tokens))
+
+  def fused(hidden, head):
+    return logprobs.fused_token_loss(
+      hidden, head, targets, weighted_loss, inputs, chunk=chunk
+    )[0]
+
+  def twice(hidden, head):
+    logp, entropy = logprobs.target_logprobs(hidden, head, targets, chunk=chunk)
+    return weighted_loss(logp, entropy, inputs).sum()
+
+  once, again = (
+    jax.jit(jax.grad(f, argnums=(0, 1))).lower(hidden, head).compile()
+    for f in (fused, twice)
+  )
+  ratio = once.cost_analysis()['flops'] / again.cost_analysis()['flops']
+  assert 0.7 < ratio < 0.85, ratio
+  largest = largest_buffer(once.as_text())
+  assert largest == chunk * vocabulary
