@@ -83,6 +83,8 @@ def main(arguments: list[str] | None = None) -> int:
   options = parser.parse_args(arguments)
 
   def work():
+    import jax
+
     workdir = pathlib.Path(options.workdir)
     kind, amount = parse_budget(options.budget)
     shared, stages = read_arms(options.configs, options.set)
@@ -92,12 +94,14 @@ def main(arguments: list[str] | None = None) -> int:
     base, base_result = base_policy(shared, workdir / 'base')
     folder = workdir / options.budget
     results: dict[str, list[Result]] = {stage.name: [] for stage in arms}
-    for seed in options.seeds:
-      for stage in arms:
+    for stage in arms:
+      for seed in options.seeds:
         config = arm_config(shared, stage, base, seed)
         run = folder / stage.name / str(seed)
         results[stage.name].append(run_arm(config, run))
         print(f'{stage.name}, seed {seed}: done', flush=True)
+      # Seeds share programs, arms do not; some hundreds exhaust a process.
+      jax.clear_caches()
     table = summarize(results)
     if base_result:
       table = {

@@ -1,0 +1,138 @@
+"""One optimizer step of GFT, beside a plain torch step with transformers.
+
+  python experiments/benchmarks/train_step.py --prompts 2 --group 8 \\
+    --prompt 256 --tokens 128 --vocab 8192
+
+Random weights, float32, AdamW under a global-norm clip. The torch step repeats
+each prompt for every member, takes logits at all positions and differentiates
+the same loss. A unit is a response token.
+"""
+
+import harness
+
+WIDTH, HEADS, KV_HEADS, HEAD_SIZE = 256, 4, 2, 64
+TAU = 0.7
+
+
+def ours(options):
+  import functools
+
+  import jax
+  import jax.numpy as jnp
+  import numpy as np
+
+  from gft_jax import objectives, train_step
+  from gft_jax.batch import SELF, GroupBatch, Prompts, Responses
+  from gft_jax.config import Architecture, LossConfig, OptimizerConfig
+  from gft_jax.models.transformer import Transformer
+  from gft_jax.optimizer import make_optimizer
+
+  model = Transformer(
+    Architecture(
+      vocab_size=options.vocab,
+      width=WIDTH,
+      layers=options.layers,
+      heads=HEADS,
+      kv_heads=KV_HEADS,
+      head_size=HEAD_SIZE,
+      mlp_width=4 * WIDTH,
+      tied_head=True,
+    )
+  )
+  b, g, p, t = options.prompts, options.group, options.prompt, options.tokens
+  rng = np.random.default_rng(0)
+  batch = GroupBatch(
+    prompts=Prompts(
+      jnp.asarray(rng.integers(0, options.vocab, (b, p))),
+      jnp.full(b, p),
+      jnp.arange(b),
+    ),
+    responses=Responses(
+      jnp.asarray(rng.integers(0, options.vocab, (b, g, t))),
+      jnp.full((b, g), t),
+      jnp.zeros((b, g, t)),
+    ),
+    rewards=jnp.asarray(rng.integers(0, 2, (b, g)), jnp.float32),
+    origin=jnp.full((b, g), SELF),
+    member_mask=jnp.ones((b, g), bool),
+  )
+  params = jax.jit(model.init)(
+    jax.random.key(0), batch.prompts.tokens, batch.prompts.length
+  )['params']
+  step = jax.jit(
+    train_step.make_train_step(
+      model,
+      objectives.OBJECTIVES['gft'],
+      LossConfig(tau=TAU, chunk=options.chunk),
+    ),
+    donate_argnums=0,
+  )
+  optimizer = make_optimizer(OptimizerConfig(), 100)
+  state = jax.jit(
+    functools.partial(train_step.create_state, model, optimizer=optimizer)
+  )(params)
+
+  def run():
+    nonlocal state
+    state, metrics, _ = step(state, batch)
+    jax.block_until_ready((state.params, metrics))
+    return b * g * t
+
+  return run
+
+
+def torch(options):
+  import torch
+  from transformers import LlamaConfig, LlamaForCausalLM
+
+  torch.manual_seed(0)
+  model = LlamaForCausalLM(
+    LlamaConfig(
+      vocab_size=options.vocab,
+      hidden_size=WIDTH,
+      intermediate_size=4 * WIDTH,
+      num_hidden_layers=options.layers,
+      num_attention_heads=HEADS,
+      num_key_value_heads=KV_HEADS,
+      head_dim=HEAD_SIZE,
+      tie_word_embeddings=True,
+      max_position_embeddings=4096,
+    )
+  )
+  b, g, p, t = options.prompts, options.group, options.prompt, options.tokens
+  prompts = torch.randint(0, options.vocab, (b, p)).repeat_interleave(g, dim=0)
+  responses = torch.randint(0, options.vocab, (b * g, t))
+  sequences = torch.cat([prompts, responses], dim=1)
+  rewards = torch.randint(0, 2, (b, g)).float()
+  centred = rewards - rewards.mean(dim=1, keepdim=True)
+  advantages = (centred / (rewards.std(dim=1, keepdim=True) + 1e-6)).view(-1, 1)
+  optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01)
+
+  def run():
+    logits = model(sequences).logits[:, p - 1 : -1]
+    logp = torch.log_softmax(logits, dim=-1)
+    logp = logp.gather(-1, responses[..., None])[..., 0]
+    probability = logp.detach().exp()
+    coefficient = torch.where(probability > TAU, 1.0, probability)
+    loss = -(coefficient * advantages * logp).mean()
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    return b * g * t
+
+  return run
+
+
+if __name__ == '__main__':
+  arguments = harness.parser(
+    __doc__,
+    prompts=2,
+    group=8,
+    prompt=256,
+    tokens=128,
+    layers=4,
+    vocab=8192,
+    chunk=512,
+  )
+  harness.main(arguments.parse_args(), {'ours': ours, 'torch': torch})
