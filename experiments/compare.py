@@ -244,11 +244,12 @@ def run_arm(config: Config, workdir: pathlib.Path) -> Result:
 def summarize(
   results: dict[str, list[Result]],
 ) -> dict[str, dict[str, Interval]]:
-  """arm -> metric -> interval over seeds."""
-  return {
-    arm: {name: interval([r[name] for r in runs]) for name in runs[0]}
-    for arm, runs in results.items()
-  }
+  """arm -> metric -> interval over seeds, of what every seed has measured."""
+  table = {}
+  for arm, runs in results.items():
+    common = [name for name in runs[0] if all(name in run for run in runs)]
+    table[arm] = {name: interval([r[name] for r in runs]) for name in common}
+  return table
 
 
 def interval(values: list[float]) -> Interval:

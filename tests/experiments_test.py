@@ -337,6 +337,16 @@ def test_compare_resumes_and_never_reruns_a_finished_arm(
   assert rows == {'sft': 160, 'gft': 16}
 
 
+def test_a_table_is_of_what_every_seed_has_measured(scripts):
+  """Failures are counted where they occurred."""
+  runs = [{'a': 1.0, 'failures/parse': 2}, {'a': 3.0}, {'a': 2.0}]
+  table = scripts('compare').summarize({'arm': runs})
+  assert set(table['arm']) == {'a'}
+  mean, reach = table['arm']['a']
+  # Student's t for 2 degrees of freedom is 4.303; s = 1.
+  assert (mean, reach) == (2, pytest.approx(4.3027 / 3**0.5, rel=1e-4))
+
+
 def test_compare_at_equal_tokens(scripts, tmp_path):
   assert (
     compare(scripts, tmp_path, '--seeds', '0', '--budget', 'tokens=3000') == 0
