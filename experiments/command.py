@@ -35,18 +35,23 @@ def add_config(
   arguments.add_argument(
     '--config', required=required, help='a file with get_config() -> Config'
   )
+  add_set(arguments, 'overrides one setting; may be repeated')
+  lines = ['settings for --set:']
+  for name, kind, default, meaning in fields_with_meaning():
+    lines.append(f'  {name} ({kind}, {default!r})\n      {meaning}')
+  arguments.epilog = '\n'.join(lines)
+
+
+def add_set(arguments: argparse.ArgumentParser, meaning: str) -> None:
+  """--set, whose values are assignments of `config.override`."""
   arguments.add_argument(
     '--set',
     action='extend',
     nargs='+',
     default=[],
     metavar='a.b=c',
-    help='overrides one setting; may be repeated',
+    help=meaning,
   )
-  lines = ['settings for --set:']
-  for name, kind, default, meaning in fields_with_meaning():
-    lines.append(f'  {name} ({kind}, {default!r})\n      {meaning}')
-  arguments.epilog = '\n'.join(lines)
 
 
 class Recipe(NamedTuple):

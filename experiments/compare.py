@@ -72,13 +72,9 @@ def main(arguments: list[str] | None = None) -> int:
     '--steps', type=int, help="of every arm; by default each config's own"
   )
   parser.add_argument('--workdir', required=True, help='where the runs live')
-  parser.add_argument(
-    '--set',
-    action='extend',
-    nargs='+',
-    default=[],
-    metavar='a.b=c',
-    help='overrides a setting of every config',
+  command.add_set(
+    parser,
+    'overrides a setting of every config',
   )
   options = parser.parse_args(arguments)
 

@@ -73,13 +73,9 @@ def main(arguments: list[str] | None = None) -> int:
   parser.add_argument(
     '--steps', type=int, default=20, help='k of SFT, DFT and GFT'
   )
-  parser.add_argument(
-    '--set',
-    action='extend',
-    nargs='+',
-    default=[],
-    metavar='a.b=c',
-    help='settings, as of train.py; eval.prompts demonstrations are looked at'
+  command.add_set(
+    parser,
+    'settings, as of train.py; eval.prompts demonstrations are looked at'
     ' and eval.samples answers a prompt sampled',
   )
   options = parser.parse_args(arguments)

@@ -28,13 +28,9 @@ def main(arguments: list[str] | None = None) -> int:
   parser.add_argument('--path', default='', help='JSONL or parquet file')
   parser.add_argument('--tokenizer', default='', help='Hugging Face folder')
   parser.add_argument('--split', default='train')
-  parser.add_argument(
-    '--set',
-    action='extend',
-    nargs='+',
-    default=[],
-    metavar='a.b=c',
-    help='settings of data and group',
+  command.add_set(
+    parser,
+    'settings of data and group',
   )
   parser.add_argument('--reasoning-gym', metavar='TASK', help='what to write')
   parser.add_argument('--rows', type=int, default=1000, help='rows to write')

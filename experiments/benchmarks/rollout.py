@@ -11,8 +11,7 @@ the end is not useful.
 """
 
 import harness
-
-WIDTH, HEADS, KV_HEADS, HEAD_SIZE = 256, 4, 2, 64
+import models
 
 
 def ours(options):
@@ -21,30 +20,14 @@ def ours(options):
 
   from gft_jax import engine
   from gft_jax.batch import Prompts
-  from gft_jax.config import Architecture
-  from gft_jax.models.transformer import Transformer
 
-  model = Transformer(
-    Architecture(
-      vocab_size=options.vocab,
-      width=WIDTH,
-      layers=options.layers,
-      heads=HEADS,
-      kv_heads=KV_HEADS,
-      head_size=HEAD_SIZE,
-      mlp_width=4 * WIDTH,
-      tied_head=True,
-    )
-  )
+  model, params = models.ours(options)
   shape = (options.prompts, options.prompt)
   prompts = Prompts(
     jax.random.randint(jax.random.key(1), shape, 0, options.vocab),
     jnp.full(options.prompts, options.prompt),
     jnp.arange(options.prompts),
   )
-  params = jax.jit(model.init)(
-    jax.random.key(0), prompts.tokens, prompts.length
-  )['params']
   count = 0
 
   def run():
@@ -77,11 +60,11 @@ def tunix(options):
   config = llama.ModelConfig(
     num_layers=options.layers,
     vocab_size=options.vocab,
-    embed_dim=WIDTH,
-    hidden_dim=4 * WIDTH,
-    num_heads=HEADS,
-    head_dim=HEAD_SIZE,
-    num_kv_heads=KV_HEADS,
+    embed_dim=models.WIDTH,
+    hidden_dim=4 * models.WIDTH,
+    num_heads=models.HEADS,
+    head_dim=models.HEAD_SIZE,
+    num_kv_heads=models.KV_HEADS,
     rope_theta=10000,
     norm_eps=1e-5,
     weight_tying=True,
@@ -117,15 +100,14 @@ def tunix(options):
     tunix_sampler.CacheConfig(
       cache_size=length,
       num_layers=options.layers,
-      num_kv_heads=KV_HEADS,
-      head_dim=HEAD_SIZE,
+      num_kv_heads=models.KV_HEADS,
+      head_dim=models.HEAD_SIZE,
     ),
   )
   rng = np.random.default_rng(1)
   texts = [
     ' '.join(map(str, rng.integers(1, options.vocab, options.prompt)))
     for _ in range(options.prompts)
-    for _ in [0]
   ]
   texts = [text for text in texts for _ in range(options.group)]
   stops = list(range(1, 1 + options.stops)) or [options.vocab]
@@ -163,7 +145,7 @@ def _draw_alike(model):
   def draw(key, leaf):
     if leaf.ndim == 1:
       return jnp.ones(leaf.shape, jnp.float32)
-    scale = 0.02 if max(leaf.shape) > 4 * WIDTH else WIDTH**-0.5
+    scale = 0.02 if max(leaf.shape) > 4 * models.WIDTH else models.WIDTH**-0.5
     return scale * jax.random.normal(key, leaf.shape, jnp.float32)
 
   leaves = [draw(k, x) for k, x in zip(keys, leaves)]
@@ -172,22 +154,8 @@ def _draw_alike(model):
 
 def transformers(options):
   import torch
-  from transformers import LlamaConfig, LlamaForCausalLM
 
-  torch.manual_seed(0)
-  model = LlamaForCausalLM(
-    LlamaConfig(
-      vocab_size=options.vocab,
-      hidden_size=WIDTH,
-      intermediate_size=4 * WIDTH,
-      num_hidden_layers=options.layers,
-      num_attention_heads=HEADS,
-      num_key_value_heads=KV_HEADS,
-      head_dim=HEAD_SIZE,
-      tie_word_embeddings=True,
-      max_position_embeddings=4096,
-    )
-  ).eval()
+  model = models.torch(options).eval()
   prompts = torch.randint(1, options.vocab, (options.prompts, options.prompt))
   prompts = prompts.repeat_interleave(options.group, dim=0)
   stops = list(range(1, 1 + options.stops)) or None

@@ -9,8 +9,8 @@ the same loss. A unit is a response token.
 """
 
 import harness
+import models
 
-WIDTH, HEADS, KV_HEADS, HEAD_SIZE = 256, 4, 2, 64
 TAU = 0.7
 
 
@@ -23,22 +23,10 @@ def ours(options):
 
   from gft_jax import objectives, train_step
   from gft_jax.batch import SELF, GroupBatch, Prompts, Responses
-  from gft_jax.config import Architecture, LossConfig, OptimizerConfig
-  from gft_jax.models.transformer import Transformer
+  from gft_jax.config import LossConfig, OptimizerConfig
   from gft_jax.optimizer import make_optimizer
 
-  model = Transformer(
-    Architecture(
-      vocab_size=options.vocab,
-      width=WIDTH,
-      layers=options.layers,
-      heads=HEADS,
-      kv_heads=KV_HEADS,
-      head_size=HEAD_SIZE,
-      mlp_width=4 * WIDTH,
-      tied_head=True,
-    )
-  )
+  model, params = models.ours(options)
   b, g, p, t = options.prompts, options.group, options.prompt, options.tokens
   rng = np.random.default_rng(0)
   batch = GroupBatch(
@@ -56,9 +44,6 @@ def ours(options):
     origin=jnp.full((b, g), SELF),
     member_mask=jnp.ones((b, g), bool),
   )
-  params = jax.jit(model.init)(
-    jax.random.key(0), batch.prompts.tokens, batch.prompts.length
-  )['params']
   step = jax.jit(
     train_step.make_train_step(
       model,
@@ -83,22 +68,8 @@ def ours(options):
 
 def torch(options):
   import torch
-  from transformers import LlamaConfig, LlamaForCausalLM
 
-  torch.manual_seed(0)
-  model = LlamaForCausalLM(
-    LlamaConfig(
-      vocab_size=options.vocab,
-      hidden_size=WIDTH,
-      intermediate_size=4 * WIDTH,
-      num_hidden_layers=options.layers,
-      num_attention_heads=HEADS,
-      num_key_value_heads=KV_HEADS,
-      head_dim=HEAD_SIZE,
-      tie_word_embeddings=True,
-      max_position_embeddings=4096,
-    )
-  )
+  model = models.torch(options)
   b, g, p, t = options.prompts, options.group, options.prompt, options.tokens
   prompts = torch.randint(0, options.vocab, (b, p)).repeat_interleave(g, dim=0)
   responses = torch.randint(0, options.vocab, (b * g, t))
