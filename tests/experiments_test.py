@@ -510,7 +510,7 @@ def test_diagnose_real_weights_and_real_data(tmp_path, shared_or_generated):
     *('--workdir', str(tmp_path), '--steps', '1'),
     *('--set', 'data.rows=128', 'model.remat=full', 'loss.chunk=128'),
     *('data.batch_size=2', 'eval.prompts=8', 'eval.kl_prompts=4'),
-    *('eval.samples=1', 'eval.ks=1'),
+    *('eval.ks=1', 'eval.samples=1'),
   )
   found = json.loads((tmp_path / 'diagnosis.json').read_text())
   assert found['1/p']['largest'] > 100 > found['1/p']['50.0%'] >= 1
