@@ -8,8 +8,9 @@ Each config is an arm: its last stage, from the policy that the stages before it
 leave, which must be the same in all of them; of a config with one stage, from
 its model.path. Budgets:
 
-  prompts    the steps of the config; an arm without own samples sees ten times
-             the prompts of a group method, the paper's convention
+  prompts    the steps of the config; an arm without own samples sees, per step,
+             ten answers for each prompt of a group method (data.batch_size at
+             the top of the config), the paper's convention
   tokens=N   each arm ends after the step in which N response tokens have trained
   seconds=S  each arm ends after S seconds of training, compilation left out
 
@@ -94,8 +95,12 @@ def main(arguments: list[str] | None = None) -> int:
       for seed in options.seeds:
         config = arm_config(shared, stage, base, seed)
         run = folder / stage.name / str(seed)
-        results[stage.name].append(run_arm(config, run))
-        print(f'{stage.name}, seed {seed}: done', flush=True)
+        try:
+          results[stage.name].append(run_arm(config, run))
+          print(f'{stage.name}, seed {seed}: done', flush=True)
+        except FloatingPointError as error:
+          # The others go on; a table of what is left is better than none.
+          print(f'{stage.name}, seed {seed}: {error}', flush=True)
       # Seeds share programs, arms do not; some hundreds exhaust a process.
       jax.clear_caches()
     table = summarize(results)
@@ -119,7 +124,9 @@ def parse_budget(text: str) -> tuple[str, float]:
     value = float(amount or 0)
   except ValueError:
     raise ConfigError(wanted) from None
-  require(kind == 'prompts' or 0 < value < math.inf, wanted)
+  least = 1 if kind == 'tokens' else 0
+  require(kind == 'prompts' or least <= value < math.inf, wanted)
+  require(kind == 'prompts' or value > 0, wanted)
   return kind, value
 
 
@@ -191,7 +198,8 @@ def base_policy(
   name = shared.stages[-1].name
   results = train.train(shared, workdir)
   folder = workdir / 'model'
-  if not folder.exists():
+  # Its last file: a save that was killed is begun again.
+  if not (folder / 'config.json').exists():
     policy = train.load_policy(shared)
     params, _ = train.result_of(policy, workdir, name)
     huggingface.save(folder, policy.model, params, policy.tokenizer)
@@ -243,6 +251,8 @@ def summarize(
   """arm -> metric -> interval over seeds, of what every seed has measured."""
   table = {}
   for arm, runs in results.items():
+    if not runs:
+      continue
     common = [name for name in runs[0] if all(name in run for run in runs)]
     table[arm] = {name: interval([r[name] for r in runs]) for name in common}
   return table
@@ -328,6 +338,8 @@ def figure(folder: pathlib.Path, table: dict[str, dict[str, Interval]]) -> None:
     axes = drawing.subplots(1, len(splits), sharey=True, squeeze=False)[0]
     for ax, (name, split) in zip(axes, splits.items()):
       for y, arm in enumerate(arms):
+        if name not in table[arm]:
+          continue
         mean, reach = table[arm][name]
         ax.errorbar(
           mean,
@@ -338,7 +350,7 @@ def figure(folder: pathlib.Path, table: dict[str, dict[str, Interval]]) -> None:
           color=report.BLUE,
           capsize=2,
         )
-      if 'base' in table:
+      if 'base' in table and name in table['base']:
         ax.axvline(table['base'][name].mean, color=report.GREY, ls=':', lw=1)
       ax.set_title(split)
       ax.set_xlabel('accuracy')

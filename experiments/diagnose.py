@@ -2,7 +2,8 @@
 
   python experiments/diagnose.py --model FOLDER --data FILE --workdir DIR
 
-Without --data the embedded task, without --model a policy that knows nothing.
+Without --data the embedded task, without --model a policy that knows nothing
+(and whose entropy before training is not measured).
 On demonstrations it measures SFT's importance weight 1/p and the tokens behind
 its largest values, who carries the gradient, how sparse SFT's implicit reward
 1[y = y*] is, what a threshold τ would rectify, and how likely the policy finds
@@ -397,12 +398,12 @@ def figure(
   with matplotlib.rc_context(report.STYLE):
     drawing = Figure(figsize=(11, 2.7))
     weight, fraction, entropy, end = drawing.subplots(1, 4)
-    inverse = np.sort(np.exp(-tokens.logp))
+    inverse = np.sort(np.exp(np.minimum(-tokens.logp, 80)))
     share = 1 - np.arange(inverse.size) / inverse.size
     c = np.asarray(dynamic_coefficient(tokens.logp, tau=diagnosis['tau']))
     weight.loglog(inverse, share, color=report.VERMILLION, label='SFT: 1/p')
     weight.loglog(
-      np.sort(c * np.exp(-tokens.logp)),
+      np.sort(c * np.exp(np.minimum(-tokens.logp, 80))),
       share,
       color=report.BLUE,
       ls='--',

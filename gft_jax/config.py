@@ -285,6 +285,25 @@ class LossConfig:
       require(
         value is None or 0 <= value <= 1, f'loss.{name}={value} not in [0, 1]'
       )
+    for name in (
+      'epsilon',
+      'clip_low',
+      'clip_high',
+      'entropy_bonus',
+      'kl_weight',
+      'overlong_penalty',
+      'sft_weight',
+      'mu_warmup_steps',
+      'mu_decay_steps',
+    ):
+      value = getattr(self, name)
+      require(
+        value is None or value >= 0, f'loss.{name}={value} must not be negative'
+      )
+    require(
+      not self.dual_clip or self.dual_clip > 1,
+      f'loss.dual_clip={self.dual_clip} is neither 0 nor above 1',
+    )
     positive('loss.shaping', self.shaping)
     positive('loss.chunk', self.chunk)
 

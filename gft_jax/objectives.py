@@ -104,7 +104,10 @@ class Term(NamedTuple):
   """One summand of a loss: coefficient * reduction(values, mask).
 
   Attributes:
-    values: [B, G, T] float32, unreduced.
+    values: [B, G, T] float32, unreduced. A value depends on the view at its
+      own token, and on its response's advantage and origin, alone: gradients
+      are made token by token in the forward pass, on views of shape
+      [n, 1]. No sum over T or G, no ratio of whole sequences.
     mask: [B, G, T] bool; depends on the batch, never on the policy, so that
       the denominator of the whole batch is known before differentiation and
       gradients of micro-batches add exactly.
@@ -241,7 +244,7 @@ def dr_grpo(view: View, settings: LossConfig) -> tuple[Term, ...]:
   Source: arXiv 2503.20783; TRL grpo_trainer.py:2991-3150 (dr_grpo) of
   huggingface/trl at f2cd577. verl divides by T, not by rows:
   loss.reduction=length_sum.
-  Published: low = high = 0.2, no KL.
+  Published: low = high = 0.2, no dual clip, no KL.
   Unlikely token: as GRPO.
   """
   return grpo(view, settings)
@@ -258,8 +261,9 @@ def dapo(view: View, settings: LossConfig) -> tuple[Term, ...]:
   ZJU-OmniAI/GFT at 763384d.
   Published: low 0.2, high 0.28, c = 10, token mean, no KL, penalty 1 over the
   last 4,096 of 20,480 tokens (a share of 0.2), at most 10 rollouts a step.
-  Deviation: where the last refill leaves flat groups they stay, and count for
-  nothing; the recipe stops with an error.
+  Deviation: where the last refill leaves flat groups they stay, with advantages
+  0 unless the overlong penalty tells their answers apart; the recipe stops with
+  an error.
   Unlikely token: as GRPO, and it may grow by the factor 1.28 in a step, not 1.2.
   """
   return grpo(view, settings)
@@ -512,7 +516,7 @@ OBJECTIVES = {
   'dr_grpo': Objective(
     dr_grpo,
     advantages=_mean_centred,
-    published=(('reduction', 'length_mean'),),
+    published=(('dual_clip', 0.0), ('reduction', 'length_mean')),
     **_REWARDED,
   ),
   'dapo': Objective(
@@ -610,6 +614,11 @@ def resolve(settings: Settings, objective: Objective) -> Settings:
     },
   )
   if isinstance(settings, LossConfig):
+    if settings.overlong_penalty and objective.advantages is None:
+      raise ConfigError(
+        f'loss.overlong_penalty={settings.overlong_penalty} is taken off'
+        ' rewards, and this objective asks for none; set it to 0'
+      )
     one_of('loss.reduction', settings.reduction, masking.REDUCTIONS)
     one_of('loss.behavior', settings.behavior, BEHAVIORS)
     one_of('loss.kl', settings.kl, (*divergences.ESTIMATORS, FORWARD))

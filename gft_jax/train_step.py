@@ -3,6 +3,7 @@
 Pure and unjitted; train.py compiles it.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -148,11 +149,12 @@ def make_train_step(
       shares.append(share / jnp.where(weight > 0, weight, 1))
     return shares
 
-  def token_loss(logp, entropy, token):
+  def token_loss(step, logp, entropy, token):
     """[n] losses of n tokens, each as a group of one response of one token."""
     known, shares = token
     columns = ('behavior_logp', 'mask', 'end', 'reference_logp', 'reference_kl')
     known = {k: v[:, None] if k in columns else v for k, v in known.items()}
+    known['step'] = step
     terms = terms_of(view_of(logp[:, None], entropy[:, None], known))
     return sum(
       t.coefficient * share * masking.select(t.values, t.mask)[:, 0]
@@ -170,12 +172,13 @@ def make_train_step(
         v[..., None] if v.ndim == 2 else v, known['mask'].shape
       )
       for k, v in known.items()
+      if k != 'step'
     }
     loss, logp, entropy = fused_token_loss(
       hidden,
       head,
       batch.responses.tokens,
-      token_loss,
+      functools.partial(token_loss, step),
       (everywhere, shares),
       chunk=settings.chunk,
       temperature=tempered,

@@ -46,8 +46,11 @@ def implicit_reward(
 
 
 def inverse_probability(logp: chex.Array) -> chex.Array:
-  """SFT's importance weight of a token: 1 / p = exp(-logp), [...] to [...]."""
-  return jnp.exp(-logp)
+  """SFT's importance weight of a token: 1 / p = exp(-logp), [...] to [...].
+
+  Cut at e^80, where float32 still has numbers: 0 times it stays 0.
+  """
+  return jnp.exp(jnp.minimum(-logp, 80))
 
 
 def largest_inverse_probability(
