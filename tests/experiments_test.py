@@ -363,6 +363,8 @@ def test_compare_at_equal_tokens(scripts, tmp_path):
   [
     (['--budget', 'token=3'], "--budget 'token=3' is not prompts, tokens=N"),
     (['--budget', 'tokens=many'], 'is not prompts'),
+    (['--budget', 'tokens=0.5'], 'is not prompts'),
+    (['--budget', 'seconds=0'], 'is not prompts'),
     (['--configs', COMPARED[0], COMPARED[0]], "another arm is named 'gft'"),
     (
       [

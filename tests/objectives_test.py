@@ -69,6 +69,25 @@ def test_what_a_row_publishes_can_be_set(name):
     dataclasses.replace(section, **{field: value})
 
 
+@pytest.mark.parametrize(
+  ('settings', 'message'),
+  [
+    ({'clip_high': -0.5}, 'clip_high=-0.5 must not be negative'),
+    ({'dual_clip': 0.5}, 'dual_clip=0.5 is neither 0 nor above 1'),
+    ({'mu_decay_steps': -3}, 'mu_decay_steps=-3'),
+    ({'kl_weight': -1.0}, 'kl_weight=-1.0'),
+  ],
+)
+def test_a_number_that_cannot_work_is_refused(settings, message):
+  with pytest.raises(ConfigError, match=message):
+    LossConfig(**settings)
+
+
+def test_an_overlong_penalty_needs_rewards():
+  with pytest.raises(ConfigError, match='asks for none'):
+    resolved('sft', overlong_penalty=1.0)
+
+
 def test_the_user_wins_over_the_published_value():
   assert resolved('dapo').clip_high == 0.28
   assert resolved('dapo', clip_high=0.2).clip_high == 0.2

@@ -341,6 +341,26 @@ def test_micro_batches_add_where_a_loss_has_several_denominators(
     np.testing.assert_allclose(mean.value, parts[1][name].value, rtol=2e-5)
 
 
+def test_a_value_may_depend_on_the_step(model, params, batch):
+  """The view's step is one number, also where gradients are made."""
+
+  def cooling(view, settings):
+    return (
+      objectives.Term(-view.logp * jnp.exp(-0.5 * (view.step + 1)), view.mask),
+    )
+
+  row = objectives.Objective(cooling, origins=(objectives.GIVEN,))
+  step = train_step.make_train_step(model, row, LossConfig(chunk=7))
+  state = train_step.create_state(model, params, optax.sgd(1.0))
+  cooled, _, _ = jax.jit(step)(state, batch)
+  sft, _, _ = run(model, params, batch, 'sft')
+  chex.assert_trees_all_close(
+    update_of(params, cooled),
+    jax.tree.map(lambda g: np.exp(-0.5) * g, update_of(params, sft)),
+    atol=2e-6,
+  )
+
+
 def test_overlong_answers_lose_reward_before_the_advantage(batch):
   settings = objectives.resolve(
     LossConfig(overlong_share=0.5), objectives.OBJECTIVES['dapo']

@@ -33,6 +33,8 @@ def test_implicit_reward():
 def test_inverse_probability():
   logp = jnp.log(P)
   assert_allclose(diagnostics.inverse_probability(logp), 1 / P, rtol=1e-6)
+  # exp(100) is no float32, and infinity times 0 would be no number.
+  assert jnp.isfinite(diagnostics.inverse_probability(jnp.array(-100.0)))
   largest = diagnostics.largest_inverse_probability
   assert_allclose(largest(logp, MASK), 5, rtol=1e-6)
   hidden = jnp.where(MASK, logp, -jnp.inf)
