@@ -621,6 +621,11 @@ def resolve(settings: Settings, objective: Objective) -> Settings:
       )
     one_of('loss.reduction', settings.reduction, masking.REDUCTIONS)
     one_of('loss.behavior', settings.behavior, BEHAVIORS)
+    require(
+      values['behavior'] != 'recomputed' or settings.behavior == 'recomputed',
+      'loss.behavior=sampler: this objective divides by the policy of given'
+      ' answers, which no sampler wrote; set it to recomputed',
+    )
     one_of('loss.kl', settings.kl, (*divergences.ESTIMATORS, FORWARD))
   return settings
 

@@ -83,6 +83,12 @@ def test_a_number_that_cannot_work_is_refused(settings, message):
     LossConfig(**settings)
 
 
+def test_no_sampler_wrote_what_psft_divides_by():
+  with pytest.raises(ConfigError, match=r'behavior=sampler: .* recomputed'):
+    resolved('psft', behavior='sampler')
+  assert resolved('psft').behavior == 'recomputed'
+
+
 def test_an_overlong_penalty_needs_rewards():
   with pytest.raises(ConfigError, match='asks for none'):
     resolved('sft', overlong_penalty=1.0)
