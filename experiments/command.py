@@ -5,6 +5,7 @@ No jax here: spawned reward workers import the script that started them.
 
 import argparse
 import json
+import os
 import pathlib
 import runpy
 import sys
@@ -110,7 +111,13 @@ def check_stage(config: Config, name: str) -> None:
 
 
 def run(work: Callable[[], None]) -> int:
-  """Calls `work`; expected failures become one line and an exit code."""
+  """Calls `work`; expected failures become one line and an exit code.
+
+  Compiled programs are kept for the next process. JAX reads the place when it
+  is imported, in `work`; a place that the user has named stands.
+  """
+  programs = pathlib.Path('~/.cache/gft_jax/programs').expanduser()
+  os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(programs))
   try:
     work()
   except ConfigError as error:

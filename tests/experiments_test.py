@@ -415,6 +415,29 @@ def test_diagnose_the_embedded_task(scripts, tmp_path, capsys):
   assert (tmp_path / 'diagnosis.png').stat().st_size > 1000
 
 
+@pytest.mark.parametrize('named', [False, True])
+def test_compiled_programs_are_kept_where_the_user_says(tmp_path, named):
+  place = tmp_path / 'mine' if named else tmp_path / '.cache/gft_jax/programs'
+  environment = os.environ | {
+    'HOME': str(tmp_path),
+    'PYTHONPATH': str(ROOT / 'experiments'),
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+  }
+  if named:
+    environment['JAX_COMPILATION_CACHE_DIR'] = str(place)
+  program = """
+import command
+
+def work():
+  import jax
+  jax.jit(lambda x: x + 1)(1.0)
+
+command.run(work)
+"""
+  subprocess.run([sys.executable, '-c', program], env=environment, check=True)
+  assert list(place.glob('*-cache'))
+
+
 def test_the_tree_in_the_readme_is_the_tree():
   text = (ROOT / 'README.md').read_text()
   for path in (ROOT / 'gft_jax').rglob('*.py'):
