@@ -90,7 +90,9 @@ class ModelConfig:
   dtype: str = setting('float32', 'dtype of the computation')
   param_dtype: str = setting('float32', 'dtype of the master parameters')
   remat: str = setting(
-    'none', 'what the backward pass keeps: none, dots or full (keeps nothing)'
+    'dots',
+    'what the backward pass recomputes: none, dots (all but matrix products'
+    ' with parameters) or full (all but the input of each layer)',
   )
 
   def __post_init__(self):

@@ -14,6 +14,7 @@ import numpy as np
 from flax.training.train_state import TrainState
 
 from gft_jax import (
+  compiler,
   data,
   evaluate,
   groups,
@@ -35,6 +36,8 @@ from gft_jax.optimizer import make_optimizer
 
 # Named random streams; see `key_of`.
 STREAMS = {'init': 0, 'sample': 1, 'evaluate': 2, 'drift': 3}
+
+compiler.return_freed_memory()
 
 # The compiled programs. Models, objectives and settings are static, so equal
 # settings share one program over all stages.

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from flax.training.train_state import TrainState
 
-from gft_jax import objectives
+from gft_jax import compiler, objectives
 from gft_jax.batch import ORIGINS, GroupBatch
 from gft_jax.config import LossConfig
 from gft_jax.models.transformer import response_states
@@ -85,6 +85,7 @@ def make_train_step(
     stage started from; it is read where `kl_weight` is not 0, and may be None
     otherwise. Metrics are WeightedMeans; maxima are scalars.
   """
+  compiler.return_freed_memory()
   settings = objectives.resolve(settings, objective)
   tempered = temperature if objective.on_policy else 1.0
   recomputed = settings.behavior == 'recomputed'

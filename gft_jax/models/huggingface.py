@@ -60,7 +60,7 @@ def load(
   *,
   dtype: str = 'float32',
   param_dtype: str = 'float32',
-  remat: str = 'none',
+  remat: str = 'dots',
 ) -> tuple[Transformer, Any, transformers.PreTrainedTokenizerBase]:
   """Reads a model of the Llama or Qwen2 family.
 
