@@ -39,6 +39,13 @@ def test_oracle():
   )
 
 
+@pytest.fixture(params=[V, 4], ids=['whole', 'blocks'])
+def blocks(request, monkeypatch):
+  """The vocabulary in one block, or in two and a shorter one."""
+  monkeypatch.setattr(logprobs, 'VOCABULARY_BLOCK', request.param)
+
+
+@pytest.mark.usefixtures('blocks')
 @pytest.mark.parametrize('chunk', [1, 7, 10, 30, 1000])
 def test_values_and_gradients_of_both_outputs_at_any_chunk(chunk):
   weights = jnp.array(_bits.normal(size=(2, *SHAPE)))
@@ -111,6 +118,7 @@ def test_head_gradient_of_many_chunks_is_added_in_float32():
   assert_allclose(gradient.astype('float32'), [[500, -500]], rtol=0.01)
 
 
+@pytest.mark.usefixtures('blocks')
 def test_extreme_logits():
   hidden = jnp.array([[1e4, 0.0], [0.0, 0.0]])
   logp, entropy = logprobs.target_logprobs(
@@ -157,7 +165,7 @@ def test_no_buffer_of_all_logits(name):
 
   step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
   compiled = step.lower(hidden, head).compile()
-  assert largest_buffer(compiled.as_text()) == chunk * vocabulary
+  assert largest_buffer(compiled.as_text()) <= chunk * vocabulary
   jaxpr = str(jax.make_jaxpr(step)(hidden, head))
   sizes = [
     int(np.prod([int(n) for n in shape.split(',')]))
@@ -226,6 +234,7 @@ def weighted_loss(logp, entropy, inputs):
   return weight * (jnp.exp(logp + offset) - 0.3 * entropy**2)
 
 
+@pytest.mark.usefixtures('blocks')
 @pytest.mark.parametrize('temperature', [1.0, 0.6])
 @pytest.mark.parametrize('chunk', [1, 7, 1000])
 def test_fused_equals_differentiated(chunk, temperature):
