@@ -71,7 +71,7 @@ def dense(options):
 
 if __name__ == '__main__':
   arguments = harness.parser(
-    __doc__, tokens=2048, width=512, vocab=151_936, chunk=256
+    __doc__, tokens=2048, width=512, vocab=151_936, chunk=384
   )
   harness.main(
     arguments.parse_args(), {'ours': ours, 'chunked': chunked, 'dense': dense}

@@ -104,6 +104,6 @@ if __name__ == '__main__':
     tokens=128,
     layers=4,
     vocab=8192,
-    chunk=256,
+    chunk=512,
   )
   harness.main(arguments.parse_args(), {'ours': ours, 'torch': torch})

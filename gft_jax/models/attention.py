@@ -4,12 +4,16 @@ Keys fall into parts: the prompt, computed once per group, and a response's
 own tokens. Each part is attended alone, and the parts are joined exactly by
 their log-sum-exp, so neither the prompt nor a key head is ever repeated.
 
-`jax.nn.dot_product_attention` serves the prompt. It does not serve the parts:
-its residual is stopped in the gradient (a merged loss would train on a wrong
-gradient without a word) and rounded to the dtype of the keys. `attend` returns
-a float32 log-sum-exp that differentiates.
+`jax.nn.dot_product_attention` does not serve the parts: its residual is stopped
+in the gradient (a merged loss would train on a wrong gradient without a word)
+and rounded to the dtype of the keys. `attend` returns a float32 log-sum-exp that
+differentiates.
+
+Long sequences go through in blocks of queries, whose scores the backward pass
+makes again: no array of all queries by all keys exists.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -19,6 +23,9 @@ import numpy as np
 # Tokens of the cache that one turn of the decode loop reads. Smaller blocks
 # waste fewer keys after the current token, larger ones take fewer turns.
 BLOCK = 64
+
+# Queries of each sequence whose scores exist at one time.
+QUERY_BLOCK = 128
 
 
 class Part(NamedTuple):
@@ -146,7 +153,12 @@ def attend_prompt(
   Returns:
     [B, P, H, K].
   """
-  return jax.nn.dot_product_attention(query, key, value, is_causal=True)
+
+  def attend_block(query: jax.Array, start: jax.Array) -> jax.Array:
+    causal = _causal(start, query.shape[1], key.shape[1])
+    return attend(query, key, value, causal[None]).out.astype(query.dtype)
+
+  return _in_query_blocks(attend_block, query, axis=1)
 
 
 def attend_response(
@@ -166,12 +178,49 @@ def attend_response(
   Returns:
     [B, G, T, H, K].
   """
-  tokens = query.shape[2]
-  causal = jnp.tril(jnp.ones((1, 1, tokens, tokens), bool))
-  part = merge(
-    _attend_prefix(query, prefix, length), attend(query, *own, causal)
+
+  def attend_block(query: jax.Array, start: jax.Array) -> jax.Array:
+    causal = _causal(start, query.shape[2], own[0].shape[2])
+    part = merge(
+      _attend_prefix(query, prefix, length),
+      attend(query, *own, causal[None, None]),
+    )
+    return part.out.astype(query.dtype)
+
+  return _in_query_blocks(attend_block, query, axis=2)
+
+
+def _causal(start: jax.Array, queries: int, keys: int) -> jax.Array:
+  """[queries, keys] bool: query i has position start + i."""
+  return start + jnp.arange(queries)[:, None] >= jnp.arange(keys)[None]
+
+
+def _in_query_blocks(
+  attend_block: Callable[[jax.Array, jax.Array], jax.Array],
+  query: jax.Array,
+  *,
+  axis: int,
+) -> jax.Array:
+  """`attend_block(query, start)` on blocks of queries, cut along `axis`."""
+  tokens = query.shape[axis]
+  if tokens <= QUERY_BLOCK:
+    return attend_block(query, 0)
+  count = -(-tokens // QUERY_BLOCK)
+  padding = [(0, 0)] * query.ndim
+  padding[axis] = (0, count * QUERY_BLOCK - tokens)
+  shape = list(query.shape)
+  shape[axis : axis + 1] = count, QUERY_BLOCK
+  blocks = jnp.moveaxis(jnp.pad(query, padding).reshape(shape), axis, 0)
+  # In a loop, so that the two passes cannot be merged.
+  attend_block = jax.checkpoint(attend_block, prevent_cse=False)
+  _, out = jax.lax.scan(
+    lambda _, block: (None, attend_block(*block)),
+    None,
+    (blocks, QUERY_BLOCK * jnp.arange(count)),
   )
-  return part.out.astype(query.dtype)
+  shape[axis : axis + 2] = [count * QUERY_BLOCK]
+  out = jnp.moveaxis(out, 0, axis).reshape(shape)
+  return jax.lax.slice_in_dim(out, 0, tokens, axis=axis)
 
 
 def attend_step(

@@ -17,14 +17,19 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from gft_jax.batch import GroupBatch
 from gft_jax.config import Architecture
 from gft_jax.models import attention
 
 # What the backward pass finds stored; it recomputes the rest layer by layer.
+# Attention's result is small, and long sequences make their scores again anyway.
 REMAT_POLICIES = {
-  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  'dots': jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    jax.checkpoint_policies.save_only_these_names('attention'),
+  ),
   'full': jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -149,6 +154,7 @@ class Block(nn.Module):
     return rotate(query, rotation), rotate(key, rotation), value
 
   def _finish(self, x, out):
+    out = checkpoint_name(out, 'attention')
     flat = x.reshape(-1, x.shape[-1])
     flat = flat + self.output(out.reshape(-1, *out.shape[-2:]))
     y = self.mlp_norm(flat)

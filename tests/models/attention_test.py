@@ -154,6 +154,26 @@ def test_response_attends_to_real_prompt_and_to_own_past():
       np.testing.assert_allclose(out[b, g], expected, atol=1e-6)
 
 
+@pytest.mark.parametrize('block', [1, 3, 7])
+def test_queries_in_blocks_equal_all_at_once(block, monkeypatch):
+  """Prompt and response, in value and gradient."""
+  query, weights = random(0, 2, 3, 7, 4, 6), random(5, 2, 3, 7, 4, 6)
+  own = random(1, 2, 3, 7, 2, 6), random(2, 2, 3, 7, 2, 6)
+  prefix = random(3, 2, 5, 2, 6), random(4, 2, 5, 2, 6)
+
+  def loss(query, own, prefix):
+    out = attention.attend_response(query, own, prefix, jnp.array([5, 2]))
+    prompt = attention.attend_prompt(query[:, 0], own[0][:, 0], own[1][:, 0])
+    return (out * weights).sum() + (prompt * weights[:, 1]).sum()
+
+  def results(size):
+    monkeypatch.setattr(attention, 'QUERY_BLOCK', size)
+    run = jax.value_and_grad(lambda *x: loss(*x), argnums=(0, 1, 2))
+    return jax.jit(run)(query, own, prefix)
+
+  chex.assert_trees_all_close(results(block), results(100), atol=1e-5)
+
+
 def fresh_step():
   # jit caches by function: the same one would keep the first test's BLOCK.
   def step(*arguments, group_size):
