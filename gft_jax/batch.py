@@ -63,6 +63,23 @@ class Responses:
 
 
 @flax.struct.dataclass
+class Packing:
+  """The sequences of a batch, prompt and answer each, end to end in rows.
+
+  Attributes:
+    tokens: [R, C] int32.
+    positions: [R, C] int32, of a token in its sequence.
+    segments: [R, C] int32, the sequence of a token, from 1; 0 is padding.
+    start: [B, G] int32, where a sequence begins in the flattened rows.
+  """
+
+  tokens: jax.Array
+  positions: jax.Array
+  segments: jax.Array
+  start: jax.Array
+
+
+@flax.struct.dataclass
 class GroupBatch:
   """Scored groups: what a training step sees.
 
@@ -75,6 +92,7 @@ class GroupBatch:
     rewards: [B, G] float32.
     origin: [B, G] int32, one of EXPERT, TEACHER, SELF.
     member_mask: [B, G] bool, the slot holds an answer.
+    packing: how the model runs it where no prompt is shared, or None.
   """
 
   prompts: Prompts
@@ -82,6 +100,7 @@ class GroupBatch:
   rewards: jax.Array
   origin: jax.Array
   member_mask: jax.Array
+  packing: Packing | None = None
 
   @property
   def token_mask(self) -> jax.Array:

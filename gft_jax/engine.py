@@ -190,6 +190,9 @@ class Engine:
     config: Config,
   ) -> tuple[TrainState, train_step.Metrics, train_step.Maxima]:
     """One training step; `state` is donated. See train_step."""
+    parts = config.optimizer.mini_batches * config.optimizer.micro_batches
+    if config.group.size == 1 == parts == self._mesh.size:
+      batch = groups.pack(batch)
     options = {
       'temperature': config.sampler.temperature,
       'mini_batches': config.optimizer.mini_batches,
@@ -197,7 +200,7 @@ class Engine:
     }
     return update(
       state,
-      batch,
+      self.put(batch),
       reference,
       model=self.model,
       objective=objective,

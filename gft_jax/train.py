@@ -449,7 +449,7 @@ class Loop:
       record['train/learning_rate'] = float(schedule(updates))
       start = time.perf_counter()
       state, metrics, maxima = self.engine.update(
-        state, self.engine.put(batch), reference, job.objective, settings
+        state, batch, reference, job.objective, settings
       )
       if settings.group.samples:
         # The next rollout needs these parameters: nothing is lost by waiting,

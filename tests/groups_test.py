@@ -41,6 +41,33 @@ def test_join_without_samples_is_what_was_given():
   assert origins.tolist() == [[EXPERT], [EXPERT]]
 
 
+def test_pack_puts_the_longest_first_wherever_they_fit():
+  """Prompts of 2 and 1 tokens and answers up to 3: rows of 5."""
+  batch = groups.build(
+    PROMPTS,
+    responses_of([[3, 0], [1, 2]]),
+    np.zeros((2, 2)),
+    np.zeros((2, 2)),
+  )
+  packing = groups.pack(batch).packing
+  assert packing.tokens.tolist() == [
+    [5, 6, 0, 1, 2],
+    [7, 9, 10, 5, 6],
+    [7, 6, 0, 0, 0],
+  ]
+  assert packing.positions.tolist() == [
+    [0, 1, 2, 3, 4],
+    [0, 1, 2, 0, 1],
+    [0, 1, 0, 0, 0],
+  ]
+  assert packing.segments.tolist() == [
+    [1, 1, 1, 1, 1],
+    [4, 4, 4, 2, 2],
+    [3, 3, 0, 0, 0],
+  ]
+  assert packing.start.tolist() == [[0, 8], [10, 5]]
+
+
 def test_build_masks_empty_slots_and_ignores_their_reward():
   rewards_ = np.array([[1.0, np.nan], [0.0, 0.5]])
   batch = groups.build(

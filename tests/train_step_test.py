@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from gft_jax import objectives, train_step
+from gft_jax import groups, objectives, train_step
 from gft_jax.batch import EXPERT, SELF, TEACHER, GroupBatch, Prompts, Responses
 from gft_jax.config import Architecture, LossConfig
 from gft_jax.models.transformer import Transformer, response_states
@@ -378,6 +378,23 @@ def test_overlong_answers_lose_reward_before_the_advantage(batch):
     jnp.asarray(rewards, jnp.float32), batch.member_mask
   )
   np.testing.assert_allclose(ours, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize('objective', ['sft', 'asft'])
+def test_packed_sequences_equal_rows_of_their_own(
+  model, params, batch, objective
+):
+  """Also where a prompt has several answers and where one is empty."""
+  packed = groups.pack(jax.tree.map(np.asarray, batch))
+  assert len(packed.packing.tokens) < B * G
+  reference = jax.tree.map(lambda x: 0.5 * x, params)
+  results = [
+    run(model, params, x, objective, reference=reference)
+    for x in (batch, packed)
+  ]
+  (state, *metrics), (packed_state, *packed_metrics) = results
+  chex.assert_trees_all_close(state.params, packed_state.params, atol=1e-5)
+  chex.assert_trees_all_close(metrics, packed_metrics, rtol=1e-5, atol=1e-5)
 
 
 def test_no_buffer_of_tokens_by_vocabulary_or_of_tokens_by_keys():

@@ -138,9 +138,9 @@ def merge(a: Part, b: Part) -> Part:
 
 
 def attend_prompt(
-  query: jax.Array, key: jax.Array, value: jax.Array
+  query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Array
 ) -> jax.Array:
-  """Causal attention among prompt tokens.
+  """Causal attention within segments.
 
   Padding is on the right, so the causal mask alone keeps it from every real
   token; what padded positions give is finite and never read.
@@ -149,16 +149,18 @@ def attend_prompt(
     query: [B, P, H, K].
     key: [B, P, N, K].
     value: [B, P, N, K].
+    segments: [B, P] int32, which sequence each token is of.
 
   Returns:
     [B, P, H, K].
   """
 
-  def attend_block(query: jax.Array, start: jax.Array) -> jax.Array:
+  def attend_block(start, query, own_segments):
     causal = _causal(start, query.shape[1], key.shape[1])
-    return attend(query, key, value, causal[None]).out.astype(query.dtype)
+    same = own_segments[:, :, None] == segments[:, None]
+    return attend(query, key, value, causal & same).out.astype(query.dtype)
 
-  return _in_query_blocks(attend_block, query, axis=1)
+  return _in_query_blocks(attend_block, query, segments, axis=1)
 
 
 def attend_response(
@@ -179,11 +181,11 @@ def attend_response(
     [B, G, T, H, K].
   """
 
-  def attend_block(query: jax.Array, start: jax.Array) -> jax.Array:
+  def attend_block(start, query):
     causal = _causal(start, query.shape[2], own[0].shape[2])
     part = merge(
       _attend_prefix(query, prefix, length),
-      attend(query, *own, causal[None, None]),
+      attend(query, *own, causal[None]),
     )
     return part.out.astype(query.dtype)
 
@@ -191,36 +193,38 @@ def attend_response(
 
 
 def _causal(start: jax.Array, queries: int, keys: int) -> jax.Array:
-  """[queries, keys] bool: query i has position start + i."""
-  return start + jnp.arange(queries)[:, None] >= jnp.arange(keys)[None]
+  """[1, queries, keys] bool: query i has position start + i."""
+  queries, keys = jnp.arange(queries)[:, None], jnp.arange(keys)[None]
+  return (start + queries >= keys)[None]
 
 
 def _in_query_blocks(
-  attend_block: Callable[[jax.Array, jax.Array], jax.Array],
-  query: jax.Array,
-  *,
-  axis: int,
+  attend_block: Callable[..., jax.Array], *arrays: jax.Array, axis: int
 ) -> jax.Array:
-  """`attend_block(query, start)` on blocks of queries, cut along `axis`."""
-  tokens = query.shape[axis]
+  """`attend_block(start, *arrays)` on blocks of the arrays, cut along `axis`."""
+  tokens = arrays[0].shape[axis]
   if tokens <= QUERY_BLOCK:
-    return attend_block(query, 0)
+    return attend_block(0, *arrays)
   count = -(-tokens // QUERY_BLOCK)
-  padding = [(0, 0)] * query.ndim
-  padding[axis] = (0, count * QUERY_BLOCK - tokens)
-  shape = list(query.shape)
-  shape[axis : axis + 1] = count, QUERY_BLOCK
-  blocks = jnp.moveaxis(jnp.pad(query, padding).reshape(shape), axis, 0)
+
+  def cut(x):
+    padding = [(0, 0)] * x.ndim
+    padding[axis] = (0, count * QUERY_BLOCK - tokens)
+    # What is added repeats the last query: it sees a key, and is dropped.
+    x = jnp.pad(x, padding, mode='edge')
+    shape = (*x.shape[:axis], count, QUERY_BLOCK, *x.shape[axis + 1 :])
+    return jnp.moveaxis(x.reshape(shape), axis, 0)
+
   # In a loop, so that the two passes cannot be merged.
   attend_block = jax.checkpoint(attend_block, prevent_cse=False)
   _, out = jax.lax.scan(
     lambda _, block: (None, attend_block(*block)),
     None,
-    (blocks, QUERY_BLOCK * jnp.arange(count)),
+    (QUERY_BLOCK * jnp.arange(count), *map(cut, arrays)),
   )
-  shape[axis : axis + 2] = [count * QUERY_BLOCK]
-  out = jnp.moveaxis(out, 0, axis).reshape(shape)
-  return jax.lax.slice_in_dim(out, 0, tokens, axis=axis)
+  out = jnp.moveaxis(out, 0, axis)
+  shape = (*out.shape[:axis], -1, *out.shape[axis + 2 :])
+  return jax.lax.slice_in_dim(out.reshape(shape), 0, tokens, axis=axis)
 
 
 def attend_step(

@@ -67,7 +67,8 @@ def response_states(
   """Both entrances one after the other: what predicts the response tokens.
 
   Args:
-    model: entrances `prefill`, `respond` and `head`.
+    model: entrances `prefill`, `respond` and `head`, or `packed` and `head` for
+      a packed batch.
     params: its parameters.
     batch: B prompts with G responses of T tokens.
 
@@ -75,6 +76,18 @@ def response_states(
     hidden states [B, G, T, D] and head [D, V], for `ops.logprobs`.
   """
   variables = {'params': params}
+  if batch.packing is not None:
+    rows = batch.packing
+    hidden = model.apply(
+      variables, rows.tokens, rows.positions, rows.segments, method='packed'
+    )
+    hidden = hidden.reshape(-1, hidden.shape[-1])
+    # The last token of the prompt predicts response token 0.
+    first = rows.start + batch.prompts.length[:, None] - 1
+    size = batch.responses.tokens.shape[-1]
+    at = first[..., None] + jnp.arange(size)[None, None]
+    at = jnp.minimum(at, len(hidden) - 1)  # beyond the length: masked
+    return hidden[at], model.apply(variables, method='head')
   prefix = model.apply(
     variables, batch.prompts.tokens, batch.prompts.length, method='prefill'
   )
@@ -108,10 +121,10 @@ class Block(nn.Module):
     self.up = self._linear(a.mlp_width)
     self.down = self._linear(a.width, kernel_init=to_stream)
 
-  def prompt(self, x, rotation):
+  def prompt(self, x, rotation, segments):
     query, key, value = self._project(x, rotation)
-    x = self._finish(x, attention.attend_prompt(query, key, value))
-    return x, (key, value)
+    out = attention.attend_prompt(query, key, value, segments)
+    return self._finish(x, out), (key, value)
 
   def response(self, x, prefix, rotation, length):
     query, *own = self._project(x, rotation)
@@ -227,7 +240,7 @@ class Transformer(nn.Module):
     self.blocks = nn.scan(
       block,
       methods={
-        'prompt': over_layers | {'in_axes': same},
+        'prompt': over_layers | {'in_axes': (same, same)},
         'response': over_layers | {'in_axes': (0, same, same)},
         'step': over_layers | {'in_axes': (0, 0, same, same, same, same)},
       },
@@ -246,10 +259,28 @@ class Transformer(nn.Module):
     """
     positions = jnp.arange(tokens.shape[1])[None]
     x, (keys, values) = self.blocks.prompt(
-      self._embed(tokens), self._rotation(positions)
+      self._embed(tokens), self._rotation(positions), jnp.zeros_like(tokens)
     )
     last = jnp.take_along_axis(x, (length - 1)[:, None, None], axis=1)[:, 0]
     return Prefix(keys, values, self.final_norm(last), length)
+
+  def packed(
+    self, tokens: jax.Array, positions: jax.Array, segments: jax.Array
+  ) -> jax.Array:
+    """Runs sequences that stand end to end in rows; see batch.Packing.
+
+    Args:
+      tokens: [R, C] int32.
+      positions: [R, C] int32.
+      segments: [R, C] int32; a token sees those before it in its segment.
+
+    Returns:
+      [R, C, D], the states that predict the next tokens.
+    """
+    x, _ = self.blocks.prompt(
+      self._embed(tokens), self._rotation(positions), segments
+    )
+    return self.final_norm(x)
 
   def respond(self, prefix: Prefix, tokens: jax.Array) -> jax.Array:
     """Runs the responses of each group against its shared prompt.

@@ -127,8 +127,9 @@ def test_prompt_attention_is_causal_attention():
   expected = attention_by_loops(
     *(np.asarray(x[0]) for x in (query, key, value)), np.tril(np.ones((5, 5)))
   )
+  segments = jnp.zeros((1, 5), jnp.int32)
   np.testing.assert_allclose(
-    attention.attend_prompt(query, key, value)[0], expected, atol=1e-6
+    attention.attend_prompt(query, key, value, segments)[0], expected, atol=1e-6
   )
 
 
@@ -160,10 +161,13 @@ def test_queries_in_blocks_equal_all_at_once(block, monkeypatch):
   query, weights = random(0, 2, 3, 7, 4, 6), random(5, 2, 3, 7, 4, 6)
   own = random(1, 2, 3, 7, 2, 6), random(2, 2, 3, 7, 2, 6)
   prefix = random(3, 2, 5, 2, 6), random(4, 2, 5, 2, 6)
+  segments = jnp.array([[1, 1, 1, 2, 2, 2, 2], [1, 2, 2, 2, 2, 0, 0]])
 
   def loss(query, own, prefix):
     out = attention.attend_response(query, own, prefix, jnp.array([5, 2]))
-    prompt = attention.attend_prompt(query[:, 0], own[0][:, 0], own[1][:, 0])
+    prompt = attention.attend_prompt(
+      query[:, 0], own[0][:, 0], own[1][:, 0], segments
+    )
     return (out * weights).sum() + (prompt * weights[:, 1]).sum()
 
   def results(size):
