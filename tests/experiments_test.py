@@ -423,6 +423,7 @@ def test_compiled_programs_are_kept_where_the_user_says(tmp_path, named):
     'PYTHONPATH': str(ROOT / 'experiments'),
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
   }
+  environment.pop('JAX_COMPILATION_CACHE_DIR', None)
   if named:
     environment['JAX_COMPILATION_CACHE_DIR'] = str(place)
   program = """
