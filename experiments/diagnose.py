@@ -252,7 +252,7 @@ def own_answers(
   """How often the policy writes y*, or a right answer, by itself."""
   import numpy as np
 
-  from gft_jax import evaluate, groups
+  from gft_jax import evaluate
   from gft_jax.ops import diagnostics
 
   settings, same, right = config.eval, [], []
@@ -276,10 +276,8 @@ def own_answers(
       np.broadcast_to(x[:, :1], (*length.shape, *x.shape[2:])) for x in given
     )
     same.append(diagnostics.implicit_reward(tokens, length, star, star_length))
-    texts, finished = groups.decode(
-      engine.tokenizer,
-      sampled.replace(tokens=tokens, length=length),
-      engine.stop_ids,
+    texts, finished = engine.decode(
+      sampled.replace(tokens=tokens, length=length), config.sampler
     )
     scored = engine.score(
       config.reward,

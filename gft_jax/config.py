@@ -173,6 +173,9 @@ class SamplerConfig:
   top_p: float = setting(1.0, 'keep the likeliest tokens of this mass')
   min_p: float = setting(0.0, 'drop tokens under this share of the likeliest')
   stop_ids: tuple[int, ...] = setting((), 'token ids that stop besides EOS')
+  stop_strings: tuple[str, ...] = setting(
+    (), 'texts that stop; the token that completes one is the last'
+  )
 
   def __post_init__(self):
     require(
@@ -180,6 +183,9 @@ class SamplerConfig:
       f'sampler.temperature={self.temperature} must not be negative',
     )
     require(self.top_k >= 0, f'sampler.top_k={self.top_k} must be >= 0')
+    require(
+      '' not in self.stop_strings, "sampler.stop_strings: '' is no text"
+    )
     require(0 < self.top_p <= 1, f'sampler.top_p={self.top_p} not in (0, 1]')
     require(0 <= self.min_p <= 1, f'sampler.min_p={self.min_p} not in [0, 1]')
 

@@ -52,6 +52,7 @@ sample = jax.jit(
     'top_p',
     'min_p',
     'stop_ids',
+    'stop_sequences',
   ),
 )
 token_logprobs = jax.jit(
@@ -112,8 +113,8 @@ class Engine:
     journal: rewards.Journal,
   ):
     self.model = policy.model
-    self.tokenizer = policy.tokenizer
-    self.stop_ids = policy.stop_ids
+    self._tokenizer = policy.tokenizer
+    self._stop_ids = policy.stop_ids
     self.key = functools.partial(key_of, config.seed)
     self._mesh = mesh
     self._graders = graders
@@ -128,7 +129,15 @@ class Engine:
     group_size: int,
     max_tokens: int,
   ) -> Responses:
-    """Answers of the policy, on the host."""
+    """Answers of the policy, on the host.
+
+    A stop string ends an answer in the loop where it is spelled as the
+    tokenizer spells it; in any other spelling the answer is cut here.
+    """
+    spelled = [
+      tuple(self._tokenizer(text, add_special_tokens=False)['input_ids'])
+      for text in settings.stop_strings
+    ]
     responses = sample(
       self.model,
       params,
@@ -140,9 +149,19 @@ class Engine:
       top_k=settings.top_k,
       top_p=settings.top_p,
       min_p=settings.min_p,
-      stop_ids=self.stop_ids,
+      stop_ids=self._stop_ids,
+      stop_sequences=tuple(spelled),
     )
-    return jax.tree.map(np.asarray, responses)
+    responses = jax.tree.map(np.asarray, responses)
+    return groups.cut(self._tokenizer, responses, settings.stop_strings)
+
+  def decode(
+    self, responses: Responses, settings: SamplerConfig
+  ) -> tuple[list[list[str]], np.ndarray]:
+    """Texts of sampled answers, and which are finished; see groups.decode."""
+    return groups.decode(
+      self._tokenizer, responses, self._stop_ids, settings.stop_strings
+    )
 
   def score(
     self,

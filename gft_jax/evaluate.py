@@ -216,9 +216,7 @@ def _answers(
       settings.max_response,
     )
     responses = _rows(responses, len(examples.index))
-    texts, finished = groups.decode(
-      engine.tokenizer, responses, engine.stop_ids
-    )
+    texts, finished = engine.decode(responses, sampling)
     scored = engine.score(
       config.reward,
       f'{name}/{number}',

@@ -6,6 +6,7 @@ sorts the rows of a batch so that its first updates see own samples and its
 last ones demonstrations: ZJU-OmniAI/GFT at 763384d, ray_trainer.py:1357.)
 """
 
+import bisect
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -155,14 +156,49 @@ class Scored(NamedTuple):
   timed_out: tuple[int, ...]
 
 
+def cut(
+  tokenizer: Any, responses: Responses, stop_strings: tuple[str, ...]
+) -> Responses:
+  """Ends each response with the token that completes a stop string.
+
+  Tokens, length and behaviour log-probabilities are cut alike, on the host.
+  """
+  if not stop_strings:
+    return responses
+  shape = responses.length.shape
+  length = responses.length.reshape(-1).copy()
+  tokens = responses.tokens.reshape(len(length), -1)
+
+  def stopped(row, count):
+    text = tokenizer.decode(tokens[row, :count], skip_special_tokens=True)
+    return any(string in text for string in stop_strings)
+
+  for row, count in enumerate(length):
+    if stopped(row, count):
+      length[row] = 1 + bisect.bisect_left(
+        range(1, count), True, key=lambda n, row=row: stopped(row, n)
+      )
+  length = length.reshape(shape)
+  real = np.arange(responses.tokens.shape[-1]) < length[..., None]
+  return Responses(
+    tokens=np.where(real, responses.tokens, 0),
+    length=length,
+    behavior_logp=np.where(real, responses.behavior_logp, 0),
+  )
+
+
 def decode(
-  tokenizer: Any, responses: Responses, stop_ids: tuple[int, ...]
+  tokenizer: Any,
+  responses: Responses,
+  stop_ids: tuple[int, ...],
+  stop_strings: tuple[str, ...] = (),
 ) -> tuple[list[list[str]], np.ndarray]:
   """Response tokens -> texts without special tokens, and who finished.
 
   Returns:
-    [B][G] texts and [B, G] bool: the last token is a stop token. A response
-    that ran into the length limit is not finished.
+    [B][G] texts and [B, G] bool: the last token is a stop token, or the text
+    holds a stop string. A response that ran into the length limit is not
+    finished.
   """
   tokens = np.asarray(responses.tokens)
   length = np.asarray(responses.length)
@@ -181,6 +217,8 @@ def decode(
     skip_special_tokens=True,
   )
   texts = [flat[i : i + size] for i in range(0, len(flat), size)]
+  for b, g in np.ndindex(finished.shape):
+    finished[b, g] |= any(string in texts[b][g] for string in stop_strings)
   return texts, finished
 
 

@@ -73,10 +73,12 @@ def sample_groups(
   top_p: float = 1.0,
   min_p: float = 0.0,
   stop_ids: tuple[int, ...] = (),
+  stop_sequences: tuple[tuple[int, ...], ...] = (),
+  limits: jax.Array | None = None,
 ) -> Responses:
   """Samples G responses per prompt.
 
-  Pure and unjitted; everything after `*` is static.
+  Pure and unjitted; everything after `*` but `limits` is static.
 
   Args:
     model: anything with the entrances of the module docstring.
@@ -91,6 +93,9 @@ def sample_groups(
       renormalised mass reaches top_p; 1 keeps all.
     min_p: then drop tokens below min_p times the likeliest; 0 keeps all.
     stop_ids: tokens that end a response. The stop token is part of it.
+    stop_sequences: sequences of tokens that end a response, likewise.
+    limits: [B] int32, most tokens of a response to each prompt, where that is
+      less than max_tokens; None: max_tokens for all.
 
   Returns:
     Responses with tokens [B, G, T] (0 beyond the length), length [B, G], and
@@ -99,7 +104,8 @@ def sample_groups(
     temperature, starts at ratio 1. At temperature 0 the logits are untempered.
 
   Raises:
-    ValueError: group_size or max_tokens below 1, or a negative temperature.
+    ValueError: group_size or max_tokens below 1, a negative temperature, or an
+      empty stop sequence.
   """
   if group_size < 1 or max_tokens < 1:
     raise ValueError(
@@ -107,6 +113,8 @@ def sample_groups(
     )
   if temperature < 0:
     raise ValueError(f'temperature={temperature} must not be negative')
+  if () in stop_sequences:
+    raise ValueError('stop_sequences: one of them has no token')
   variables = {'params': params}
   batch = prompts.tokens.shape[0]
   rows = batch * group_size
@@ -133,15 +141,21 @@ def sample_groups(
     else:
       token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     chosen = jnp.take_along_axis(logp, token[:, None], axis=-1)
-    stopped = jnp.isin(token, jnp.array(stop_ids, jnp.int32))
     at = (0, rollout.step)
     write = jax.lax.dynamic_update_slice
     alive = rollout.alive
+    tokens = write(rollout.tokens, jnp.where(alive, token, 0)[:, None], at)
+    length = rollout.length + alive
+    stopped = jnp.isin(token, jnp.array(stop_ids, jnp.int32))
+    for sequence in stop_sequences:
+      stopped |= _ends_with(tokens, rollout.step, sequence)
+    if limits is not None:
+      stopped |= length >= jnp.take(limits, rollout.slots // group_size)
     return rollout._replace(
       step=rollout.step + 1,
-      tokens=write(rollout.tokens, jnp.where(alive, token, 0)[:, None], at),
+      tokens=tokens,
       logp=write(rollout.logp, jnp.where(alive[:, None], chosen, 0.0), at),
-      length=rollout.length + alive,
+      length=length,
       alive=alive & ~stopped,
     )
 
@@ -274,6 +288,22 @@ def draw(logp: jax.Array, uniform: jax.Array) -> jax.Array:
   largest = jnp.max(cumulative, axis=-1, keepdims=True)
   reached = cumulative > uniform[..., None] * largest
   return jnp.argmax(reached, axis=-1).astype(jnp.int32)
+
+
+def _ends_with(
+  tokens: jax.Array, step: jax.Array, sequence: tuple[int, ...]
+) -> jax.Array:
+  """[R] bool: the tokens [R, T] up to `step` end with the sequence."""
+  rows, size = tokens.shape
+  count = len(sequence)
+  if count > size:
+    return jnp.zeros(rows, bool)
+  start = step - count + 1
+  last = jax.lax.dynamic_slice(
+    tokens, (0, jnp.maximum(start, 0)), (rows, count)
+  )
+  same = last == jnp.array(sequence, jnp.int32)[None]
+  return (start >= 0) & same.all(axis=-1)
 
 
 def _member_keys(key: jax.Array, index: jax.Array, group_size: int):

@@ -528,7 +528,7 @@ class Loop:
     record: Record = {}
     texts, finished = examples.given_texts, given.length > 0
     if sampled is not None:
-      own, stopped = groups.decode(engine.tokenizer, sampled, engine.stop_ids)
+      own, stopped = engine.decode(sampled, settings.sampler)
       texts = [a + b for a, b in zip(texts, own)]
       finished = np.concatenate([finished, stopped], axis=1)
       record['train/truncated_fraction'] = float(1 - stopped.mean())

@@ -28,6 +28,7 @@ def test_none_leaves_a_setting_to_the_objective():
     ('eval.splits=test, ood_length', ('test', 'ood_length')),
     ('eval.splits=()', ()),
     ('sampler.stop_ids=1,2', (1, 2)),
+    ('sampler.stop_strings=a b,c', ('a b', 'c')),
     ('loss.reduction=sequence_mean', 'sequence_mean'),
     ('loss.dual_clip=0', 0.0),
     ('loss.dual_clip=10', 10.0),

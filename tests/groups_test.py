@@ -157,6 +157,27 @@ def test_decode_and_score_texts_of_groups():
   assert scored.failures == {'parse': 1}
 
 
+def test_a_stop_string_cuts_tokens_and_log_probabilities_alike():
+  tokenizer = arithmetic.tokenizer()
+  tokens, length = tokens_of(tokenizer, '12#34', '7#9', '4#34')
+  responses = Responses(
+    tokens=tokens[None],
+    length=length[None],
+    behavior_logp=-1.0 * (tokens[None] > 0),
+  )
+  cut = groups.cut(tokenizer, responses, ('#3', '34'))
+  assert cut.length.tolist() == [[4, 3, 3]]
+  for ours, whole in (
+    (cut.tokens, responses.tokens),
+    (cut.behavior_logp, responses.behavior_logp),
+  ):
+    kept = np.arange(tokens.shape[-1]) < cut.length[..., None]
+    np.testing.assert_array_equal(ours, np.where(kept, whole, 0))
+  texts, finished = groups.decode(tokenizer, cut, (), ('#3', '34'))
+  assert texts == [['12#3', '7#9', '4#3']]
+  assert finished.tolist() == [[True, False, True]]
+
+
 def test_replayed_time_outs_keep_their_position_beside_empty_slots():
   with rewards.Grader(RewardConfig(function='arithmetic')) as grader:
     scored = groups.score(

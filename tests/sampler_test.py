@@ -82,6 +82,7 @@ jitted = jax.jit(
     'top_p',
     'min_p',
     'stop_ids',
+    'stop_sequences',
   ),
 )
 
@@ -171,6 +172,38 @@ def test_nothing_but_stops_and_no_stop(probability, length):
   responses = sample(prompts_of(0, 1), params=table(np.tile(row, (5, 1))))
   assert (responses.length == length).all()
   assert (np.asarray(responses.tokens == STOP).any(-1) == (length == 1)).all()
+
+
+def test_a_stop_sequence_or_a_limit_only_cuts():
+  """The same tokens and log-probabilities, up to where the answer ends."""
+  prompts = prompts_of(0, 1, 2, 3)
+  settings = {'group_size': 64, 'max_tokens': 12, 'stop_ids': ()}
+  free = sample(prompts, **settings)
+  sequences = ((1, 2), (3, 1, 1), (0,) * 13)
+  limits = jnp.array([3, 12, 20, 5])
+  stopped = sample(
+    prompts, stop_sequences=sequences, limits=limits, **settings
+  )
+  ends = 0
+  for b, g in np.ndindex(free.length.shape):
+    tokens = free.tokens[b, g].tolist()
+    most = min(12, int(limits[b]))
+    length = next(
+      (
+        n
+        for n in range(1, most)
+        if any(tuple(tokens[:n][-len(s) :]) == s for s in sequences)
+      ),
+      most,
+    )
+    ends += length < most
+    assert stopped.length[b, g] == length
+    for ours, whole in zip(
+      (stopped.tokens, stopped.behavior_logp), (free.tokens, free.behavior_logp)
+    ):
+      np.testing.assert_array_equal(ours[b, g, :length], whole[b, g, :length])
+      assert not ours[b, g, length:].any()
+  assert 20 < ends < 200
 
 
 def test_several_stop_ids():
