@@ -183,9 +183,7 @@ class SamplerConfig:
       f'sampler.temperature={self.temperature} must not be negative',
     )
     require(self.top_k >= 0, f'sampler.top_k={self.top_k} must be >= 0')
-    require(
-      '' not in self.stop_strings, "sampler.stop_strings: '' is no text"
-    )
+    require('' not in self.stop_strings, "sampler.stop_strings: '' is no text")
     require(0 < self.top_p <= 1, f'sampler.top_p={self.top_p} not in (0, 1]')
     require(0 <= self.min_p <= 1, f'sampler.min_p={self.min_p} not in [0, 1]')
 
@@ -325,6 +323,9 @@ class OptimizerConfig:
   b2: float = setting(0.999, 'decay of the second moment')
   epsilon: float = setting(1e-8, "Adam's epsilon")
   weight_decay: float = setting(0.01, 'decoupled weight decay')
+  mu_dtype: str = setting(
+    'float32', 'dtype in which the first moment is stored, or bfloat16'
+  )
   clip_norm: float = setting(1.0, 'largest global gradient norm; 0: no limit')
   mini_batches: int = setting(
     1, 'optimizer steps per rollout; whole groups, so it divides batch_size'
@@ -334,6 +335,7 @@ class OptimizerConfig:
   )
 
   def __post_init__(self):
+    one_of('optimizer.mu_dtype', self.mu_dtype, ('float32', 'bfloat16'))
     one_of('optimizer.schedule', self.schedule, ('constant', 'cosine'))
     positive('optimizer.mini_batches', self.mini_batches)
     positive('optimizer.micro_batches', self.micro_batches)

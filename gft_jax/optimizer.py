@@ -44,5 +44,6 @@ def make_optimizer(
       b2=config.b2,
       eps=config.epsilon,
       weight_decay=config.weight_decay,
+      mu_dtype=config.mu_dtype,
     ),
   )

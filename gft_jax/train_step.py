@@ -13,7 +13,7 @@ import optax
 from flax.training.train_state import TrainState
 
 from gft_jax import compiler, objectives
-from gft_jax.batch import ORIGINS, GroupBatch
+from gft_jax.batch import ORIGINS, SELF, GroupBatch
 from gft_jax.config import LossConfig
 from gft_jax.models.transformer import response_states
 from gft_jax.objectives import Objective, View
@@ -90,6 +90,8 @@ def make_train_step(
   tempered = temperature if objective.on_policy else 1.0
   recomputed = settings.behavior == 'recomputed'
   exact = bool(settings.kl_weight) and settings.kl == objectives.FORWARD
+  # Whether the policy is evaluated as it was sampled, before any update.
+  comparable = tempered == temperature
 
   def refer(reference, batch, hidden, head):
     """What the view holds of the policy that the stage started from."""
@@ -195,6 +197,8 @@ def make_train_step(
     view = jax.lax.stop_gradient(view_of(logp, entropy, known))
     metrics, maxima = _observe(view, settings)
     metrics |= objective.observe(view, settings)
+    if comparable and mini_batches == 1:
+      metrics['sampler_mismatch'] = _mismatch(view.logp, batch)
     maxima['max_weight'] = _largest_weight(objective, view, settings)
     value = sum(t.coefficient * x for t, x in zip(terms, summands))
     return loss, ((value, summands, metrics), maxima)
@@ -223,7 +227,10 @@ def make_train_step(
     return state, (metrics, maxima)
 
   def remember(params, batch):
-    """The batch with log-probabilities of the policy as the step begins."""
+    """The batch with log-probabilities of the policy as the step begins.
+
+    Also how far they are from the sampler's.
+    """
 
     def one(part):
       logp, _ = token_logprobs(
@@ -233,13 +240,16 @@ def make_train_step(
 
     parts = mini_batches * micro_batches
     logp = join(jax.lax.map(one, split(batch, parts)))
-    return batch.replace(responses=batch.responses.replace(behavior_logp=logp))
+    mismatch = {'sampler_mismatch': _mismatch(logp, batch)}
+    responses = batch.responses.replace(behavior_logp=logp)
+    return batch.replace(responses=responses), mismatch if comparable else {}
 
   def step(state: TrainState, batch: GroupBatch, reference: Any = None):
     with jax.named_scope('group_advantages'):
       advantages = objectives.advantages_of(objective, batch, settings)
+    mismatch = {}
     if recomputed and mini_batches > 1:
-      batch = remember(state.params, batch)
+      batch, mismatch = remember(state.params, batch)
     state, (metrics, maxima) = jax.lax.scan(
       lambda state, mini: update(state, mini, reference),
       state,
@@ -247,6 +257,7 @@ def make_train_step(
     )
     metrics = jax.tree.map(lambda x: jnp.sum(x, axis=0), metrics)
     maxima = jax.tree.map(lambda x: jnp.max(x, axis=0), maxima)
+    metrics |= mismatch
     scored = objective.advantages is not None
     return state, metrics | _describe(batch, scored=scored), maxima
 
@@ -324,6 +335,16 @@ def _observe(view: View, settings: LossConfig) -> tuple[Metrics, Maxima]:
     )
   }
   return metrics, maxima
+
+
+def _mismatch(logp: jax.Array, batch: GroupBatch) -> WeightedMean:
+  """Mean |log p here - log p in the sampler| over the policy's own tokens.
+
+  The sampler and the training step compute one number by two programs; what
+  lies between them biases every ratio.
+  """
+  own = batch.token_mask & (batch.origin == SELF)[..., None]
+  return masking.token_mean(jnp.abs(logp - batch.responses.behavior_logp), own)
 
 
 def _largest_weight(

@@ -34,3 +34,22 @@ def test_the_gradient_is_clipped_by_its_global_norm_unless_switched_off():
     _, state = optimizer.update(grads, optimizer.init(params), params)
     (adam,) = optax.tree.get_all_with_path(state, 'mu')
     np.testing.assert_allclose(adam[1]['b'], [0.1 * 4 * factor], rtol=1e-5)
+
+
+def test_a_first_moment_in_bfloat16_takes_half_the_bytes_and_steps_alike():
+  params = {'a': jnp.linspace(-1, 1, 64)}
+  grads = {'a': jnp.cos(jnp.arange(64.0))}
+  updates = {}
+  for dtype in ('float32', 'bfloat16'):
+    optimizer = make_optimizer(OptimizerConfig(mu_dtype=dtype), 10)
+    state = optimizer.init(params)
+    for _ in range(5):
+      updates[dtype], state = optimizer.update(grads, state, params)
+    (mu,) = optax.tree.get_all_with_path(state, 'mu')
+    (nu,) = optax.tree.get_all_with_path(state, 'nu')
+    assert mu[1]['a'].dtype == dtype
+    assert nu[1]['a'].dtype == jnp.float32
+  # bfloat16 keeps 8 bits of a number: 2^-8 each time it is stored.
+  np.testing.assert_allclose(
+    updates['bfloat16']['a'], updates['float32']['a'], rtol=5 * 2**-8
+  )

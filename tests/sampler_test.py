@@ -181,9 +181,7 @@ def test_a_stop_sequence_or_a_limit_only_cuts():
   free = sample(prompts, **settings)
   sequences = ((1, 2), (3, 1, 1), (0,) * 13)
   limits = jnp.array([3, 12, 20, 5])
-  stopped = sample(
-    prompts, stop_sequences=sequences, limits=limits, **settings
-  )
+  stopped = sample(prompts, stop_sequences=sequences, limits=limits, **settings)
   ends = 0
   for b, g in np.ndindex(free.length.shape):
     tokens = free.tokens[b, g].tolist()

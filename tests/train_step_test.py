@@ -328,6 +328,38 @@ def test_psft_divides_by_the_policy_that_began_the_step(model, params, batch):
   assert 0 < float(metrics['clipped_fraction'].value) < 1
 
 
+@pytest.mark.parametrize('behavior', ['sampler', 'recomputed'])
+@pytest.mark.parametrize('mini_batches', [1, 2])
+def test_the_mismatch_of_sampler_and_step_is_measured(
+  model, params, batch, behavior, mini_batches
+):
+  """On own tokens, before the first update of the step."""
+  _, metrics, _ = run(
+    model,
+    params,
+    batch,
+    'grpo',
+    behavior=behavior,
+    mini_batches=mini_batches,
+    temperature=0.8,
+  )
+  if behavior == 'sampler' and mini_batches == 2:
+    # The second mini-batch meets a policy that has moved.
+    assert 'sampler_mismatch' not in metrics
+    return
+  logp, _ = train_step.token_logprobs(
+    model, params, batch, chunk=64, temperature=0.8
+  )
+  differences = [
+    abs(float(logp[b, g, t] - batch.responses.behavior_logp[b, g, t]))
+    for b, g, t in np.ndindex(B, G, T)
+    if batch.token_mask[b, g, t] and batch.origin[b, g] == SELF
+  ]
+  np.testing.assert_allclose(
+    metrics['sampler_mismatch'].value, np.mean(differences), rtol=1e-5
+  )
+
+
 @pytest.mark.parametrize('objective', ['luffy', 'chord_phi'])
 def test_micro_batches_add_where_a_loss_has_several_denominators(
   model, params, batch, objective

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 
 import chex
 import jax
@@ -83,6 +84,8 @@ def test_metrics_of_a_gft_step_are_there_and_finite(whole):
   numbers = [v for v in record.values() if not isinstance(v, str)]
   assert all(math.isfinite(v) for v in numbers)
   assert record['train/reward_expert'] == 1.0
+  # Two programs compute these log-probabilities; they agree.
+  assert 0 <= record['train/sampler_mismatch'] < 1e-5
 
 
 def test_drift_is_from_the_base_stage(whole):
@@ -124,6 +127,45 @@ def training(workdir):
 
 def steps_of(workdir):
   return [r['step'] for r in training(workdir)]
+
+
+@pytest.mark.parametrize(
+  ('objective', 'group', 'most'),
+  # Packed sequences come in eighths of the batch: mostly one or two of them.
+  [('gft', (), 1), ('sft', ('group.samples=0', 'group.teachers=0'), 3)],
+)
+def test_few_programs_are_compiled_however_lengths_vary(
+  config, tmp_path, caplog, objective, group, most
+):
+  stage = Stage('arm', '', objective, 12, (*group, 'data.batch_size=16'))
+  config = override(override(config, 'eval.splits=()'), 'eval.base=')
+  # A setting that no other test has: the programs are new.
+  config = override(config, 'loss.chunk=77')
+  with jax.log_compiles(), caplog.at_level('WARNING'):
+    train_lib.train(dataclasses.replace(config, stages=(stage,)), tmp_path)
+  compiled = re.findall(r'Finished XLA compilation of jit\((\w+)', caplog.text)
+  assert len({r['train/tokens'] for r in training(tmp_path)}) > 4
+  assert 1 <= compiled.count('update') <= most
+  assert compiled.count('sample_groups') <= 1
+  assert len(compiled) <= 16
+
+
+def test_a_stop_string_ends_the_answers_of_a_run(config, tmp_path):
+  digits = ','.join('0123456789')
+  train_lib.train(
+    alone(
+      config,
+      'grpo',
+      'group.experts=0',
+      'group.teachers=0',
+      f'sampler.stop_strings={digits}',
+    ),
+    tmp_path,
+  )
+  # A fresh policy writes a digit soon, and seldom the end.
+  for record in training(tmp_path):
+    assert record['train/response_length_self'] < 8
+    assert record['train/truncated_fraction'] < 0.1
 
 
 def test_a_budget_of_tokens_ends_a_stage(config, tmp_path):
