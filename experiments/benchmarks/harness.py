@@ -5,6 +5,10 @@ warms up alone; then they run one measured turn after the other, so that what
 else the machine does falls on all of them alike. A ratio is the median over
 turns of one turn's ratio. Peak memory is ru_maxrss of the whole process at its
 end, compilation included.
+
+The machine's limits take their turns too: the rate of a large matrix product and
+of a copy. A roofline time is what the least work would take at these rates; its
+share of the measured time says how far an engine is from the limit.
 """
 
 import argparse
@@ -19,6 +23,10 @@ from collections.abc import Callable
 from typing import Any
 
 Run = Callable[[], int]
+# Phases of (operations, bytes) that no engine can do without; a phase takes the
+# longer of the two.
+Work = list[tuple[float, float]]
+MATRIX, COPIED = 4096, 2**28
 
 
 def parser(description: str, **shapes: int) -> argparse.ArgumentParser:
@@ -45,19 +53,35 @@ def parser(description: str, **shapes: int) -> argparse.ArgumentParser:
 
 
 def main(
-  options: argparse.Namespace, engines: dict[str, Callable[[Any], Run]]
+  options: argparse.Namespace,
+  engines: dict[str, Callable[[Any], Run]],
+  work: Callable[[Any], tuple[int, Work]],
 ) -> None:
-  """Serves one engine, or measures all and prints one JSON line and a row."""
+  """Serves one engine, or measures all and prints one JSON line and a row.
+
+  `work(options)` is the units of one turn and its least work.
+  """
+  engines = engines | {'product': _product, 'copy': _copy}
   if options.engine:
     _serve(engines[options.engine], options)
     return
   pythons = dict(pair.split('=', 1) for pair in options.python)
-  names = options.engines or list(engines)
-  results = _alternate(names, pythons, options.turns)
+  names = options.engines or [n for n in engines if n not in LIMITS]
+  results = _alternate([*names, *LIMITS], pythons, options.turns)
+  product, copy = (
+    statistics.median(results.pop(limit)['rates']) for limit in LIMITS
+  )
+  units, phases = work(options)
+  seconds = sum(max(f / product, b / copy) for f, b in phases)
+  for result in results.values():
+    result['median'] = statistics.median(result['rates'])
+    result['roofline'] = seconds / (units / result['median'])
   first = names[0]
   line = {
     'benchmark': os.path.basename(sys.argv[0]).removesuffix('.py'),
     'arguments': sys.argv[1:],
+    'gflops': product / 1e9,
+    'gb_per_second': copy / 1e9,
     'engines': results,
   }
   for name in names[1:]:
@@ -70,9 +94,44 @@ def main(
   for name in names:
     r = results[name]
     print(
-      f'| {name} | {statistics.median(r["rates"]):,.0f} a second |'
-      f' {r["peak_mb"]:,.0f} MB | {r["first_seconds"]:.1f} s first call |'
+      f'| {name} | {r["median"]:,.0f} a second | {r["peak_mb"]:,.0f} MB |'
+      f' {r["roofline"]:.2f} of roofline |'
+      f' {r["first_seconds"]:.1f} s first call |'
     )
+
+
+def _product(options) -> Run:
+  import jax
+  import jax.numpy as jnp
+
+  a = jnp.ones((MATRIX, MATRIX), getattr(options, 'dtype', 'float32'))
+  multiply = jax.jit(jnp.matmul)
+
+  def run():
+    jax.block_until_ready(multiply(a, a))
+    return 2 * MATRIX**3
+
+  return run
+
+
+def _copy(options) -> Run:
+  import jax
+  import jax.numpy as jnp
+
+  x = jnp.zeros(COPIED // 4)
+  add = jax.jit(lambda x: x + 1, donate_argnums=0)
+
+  def run():
+    nonlocal x
+    for _ in range(10):
+      x = add(x)
+    jax.block_until_ready(x)
+    return 10 * 2 * COPIED  # read and written
+
+  return run
+
+
+LIMITS = ('product', 'copy')
 
 
 def _serve(make: Callable[[Any], Run], options: argparse.Namespace) -> None:
@@ -87,8 +146,7 @@ def _serve(make: Callable[[Any], Run], options: argparse.Namespace) -> None:
     start = time.perf_counter()
     units = run()
     _say(rate=units / (time.perf_counter() - start))
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-  _say(peak_mb=peak)
+  _say(peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
 def _say(**values: float) -> None:

@@ -69,10 +69,18 @@ def dense(options):
   return _runner(options, loss)
 
 
+def work(options):
+  """Logits and both gradients; the head read twice, its gradient written."""
+  size = options.width * options.vocab
+  return options.tokens, [(3 * 2 * options.tokens * size, 3 * 4 * size)]
+
+
 if __name__ == '__main__':
   arguments = harness.parser(
     __doc__, tokens=2048, width=512, vocab=151_936, chunk=384
   )
   harness.main(
-    arguments.parse_args(), {'ours': ours, 'chunked': chunked, 'dense': dense}
+    arguments.parse_args(),
+    {'ours': ours, 'chunked': chunked, 'dense': dense},
+    work,
   )

@@ -22,9 +22,10 @@ def ours(options):
   from gft_jax.batch import Prompts
 
   model, params = models.ours(options)
+  vocabulary = model.architecture.vocab_size
   shape = (options.prompts, options.prompt)
   prompts = Prompts(
-    jax.random.randint(jax.random.key(1), shape, 0, options.vocab),
+    jax.random.randint(jax.random.key(1), shape, 0, vocabulary),
     jnp.full(options.prompts, options.prompt),
     jnp.arange(options.prompts),
   )
@@ -57,20 +58,21 @@ def tunix(options):
   from tunix.generate import sampler as tunix_sampler
   from tunix.models.llama3 import model as llama
 
+  a = models.shape(options)
   config = llama.ModelConfig(
-    num_layers=options.layers,
-    vocab_size=options.vocab,
-    embed_dim=models.WIDTH,
-    hidden_dim=4 * models.WIDTH,
-    num_heads=models.HEADS,
-    head_dim=models.HEAD_SIZE,
-    num_kv_heads=models.KV_HEADS,
+    num_layers=a.layers,
+    vocab_size=a.vocab_size,
+    embed_dim=a.width,
+    hidden_dim=a.mlp_width,
+    num_heads=a.heads,
+    head_dim=a.head_size,
+    num_kv_heads=a.kv_heads,
     rope_theta=10000,
     norm_eps=1e-5,
     weight_tying=True,
   )
   model = llama.Llama3(config, rngs=nnx.Rngs(0))
-  _draw_alike(model)
+  _draw_alike(model, a.width)
 
   class Numbers:
     """A tokenizer of numbers; 0 is the padding and no token."""
@@ -99,9 +101,9 @@ def tunix(options):
     Numbers(),
     tunix_sampler.CacheConfig(
       cache_size=length,
-      num_layers=options.layers,
-      num_kv_heads=models.KV_HEADS,
-      head_dim=models.HEAD_SIZE,
+      num_layers=a.layers,
+      num_kv_heads=a.kv_heads,
+      head_dim=a.head_size,
     ),
   )
   rng = np.random.default_rng(1)
@@ -132,7 +134,7 @@ def tunix(options):
   return run
 
 
-def _draw_alike(model):
+def _draw_alike(model, width):
   """Our standard deviations: 0.02 in the embedding, 1/√fan-in elsewhere."""
   import jax
   import jax.numpy as jnp
@@ -145,7 +147,7 @@ def _draw_alike(model):
   def draw(key, leaf):
     if leaf.ndim == 1:
       return jnp.ones(leaf.shape, jnp.float32)
-    scale = 0.02 if max(leaf.shape) > 4 * models.WIDTH else models.WIDTH**-0.5
+    scale = 0.02 if max(leaf.shape) > 4 * width else width**-0.5
     return scale * jax.random.normal(key, leaf.shape, jnp.float32)
 
   leaves = [draw(k, x) for k, x in zip(keys, leaves)]
@@ -156,7 +158,10 @@ def transformers(options):
   import torch
 
   model = models.torch(options).eval()
-  prompts = torch.randint(1, options.vocab, (options.prompts, options.prompt))
+  shape = (options.prompts, options.prompt)
+  prompts = torch.randint(
+    1, model.config.vocab_size, shape, device=model.device
+  )
   prompts = prompts.repeat_interleave(options.group, dim=0)
   stops = list(range(1, 1 + options.stops)) or None
 
@@ -175,11 +180,34 @@ def transformers(options):
       )[:, options.prompt :]
     if not stops:
       return output.numel()
-    stopped = torch.isin(output, torch.tensor(stops)).int()
+    stopped = torch.isin(
+      output, torch.tensor(stops, device=output.device)
+    ).int()
     after = (stopped.cumsum(dim=1) - stopped) > 0
     return int((~after).sum())
 
   return run
+
+
+def work(options):
+  """The prompt once per group; then each step reads weights and keys once.
+
+  Without stops, of which the least work depends on the lengths.
+  """
+  a = models.shape(options)
+  b, p, t = options.prompts, options.prompt, options.tokens
+  rows = b * options.group
+  size = 4 if options.dtype == 'float32' else 2
+  blocks, head = models.block_parameters(a), a.width * a.vocab_size
+  keys = 2 * a.layers * a.kv_heads * a.head_size
+  prefill = 2 * blocks * b * p + models.attention_flops(a, b * p * p / 2)
+  phases = [(prefill, size * blocks)]
+  for step in range(t):
+    flops = 2 * rows * (blocks + head)
+    flops += models.attention_flops(a, rows * (p + step))
+    read = size * (blocks + head + keys * (b * p + rows * step))
+    phases.append((flops, read))
+  return rows * t, phases
 
 
 if __name__ == '__main__':
@@ -193,7 +221,9 @@ if __name__ == '__main__':
     vocab=8192,
     stops=0,
   )
+  models.add_flags(arguments)
   harness.main(
     arguments.parse_args(),
     {'ours': ours, 'tunix': tunix, 'transformers': transformers},
+    work,
   )

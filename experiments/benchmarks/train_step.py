@@ -27,16 +27,17 @@ def ours(options):
   from gft_jax.optimizer import make_optimizer
 
   model, params = models.ours(options)
+  vocabulary = model.architecture.vocab_size
   b, g, p, t = options.prompts, options.group, options.prompt, options.tokens
   rng = np.random.default_rng(0)
   batch = GroupBatch(
     prompts=Prompts(
-      jnp.asarray(rng.integers(0, options.vocab, (b, p))),
+      jnp.asarray(rng.integers(0, vocabulary, (b, p))),
       jnp.full(b, p),
       jnp.arange(b),
     ),
     responses=Responses(
-      jnp.asarray(rng.integers(0, options.vocab, (b, g, t))),
+      jnp.asarray(rng.integers(0, vocabulary, (b, g, t))),
       jnp.full((b, g), t),
       jnp.zeros((b, g, t)),
     ),
@@ -67,14 +68,19 @@ def ours(options):
 
 
 def torch(options):
+  import functools
+
   import torch
 
   model = models.torch(options)
   b, g, p, t = options.prompts, options.group, options.prompt, options.tokens
-  prompts = torch.randint(0, options.vocab, (b, p)).repeat_interleave(g, dim=0)
-  responses = torch.randint(0, options.vocab, (b * g, t))
+  draw = functools.partial(
+    torch.randint, 0, model.config.vocab_size, device=model.device
+  )
+  prompts = draw((b, p)).repeat_interleave(g, dim=0)
+  responses = draw((b * g, t))
   sequences = torch.cat([prompts, responses], dim=1)
-  rewards = torch.randint(0, 2, (b, g)).float()
+  rewards = torch.randint(0, 2, (b, g), device=model.device).float()
   centred = rewards - rewards.mean(dim=1, keepdim=True)
   advantages = (centred / (rewards.std(dim=1, keepdim=True) + 1e-6)).view(-1, 1)
   optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01)
@@ -90,9 +96,23 @@ def torch(options):
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
+    if model.device.type == 'cuda':
+      torch.cuda.synchronize()
     return b * g * t
 
   return run
+
+
+def work(options):
+  """Forward and twice that backward, the prompt once per group."""
+  a = models.shape(options)
+  b, g, p, t = options.prompts, options.group, options.prompt, options.tokens
+  tokens = b * g * t
+  flops = 2 * models.block_parameters(a) * (b * p + tokens)
+  flops += 2 * a.width * a.vocab_size * tokens
+  pairs = b * (p * p / 2 + g * t * (p + t / 2))
+  flops += models.attention_flops(a, pairs)
+  return tokens, [(3 * flops, 0)]
 
 
 if __name__ == '__main__':
@@ -106,4 +126,5 @@ if __name__ == '__main__':
     vocab=8192,
     chunk=512,
   )
-  harness.main(arguments.parse_args(), {'ours': ours, 'torch': torch})
+  models.add_flags(arguments)
+  harness.main(arguments.parse_args(), {'ours': ours, 'torch': torch}, work)
