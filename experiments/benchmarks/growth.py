@@ -1,0 +1,105 @@
+"""How the cost grows with G, T, P, V and B: one figure.
+
+  python experiments/benchmarks/growth.py --out growth.png
+
+Each curve changes one number of the base shape (B 2, G 8, P 256, T 128, V 8,192,
+width 256, 4 layers, float32). Panels: the training step, a rollout, and the
+prompt's part of a rollout, which is a rollout of one token. Points are medians
+of --turns calls after a warm-up; peaks are XLA's plan for temporary memory.
+"""
+
+import argparse
+import json
+import statistics
+import time
+
+import rollout
+import train_step
+
+BASE = {'prompts': 2, 'group': 8, 'prompt': 256, 'tokens': 128, 'vocab': 8192}
+LETTERS = dict(zip(BASE, 'BGPTV'))
+FACTORS = (0.25, 0.5, 1, 2)
+
+
+def measure(make, turns: int, **changes) -> float:
+  """Median seconds of a call at the base shape under the changes."""
+  import jax
+
+  shape = argparse.Namespace(
+    **(BASE | changes), layers=4, stops=0, chunk=512, preset='', dtype='float32'
+  )
+  run = make(shape)
+  run()
+  seconds = []
+  for _ in range(turns):
+    start = time.perf_counter()
+    run()
+    seconds.append(time.perf_counter() - start)
+  jax.clear_caches()
+  return statistics.median(seconds)
+
+
+def curves(make, turns: int, names, **fixed) -> dict[str, dict[int, float]]:
+  """Name -> {its value: seconds}."""
+  found = {}
+  for name in names:
+    values = sorted({max(1, int(BASE[name] * factor)) for factor in FACTORS})
+    found[LETTERS[name]] = {
+      value: measure(make, turns, **(fixed | {name: value})) for value in values
+    }
+  return found
+
+
+def draw(panels: dict[str, dict[str, dict[int, float]]], out: str) -> None:
+  import matplotlib
+
+  matplotlib.use('Agg')
+  from matplotlib import pyplot
+
+  base = {LETTERS[name]: value for name, value in BASE.items()}
+  figure, axes = pyplot.subplots(1, len(panels), figsize=(12, 4), sharey=True)
+  for axis, (title, found) in zip(axes, panels.items()):
+    for letter, points in found.items():
+      middle = points[base[letter]]
+      axis.plot(
+        [value / base[letter] for value in points],
+        [seconds / middle for seconds in points.values()],
+        marker='o',
+        label=f'{letter} (1 = {base[letter]:,})',
+      )
+    ends = FACTORS[0], FACTORS[-1]
+    axis.plot(ends, ends, color='grey', linestyle=':', label='proportional')
+    axis.set(title=title, xlabel='times the base shape', xscale='log')
+    axis.set_yscale('log')
+    axis.legend()
+  axes[0].set_ylabel('times the seconds at the base shape')
+  figure.tight_layout()
+  figure.savefig(out, dpi=120)
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument('--turns', type=int, default=5)
+  parser.add_argument('--out', default='growth.png')
+  options = parser.parse_args()
+  turns = options.turns
+  panels = {
+    'training step': curves(train_step.ours, turns, BASE),
+    'rollout': curves(rollout.ours, turns, BASE),
+    'prompt of a rollout': curves(
+      rollout.ours, turns, ('group', 'prompt'), tokens=1
+    ),
+  }
+  # The table's question: the prompt's cost while G goes 2 -> 16.
+  print(json.dumps({'benchmark': 'growth', 'seconds': panels}))
+  for title, found in panels.items():
+    for letter, points in found.items():
+      row = ', '.join(f'{k:,}: {1000 * v:.0f} ms' for k, v in points.items())
+      print(f'| {title} | {letter} | {row} |')
+  draw(panels, options.out)
+
+
+if __name__ == '__main__':
+  main()
