@@ -39,12 +39,14 @@ STREAMS = {'init': 0, 'sample': 1, 'evaluate': 2, 'drift': 3}
 
 compiler.return_freed_memory()
 
+
 # The compiled programs. Models, objectives and settings are static, so equal
 # settings share one program over all stages.
-sample = jax.jit(
-  sampler.sample_groups,
+@functools.partial(
+  jax.jit,
   static_argnames=(
     'model',
+    'mesh',
     'group_size',
     'max_tokens',
     'temperature',
@@ -55,6 +57,14 @@ sample = jax.jit(
     'stop_sequences',
   ),
 )
+def sample(model, params, prompts, key, *, mesh=None, **settings):
+  """sampler.sample_groups; on a mesh, rows leave each device by themselves."""
+  run = functools.partial(sampler.sample_groups, model, **settings)
+  if mesh is not None:
+    run = parallel.over_prompts(run, mesh)
+  return run(params, prompts, key)
+
+
 token_logprobs = jax.jit(
   train_step.token_logprobs,
   static_argnames=('model', 'chunk', 'temperature'),
@@ -143,6 +153,7 @@ class Engine:
       params,
       self.put(prompts),
       key,
+      mesh=self._mesh,
       group_size=group_size,
       max_tokens=max_tokens,
       temperature=settings.temperature,

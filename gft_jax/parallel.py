@@ -16,6 +16,7 @@ collective.
 import functools
 import os
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -167,6 +168,31 @@ def to_global(mesh: Mesh, tree: Any) -> Any:
   return jax.tree.map(
     lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)),
     tree,
+  )
+
+
+def over_prompts(
+  function: Callable[..., Any], mesh: Mesh
+) -> Callable[..., Any]:
+  """`function(params, prompts, key)` by each device on its own prompts.
+
+  Parameters are gathered over the axes that hold prompts, once; those over
+  `tensor` stay sharded. What the function loops over then needs no other device.
+
+  Args:
+    function: rows of prompts in, rows of results out, each by itself.
+    mesh: of `make_mesh`.
+  """
+  if mesh.shape['data'] * mesh.shape['fsdp'] == 1:
+    return function
+  rows, whole = PartitionSpec(BATCH_AXES), PartitionSpec()
+  return jax.shard_map(
+    function,
+    mesh=mesh,
+    in_specs=(whole, rows, whole),
+    out_specs=rows,
+    axis_names=set(BATCH_AXES),
+    check_vma=False,
   )
 
 

@@ -1,6 +1,7 @@
 """A hand-made table of probabilities is the model: the truth is known."""
 
 import collections
+import re
 
 import chex
 import flax.linen as nn
@@ -253,10 +254,31 @@ def test_members_prompts_and_keys_differ():
 def test_same_tokens_on_any_mesh(shape):
   prompts = prompts_of(*([0, 1, 2, 4] * 2))
   mesh = parallel.make_mesh(MeshConfig(*shape))
-  on_mesh = jax.jit(lambda p: sample(p, group_size=4))(
-    parallel.to_global(mesh, prompts)
-  )
+  spread = parallel.to_global(mesh, prompts)
+  on_mesh = jax.jit(lambda p: sample(p, group_size=4))(spread)
   chex.assert_trees_all_close(sample(prompts), on_mesh, rtol=1e-6)
+  # Each device alone with its prompts, as the engine samples.
+  run = jax.jit(
+    parallel.over_prompts(
+      lambda params, prompts, key: sampler.sample_groups(
+        Table(),
+        params,
+        prompts,
+        key,
+        group_size=4,
+        max_tokens=6,
+        stop_ids=(STOP,),
+      ),
+      mesh,
+    )
+  )
+  arguments = table(), spread, jax.random.key(0)
+  chex.assert_trees_all_close(sample(prompts), run(*arguments), rtol=1e-6)
+  if shape[2] == 1:
+    text = run.lower(*arguments).compile().as_text()
+    assert not re.search(
+      'all-gather|all-reduce|all-to-all|collective-permute', text
+    )
 
 
 def test_draw_never_picks_a_token_of_probability_zero():

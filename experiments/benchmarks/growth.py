@@ -69,8 +69,11 @@ def draw(panels: dict[str, dict[str, dict[int, float]]], out: str) -> None:
       )
     ends = FACTORS[0], FACTORS[-1]
     axis.plot(ends, ends, color='grey', linestyle=':', label='proportional')
-    axis.set(title=title, xlabel='times the base shape', xscale='log')
-    axis.set_yscale('log')
+    axis.set(title=title, xlabel='times the base shape')
+    axis.set_xscale('log', base=2)
+    axis.set_yscale('log', base=2)
+    for side in (axis.xaxis, axis.yaxis):
+      side.set_major_formatter('{x:g}')
     axis.legend()
   axes[0].set_ylabel('times the seconds at the base shape')
   figure.tight_layout()
