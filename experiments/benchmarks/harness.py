@@ -14,6 +14,7 @@ share of the measured time says how far an engine is from the limit.
 import argparse
 import json
 import os
+import pathlib
 import resource
 import statistics
 import subprocess
@@ -21,6 +22,8 @@ import sys
 import time
 from collections.abc import Callable
 from typing import Any
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 Run = Callable[[], int]
 # Phases of (operations, bytes) that no engine can do without; a phase takes the
@@ -160,7 +163,12 @@ def _alternate(
   for name in names:
     command = [pythons.get(name, sys.executable), *sys.argv, '--engine', name]
     child = subprocess.Popen(
-      command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+      command,
+      # The shapes are gft_jax's, also where it is not installed.
+      env=os.environ | {'PYTHONPATH': str(ROOT)},
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
     )
     children[name] = child
     results[name] = _hear(child) | {'rates': []}
