@@ -34,11 +34,14 @@ class Prompts:
     length: [B] int32, at least 1.
     index: [B] int32, the dataset's record id; the sampler's random bits
       depend on it, not on the row.
+    limit: [B] int32, most tokens of a sampled answer, at least 1, where that is
+      less than the sampler's max_tokens; None: no limit of their own.
   """
 
   tokens: jax.Array
   length: jax.Array
   index: jax.Array
+  limit: jax.Array | None = None
 
 
 @flax.struct.dataclass

@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import platform
 
 import jax
 
@@ -16,12 +17,12 @@ def return_freed_memory() -> None:
   """From now on, memory that a compilation has freed goes back to the system.
 
   glibc keeps it otherwise: 400 MB after a training step was compiled for a CPU,
-  which then stand beside what the step itself needs. Nothing where the C
-  library is another. Calling it again changes nothing.
+  which then stand beside what the step itself needs. Does nothing under other
+  C libraries, and nothing more when it is called again.
   """
-  trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)
-  if trim is None:
+  if platform.libc_ver()[0] != 'glibc':
     return
+  trim = ctypes.CDLL(None).malloc_trim
 
   def listen(event: str, seconds: float, **_) -> None:
     if event == COMPILED and seconds > LONG_S:

@@ -5,6 +5,7 @@ A function receives its own sub-config or plain keywords, never the whole.
 checks raise ConfigError and name both numbers that disagree.
 """
 
+import ast
 import dataclasses
 import difflib
 import types
@@ -91,8 +92,9 @@ class ModelConfig:
   param_dtype: str = setting('float32', 'dtype of the master parameters')
   remat: str = setting(
     'dots',
-    'what the backward pass recomputes: none, dots (all but matrix products'
-    ' with parameters) or full (all but the input of each layer)',
+    'what the backward pass recomputes: none, dots (all but products with'
+    ' parameters and the results of attention) or full (all but the input of'
+    ' each layer)',
   )
 
   def __post_init__(self):
@@ -174,7 +176,9 @@ class SamplerConfig:
   min_p: float = setting(0.0, 'drop tokens under this share of the likeliest')
   stop_ids: tuple[int, ...] = setting((), 'token ids that stop besides EOS')
   stop_strings: tuple[str, ...] = setting(
-    (), 'texts that stop; the token that completes one is the last'
+    (),
+    'texts that stop, the token that completes one is the last; with quotes as'
+    " in Python where they hold spaces or commas: '\\n\\n','Q:'",
   )
 
   def __post_init__(self):
@@ -324,7 +328,9 @@ class OptimizerConfig:
   epsilon: float = setting(1e-8, "Adam's epsilon")
   weight_decay: float = setting(0.01, 'decoupled weight decay')
   mu_dtype: str = setting(
-    'float32', 'dtype in which the first moment is stored, or bfloat16'
+    'float32',
+    'dtype of the first moment, float32 or bfloat16; the second is as the'
+    ' parameters',
   )
   clip_norm: float = setting(1.0, 'largest global gradient norm; 0: no limit')
   mini_batches: int = setting(
@@ -575,8 +581,11 @@ def _parse(kind: Any, text: str, name: str) -> Any:
     inner = [k for k in typing.get_args(kind) if k is not types.NoneType]
     return None if text.lower() == 'none' else _parse(inner[0], text, name)
   if origin is tuple:
-    items = [t.strip() for t in text.strip('()[]').split(',') if t.strip()]
     kinds = typing.get_args(kind)
+    if kinds[0] is str and text[:1] in ('"', "'"):
+      items = _literals(text, name)
+    else:
+      items = [t.strip() for t in text.strip('()[]').split(',') if t.strip()]
     if kinds[-1] is Ellipsis:
       kinds = (kinds[0],) * len(items)
     require(
@@ -594,6 +603,19 @@ def _parse(kind: Any, text: str, name: str) -> Any:
     raise ConfigError(
       f'{name}={text!r} is not of type {kind.__name__}'
     ) from None
+
+
+def _literals(text: str, name: str) -> list[str]:
+  r"""Quoted strings as Python writes them: '\n\n', 'a, b'."""
+  try:
+    value = ast.literal_eval(f'({text},)')
+  except (SyntaxError, ValueError):
+    value = (None,)
+  require(
+    all(isinstance(item, str) for item in value),
+    f"{name}={text} is not a list of quoted strings, such as '\\n\\n','Q:'",
+  )
+  return list(value)
 
 
 def _from_json(kind: Any, value: Any) -> Any:

@@ -144,10 +144,6 @@ class Engine:
     A stop string ends an answer in the loop where it is spelled as the
     tokenizer spells it; in any other spelling the answer is cut here.
     """
-    spelled = [
-      tuple(self._tokenizer(text, add_special_tokens=False)['input_ids'])
-      for text in settings.stop_strings
-    ]
     responses = sample(
       self.model,
       params,
@@ -161,7 +157,7 @@ class Engine:
       top_p=settings.top_p,
       min_p=settings.min_p,
       stop_ids=self._stop_ids,
-      stop_sequences=tuple(spelled),
+      stop_sequences=self._spell(settings.stop_strings),
     )
     responses = jax.tree.map(np.asarray, responses)
     return groups.cut(self._tokenizer, responses, settings.stop_strings)
@@ -172,6 +168,18 @@ class Engine:
     """Texts of sampled answers, and which are finished; see groups.decode."""
     return groups.decode(
       self._tokenizer, responses, self._stop_ids, settings.stop_strings
+    )
+
+  def _spell(self, strings: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
+    """Token sequences of those strings that the vocabulary can spell."""
+    spelled = (
+      tuple(self._tokenizer(text, add_special_tokens=False)['input_ids'])
+      for text in strings
+    )
+    return tuple(
+      ids
+      for ids, text in zip(spelled, strings)
+      if ids and text in self._tokenizer.decode(list(ids))
     )
 
   def score(
@@ -219,9 +227,12 @@ class Engine:
     objective: objectives.Objective,
     config: Config,
   ) -> tuple[TrainState, train_step.Metrics, train_step.Maxima]:
-    """One training step; `state` is donated. See train_step."""
+    """One training step; `state` is donated. See train_step.
+
+    With groups of one the sequences are packed, on one device and in one part.
+    """
     parts = config.optimizer.mini_batches * config.optimizer.micro_batches
-    if config.group.size == 1 == parts == self._mesh.size:
+    if config.group.size == 1 and parts == 1 and self._mesh.size == 1:
       batch = groups.pack(batch)
     options = {
       'temperature': config.sampler.temperature,

@@ -273,7 +273,7 @@ def _drift(
       params,
       pad_rows(prompts, settings.batch_size),
       key,
-      SamplerConfig(temperature=1.0),
+      SamplerConfig(temperature=1.0, stop_strings=config.sampler.stop_strings),
       1,
       settings.max_response,
     )

@@ -124,7 +124,7 @@ def pack(batch: GroupBatch) -> GroupBatch:
     free[row] -= length[i]
 
   step = max(1, len(length) // 8)
-  rows = -(-len(free) // step) * step
+  rows = min(-(-len(free) // step) * step, len(length))
   tokens, positions, segments = np.zeros((3, rows * size), np.int32)
   for i, (begin, count) in enumerate(zip(start, length)):
     b, g = divmod(i, group)
@@ -161,7 +161,8 @@ def cut(
 ) -> Responses:
   """Ends each response with the token that completes a stop string.
 
-  Tokens, length and behaviour log-probabilities are cut alike, on the host.
+  Tokens, length and behaviour log-probabilities are cut alike, on the host. The
+  text that is searched has its special tokens.
   """
   if not stop_strings:
     return responses
@@ -170,8 +171,7 @@ def cut(
   tokens = responses.tokens.reshape(len(length), -1)
 
   def stopped(row, count):
-    text = tokenizer.decode(tokens[row, :count], skip_special_tokens=True)
-    return any(string in text for string in stop_strings)
+    return _holds(tokenizer.decode(tokens[row, :count]), stop_strings)
 
   for row, count in enumerate(length):
     if stopped(row, count):
@@ -207,19 +207,23 @@ def decode(
   )[..., 0]
   finished = np.isin(last, stop_ids) & (length > 0)
   size = length.shape[1]
-  flat = tokenizer.batch_decode(
-    [
-      row[:count]
-      for row, count in zip(
-        tokens.reshape(-1, tokens.shape[-1]).tolist(), length.ravel().tolist()
-      )
-    ],
-    skip_special_tokens=True,
-  )
+  answers = [
+    row[:count]
+    for row, count in zip(
+      tokens.reshape(-1, tokens.shape[-1]).tolist(), length.ravel().tolist()
+    )
+  ]
+  if stop_strings:
+    whole = tokenizer.batch_decode(answers)
+    stopped = np.array([_holds(text, stop_strings) for text in whole])
+    finished |= stopped.reshape(finished.shape)
+  flat = tokenizer.batch_decode(answers, skip_special_tokens=True)
   texts = [flat[i : i + size] for i in range(0, len(flat), size)]
-  for b, g in np.ndindex(finished.shape):
-    finished[b, g] |= any(string in texts[b][g] for string in stop_strings)
   return texts, finished
+
+
+def _holds(text: str, strings: tuple[str, ...]) -> bool:
+  return any(string in text for string in strings)
 
 
 def score(
@@ -240,7 +244,7 @@ def score(
     answers: B reference answers.
     texts: [B][G] responses.
     present: [B, G] bool; an empty slot is not graded.
-    finished: [B, G] bool, the response ended with a stop token.
+    finished: [B, G] bool, of `decode`.
     timed_out: flat positions that are replayed as time-outs, not graded.
   """
   size = present.shape[1]

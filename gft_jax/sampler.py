@@ -44,7 +44,7 @@ class Rollout(NamedTuple):
     tokens: [R, T] int32.
     logp: [R, T] float32.
     length: [R] int32.
-    alive: [R] bool, no stop token yet.
+    alive: [R] bool, not ended yet.
     hidden: [R, D], the state that predicts token `step`.
     cache: keys and values of the responses, owned by the model.
   """
@@ -74,19 +74,18 @@ def sample_groups(
   min_p: float = 0.0,
   stop_ids: tuple[int, ...] = (),
   stop_sequences: tuple[tuple[int, ...], ...] = (),
-  limits: jax.Array | None = None,
 ) -> Responses:
   """Samples G responses per prompt.
 
-  Pure and unjitted; everything after `*` but `limits` is static.
+  Pure and unjitted; everything after `*` is static.
 
   Args:
     model: anything with the entrances of the module docstring.
     params: its parameters, a plain pytree.
-    prompts: B prompts, tokens [B, P].
+    prompts: B prompts, tokens [B, P], perhaps with limits of their own.
     key: a JAX key of this rollout, `fold_in(root, step)`.
     group_size: G.
-    max_tokens: T; a response without a stop token has this length.
+    max_tokens: T; a response that nothing ends has this length.
     temperature: 0 is greedy (the first of equal logits).
     top_k: keep the k largest logits (and their ties); 0 keeps all.
     top_p: then keep the smallest set of the likeliest tokens whose
@@ -94,8 +93,6 @@ def sample_groups(
     min_p: then drop tokens below min_p times the likeliest; 0 keeps all.
     stop_ids: tokens that end a response. The stop token is part of it.
     stop_sequences: sequences of tokens that end a response, likewise.
-    limits: [B] int32, most tokens of a response to each prompt, where that is
-      less than max_tokens; None: max_tokens for all.
 
   Returns:
     Responses with tokens [B, G, T] (0 beyond the length), length [B, G], and
@@ -149,8 +146,9 @@ def sample_groups(
     stopped = jnp.isin(token, jnp.array(stop_ids, jnp.int32))
     for sequence in stop_sequences:
       stopped |= _ends_with(tokens, rollout.step, sequence)
-    if limits is not None:
-      stopped |= length >= jnp.take(limits, rollout.slots // group_size)
+    if prompts.limit is not None:
+      limit = jnp.take(prompts.limit, rollout.slots // group_size)
+      stopped |= length >= limit
     return rollout._replace(
       step=rollout.step + 1,
       tokens=tokens,

@@ -73,7 +73,8 @@ def make_train_step(
   another objective wherever lengths differ.)
 
   Args:
-    model: entrances `prefill`, `respond` and `head`.
+    model: entrances `prefill`, `respond` and `head`, and `packed` for packed
+      batches.
     objective: a row of objectives.OBJECTIVES.
     settings: hyper-parameters of the loss; None is as published.
     temperature: of the sampler; used by on-policy objectives only.
@@ -85,7 +86,7 @@ def make_train_step(
     stage started from; it is read where `kl_weight` is not 0, and may be None
     otherwise. Metrics are WeightedMeans; maxima are scalars.
   """
-  compiler.return_freed_memory()
+  compiler.return_freed_memory()  # before the caller compiles the step
   settings = objectives.resolve(settings, objective)
   tempered = temperature if objective.on_policy else 1.0
   recomputed = settings.behavior == 'recomputed'

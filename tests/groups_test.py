@@ -178,6 +178,30 @@ def test_a_stop_string_cuts_tokens_and_log_probabilities_alike():
   assert finished.tolist() == [[True, False, True]]
 
 
+def test_a_stop_string_may_be_a_special_token():
+  tokenizer = arithmetic.tokenizer()
+  eos = tokenizer.eos_token
+  tokens, length = tokens_of(tokenizer, f'12{eos}3', '123')
+  responses = Responses(tokens[None], length[None], -1.0 * (tokens[None] > 0))
+  cut = groups.cut(tokenizer, responses, (eos,))
+  assert cut.length.tolist() == [[3, 3]]
+  texts, finished = groups.decode(tokenizer, cut, (), (eos,))
+  assert texts == [['12', '123']]
+  assert finished.tolist() == [[True, False]]
+
+
+def test_packing_never_takes_more_rows_than_sequences():
+  prompts = Prompts(
+    tokens=np.ones((17, 2), np.int32),
+    length=np.full(17, 2, np.int32),
+    index=np.arange(17, dtype=np.int32),
+  )
+  batch = groups.build(
+    prompts, responses_of([[3]] * 17), np.zeros((17, 1)), np.zeros((17, 1))
+  )
+  assert groups.pack(batch).packing.tokens.shape == (17, 5)
+
+
 def test_replayed_time_outs_keep_their_position_beside_empty_slots():
   with rewards.Grader(RewardConfig(function='arithmetic')) as grader:
     scored = groups.score(

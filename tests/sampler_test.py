@@ -182,7 +182,9 @@ def test_a_stop_sequence_or_a_limit_only_cuts():
   free = sample(prompts, **settings)
   sequences = ((1, 2), (3, 1, 1), (0,) * 13)
   limits = jnp.array([3, 12, 20, 5])
-  stopped = sample(prompts, stop_sequences=sequences, limits=limits, **settings)
+  stopped = sample(
+    prompts.replace(limit=limits), stop_sequences=sequences, **settings
+  )
   ends = 0
   for b, g in np.ndindex(free.length.shape):
     tokens = free.tokens[b, g].tolist()
@@ -253,6 +255,7 @@ def test_members_prompts_and_keys_differ():
 )
 def test_same_tokens_on_any_mesh(shape):
   prompts = prompts_of(*([0, 1, 2, 4] * 2))
+  prompts = prompts.replace(limit=jnp.array([1, 2, 3, 4, 5, 6, 6, 6]))
   mesh = parallel.make_mesh(MeshConfig(*shape))
   spread = parallel.to_global(mesh, prompts)
   on_mesh = jax.jit(lambda p: sample(p, group_size=4))(spread)

@@ -130,23 +130,24 @@ def steps_of(workdir):
 
 
 @pytest.mark.parametrize(
-  ('objective', 'group', 'most'),
+  ('objective', 'group', 'samplers', 'most'),
   # Packed sequences come in eighths of the batch: mostly one or two of them.
-  [('gft', (), 1), ('sft', ('group.samples=0', 'group.teachers=0'), 3)],
+  [('gft', (), 1, 1), ('sft', ('group.samples=0', 'group.teachers=0'), 0, 3)],
 )
 def test_few_programs_are_compiled_however_lengths_vary(
-  config, tmp_path, caplog, objective, group, most
+  config, tmp_path, caplog, objective, group, samplers, most
 ):
   stage = Stage('arm', '', objective, 12, (*group, 'data.batch_size=16'))
   config = override(override(config, 'eval.splits=()'), 'eval.base=')
-  # A setting that no other test has: the programs are new.
+  # Settings that no other test has: the programs are new.
   config = override(config, 'loss.chunk=77')
+  config = override(config, 'sampler.temperature=0.77')
   with jax.log_compiles(), caplog.at_level('WARNING'):
     train_lib.train(dataclasses.replace(config, stages=(stage,)), tmp_path)
   compiled = re.findall(r'Finished XLA compilation of jit\((\w+)', caplog.text)
   assert len({r['train/tokens'] for r in training(tmp_path)}) > 4
   assert 1 <= compiled.count('update') <= most
-  assert compiled.count('sample_groups') <= 1
+  assert compiled.count('sample') == samplers
   assert len(compiled) <= 16
 
 
@@ -166,6 +167,17 @@ def test_a_stop_string_ends_the_answers_of_a_run(config, tmp_path):
   for record in training(tmp_path):
     assert record['train/response_length_self'] < 8
     assert record['train/truncated_fraction'] < 0.1
+
+
+def test_a_stop_string_that_the_vocabulary_cannot_spell_stops_nothing(
+  config, tmp_path
+):
+  own = ('group.experts=0', 'group.teachers=0')
+  for name, strings in (('with', ('sampler.stop_strings=Z',)), ('without', ())):
+    train_lib.train(alone(config, 'grpo', *own, *strings), tmp_path / name)
+  assert comparable(training(tmp_path / 'with')) == comparable(
+    training(tmp_path / 'without')
+  )
 
 
 def test_a_budget_of_tokens_ends_a_stage(config, tmp_path):

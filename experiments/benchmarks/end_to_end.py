@@ -46,7 +46,7 @@ def start(folder: pathlib.Path, workdir: str) -> tuple[float, list[dict]]:
     stdout=subprocess.DEVNULL,
   )
   while not metrics.exists() or not metrics.read_text().endswith('\n'):
-    if process.poll():
+    if process.poll() is not None:
       raise SystemExit(f'experiments/train.py ended with {process.returncode}')
     time.sleep(0.02)
   seconds = time.perf_counter() - begin

@@ -5,7 +5,7 @@
 Each curve changes one number of the base shape (B 2, G 8, P 256, T 128, V 8,192,
 width 256, 4 layers, float32). Panels: the training step, a rollout, and the
 prompt's part of a rollout, which is a rollout of one token. Points are medians
-of --turns calls after a warm-up; peaks are XLA's plan for temporary memory.
+of --turns calls after a warm-up.
 """
 
 import argparse
@@ -95,7 +95,6 @@ def main() -> None:
       rollout.ours, turns, ('group', 'prompt'), tokens=1
     ),
   }
-  # The table's question: the prompt's cost while G goes 2 -> 16.
   print(json.dumps({'benchmark': 'growth', 'seconds': panels}))
   for title, found in panels.items():
     for letter, points in found.items():

@@ -62,7 +62,7 @@ def main(
 ) -> None:
   """Serves one engine, or measures all and prints one JSON line and a row.
 
-  `work(options)` is the units of one turn and its least work.
+  `work(options)` is the units of one turn and its least work, if known.
   """
   engines = engines | {'product': _product, 'copy': _copy}
   if options.engine:
@@ -78,7 +78,8 @@ def main(
   seconds = sum(max(f / product, b / copy) for f, b in phases)
   for result in results.values():
     result['median'] = statistics.median(result['rates'])
-    result['roofline'] = seconds / (units / result['median'])
+    if phases:
+      result['roofline'] = seconds / (units / result['median'])
   first = names[0]
   line = {
     'benchmark': os.path.basename(sys.argv[0]).removesuffix('.py'),
@@ -96,10 +97,10 @@ def main(
   print(json.dumps(line))
   for name in names:
     r = results[name]
+    share = f'{r["roofline"]:.2f} of roofline' if phases else ''
     print(
       f'| {name} | {r["median"]:,.0f} a second | {r["peak_mb"]:,.0f} MB |'
-      f' {r["roofline"]:.2f} of roofline |'
-      f' {r["first_seconds"]:.1f} s first call |'
+      f' {share} | {r["first_seconds"]:.1f} s first call |'
     )
 
 

@@ -4,8 +4,8 @@
     --tokens 128 --stops 0 --engines ours tunix transformers \\
     --python tunix=TUNIX_VENV/bin/python
 
-Random weights of one shape, drawn with the same standard deviation, float32;
-sampling at temperature 1 over the whole vocabulary. --stops of the token ids end
+Random weights of one shape, drawn with the same standard deviation (float32 for
+Tunix always); sampling at temperature 1 over the whole vocabulary. --stops of the token ids end
 a response, so its length is geometric with mean vocab / stops; a token after
 the end is not useful.
 """
@@ -69,10 +69,10 @@ def tunix(options):
     num_kv_heads=a.kv_heads,
     rope_theta=10000,
     norm_eps=1e-5,
-    weight_tying=True,
+    weight_tying=a.tied_head,
   )
   model = llama.Llama3(config, rngs=nnx.Rngs(0))
-  _draw_alike(model, a.width)
+  _draw_alike(model, a)
 
   class Numbers:
     """A tokenizer of numbers; 0 is the padding and no token."""
@@ -87,7 +87,7 @@ def tunix(options):
       return None
 
     def eos_id(self):
-      return options.vocab
+      return a.vocab_size
 
     def pad_id(self):
       return 0
@@ -108,11 +108,11 @@ def tunix(options):
   )
   rng = np.random.default_rng(1)
   texts = [
-    ' '.join(map(str, rng.integers(1, options.vocab, options.prompt)))
+    ' '.join(map(str, rng.integers(1, a.vocab_size, options.prompt)))
     for _ in range(options.prompts)
   ]
   texts = [text for text in texts for _ in range(options.group)]
-  stops = list(range(1, 1 + options.stops)) or [options.vocab]
+  stops = list(range(1, 1 + options.stops)) or [a.vocab_size]
   count = 0
 
   def run():
@@ -134,7 +134,7 @@ def tunix(options):
   return run
 
 
-def _draw_alike(model, width):
+def _draw_alike(model, a):
   """Our standard deviations: 0.02 in the embedding, 1/√fan-in elsewhere."""
   import jax
   import jax.numpy as jnp
@@ -147,7 +147,7 @@ def _draw_alike(model, width):
   def draw(key, leaf):
     if leaf.ndim == 1:
       return jnp.ones(leaf.shape, jnp.float32)
-    scale = 0.02 if max(leaf.shape) > 4 * width else width**-0.5
+    scale = 0.02 if a.vocab_size in leaf.shape else a.width**-0.5
     return scale * jax.random.normal(key, leaf.shape, jnp.float32)
 
   leaves = [draw(k, x) for k, x in zip(keys, leaves)]
@@ -192,8 +192,10 @@ def transformers(options):
 def work(options):
   """The prompt once per group; then each step reads weights and keys once.
 
-  Without stops, of which the least work depends on the lengths.
+  The first token comes with the prompt. Nothing is known where answers stop.
   """
+  if options.stops:
+    return 1, []
   a = models.shape(options)
   b, p, t = options.prompts, options.prompt, options.tokens
   rows = b * options.group
@@ -202,7 +204,7 @@ def work(options):
   keys = 2 * a.layers * a.kv_heads * a.head_size
   prefill = 2 * blocks * b * p + models.attention_flops(a, b * p * p / 2)
   phases = [(prefill, size * blocks)]
-  for step in range(t):
+  for step in range(t - 1):
     flops = 2 * rows * (blocks + head)
     flops += models.attention_flops(a, rows * (p + step))
     read = size * (blocks + head + keys * (b * p + rows * step))

@@ -3,7 +3,7 @@
   python experiments/benchmarks/train_step.py --prompts 2 --group 8 \\
     --prompt 256 --tokens 128 --vocab 8192
 
-Random weights, float32, AdamW under a global-norm clip. The torch step repeats
+Random weights, AdamW under a global-norm clip. The torch step repeats
 each prompt for every member, takes logits at all positions and differentiates
 the same loss. A unit is a response token.
 """
@@ -108,7 +108,8 @@ def work(options):
   a = models.shape(options)
   b, g, p, t = options.prompts, options.group, options.prompt, options.tokens
   tokens = b * g * t
-  flops = 2 * models.block_parameters(a) * (b * p + tokens)
+  # The last token of an answer predicts nothing.
+  flops = 2 * models.block_parameters(a) * (b * p + b * g * (t - 1))
   flops += 2 * a.width * a.vocab_size * tokens
   pairs = b * (p * p / 2 + g * t * (p + t / 2))
   flops += models.attention_flops(a, pairs)

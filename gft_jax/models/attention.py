@@ -24,7 +24,7 @@ import numpy as np
 # waste fewer keys after the current token, larger ones take fewer turns.
 BLOCK = 64
 
-# Queries of each sequence whose scores exist at one time.
+# Most queries of each sequence whose scores exist at one time.
 QUERY_BLOCK = 128
 
 
@@ -206,13 +206,14 @@ def _in_query_blocks(
   if tokens <= QUERY_BLOCK:
     return attend_block(0, *arrays)
   count = -(-tokens // QUERY_BLOCK)
+  size = -(-tokens // count)
 
   def cut(x):
     padding = [(0, 0)] * x.ndim
-    padding[axis] = (0, count * QUERY_BLOCK - tokens)
+    padding[axis] = (0, count * size - tokens)
     # What is added repeats the last query: it sees a key, and is dropped.
     x = jnp.pad(x, padding, mode='edge')
-    shape = (*x.shape[:axis], count, QUERY_BLOCK, *x.shape[axis + 1 :])
+    shape = (*x.shape[:axis], count, size, *x.shape[axis + 1 :])
     return jnp.moveaxis(x.reshape(shape), axis, 0)
 
   # In a loop, so that the two passes cannot be merged.
@@ -220,7 +221,7 @@ def _in_query_blocks(
   _, out = jax.lax.scan(
     lambda _, block: (None, attend_block(*block)),
     None,
-    (QUERY_BLOCK * jnp.arange(count), *map(cut, arrays)),
+    (size * jnp.arange(count), *map(cut, arrays)),
   )
   out = jnp.moveaxis(out, 0, axis)
   shape = (*out.shape[:axis], -1, *out.shape[axis + 2 :])

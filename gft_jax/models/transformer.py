@@ -199,8 +199,8 @@ class Transformer(nn.Module):
     dtype: of the computation; norms, rotations, softmax and log-sum-exp are
       float32 whatever it is.
     param_dtype: of the parameters.
-    remat: 'none', 'dots' (keeps matrix products with parameters) or 'full'
-      (keeps the input of each layer). 'dots' is the fastest too where memory
+    remat: 'none', 'dots' (keeps matrix products with parameters and the results
+      of attention) or 'full' (keeps the input of each layer). 'dots' is the fastest too where memory
       is slow: on CPUs by 15 % (measured).
   """
 
