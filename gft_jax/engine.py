@@ -120,7 +120,7 @@ class Engine:
     policy: Policy,
     mesh: jax.sharding.Mesh,
     graders: dict[RewardConfig, rewards.Grader],
-    journal: rewards.Journal,
+    journal: rewards.Journal | None,
   ):
     self.model = policy.model
     self._tokenizer = policy.tokenizer

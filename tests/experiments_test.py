@@ -189,6 +189,58 @@ def test_evaluate_and_export_a_stage(scripts, whole, tmp_path, capsys):
   assert abs(logits.numpy() - ours).max() < 2e-4
 
 
+def test_generate_from_a_stage(scripts, whole, capsys):
+  where = [
+    '--workdir',
+    str(whole[0]),
+    '--stage',
+    'gft',
+    '--prompt',
+    '7+8:',
+    '1',
+  ]
+  script = scripts('generate')
+  outputs = []
+  for settings in (['--seed', '1'], ['--seed', '1'], ['--seed', '2']):
+    arguments = [*where, '--samples', '2', '--max-tokens', '9', *settings]
+    assert script.main(arguments) == 0
+    outputs.append(capsys.readouterr().out)
+  assert outputs[0] == outputs[1] != outputs[2]
+  heads = re.findall(
+    r"^--- '(.*)', answer (\d): (\d+) tokens, (stopped|cut)",
+    outputs[0],
+    re.M,
+  )
+  assert [head[:2] for head in heads] == [
+    *(('7+8:', '1'), ('7+8:', '2')),
+    *(('1', '1'), ('1', '2')),
+  ]
+  assert all((head[2] == '9') or head[3] == 'stopped' for head in heads)
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    (['--prompt', 'a'], 'give --model, or --workdir and --stage'),
+    (['--model', 'nowhere', '--prompt', 'a'], 'no folder nowhere'),
+    (
+      ['--model', 'x', '--prompt', 'a', '--samples', '0'],
+      '--samples 0 is less',
+    ),
+    (['RUN', '--prompt', ''], '--prompt number 1 has no token'),
+    (['RUN', '--prompt', '1', '--max-tokens', '9999'], '2048 positions'),
+  ],
+)
+def test_what_cannot_be_generated_is_said(
+  scripts, whole, capsys, arguments, message
+):
+  run = ['--workdir', str(whole[0]), '--stage', 'gft']
+  if arguments[0] == 'RUN':
+    arguments = run + arguments[1:]
+  assert scripts('generate').main(arguments) == 2
+  assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
   ('name', 'arguments', 'message'),
   [

@@ -316,7 +316,7 @@ def _fit(
   seed: int,
 ) -> tuple[list[_Row], dict[str, int], dict[str, int]]:
   """The rows that fit, dropped rows by reason, empty slots by reason."""
-  prompts = _encode_prompts([row['prompt'] for row in rows], config, tokenizer)
+  prompts = encode_prompts([row['prompt'] for row in rows], config, tokenizer)
   # Answers that no slot takes are not worth their time.
   experts = [row['expert'] if group.experts else '' for row in rows]
   teachers = [row['teacher'] if group.teachers else [] for row in rows]
@@ -356,7 +356,7 @@ def _encode(
   )['input_ids']
 
 
-def _encode_prompts(
+def encode_prompts(
   prompts: list[str],
   config: DataConfig,
   tokenizer: transformers.PreTrainedTokenizerBase,

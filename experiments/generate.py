@@ -1,0 +1,105 @@
+"""Samples answers of any model: a first look.
+
+  python experiments/generate.py --model FOLDER --prompt 'What is 7 x 8?'
+  python experiments/generate.py --workdir runs/quickstart --stage gft \\
+    --prompt '7+8-3:' --samples 4
+
+Each answer is printed under a line that says how it ended. A prompt goes through
+the tokenizer's chat template where it has one (--set data.template=plain for
+none); --set sampler.top_p=0.9 and other settings of the sampler apply.
+"""
+
+import sys
+
+import command
+
+from gft_jax.config import Config, ConfigError, override
+
+# Prompts are padded to a multiple of this, so that few programs are compiled.
+MULTIPLE = 32
+
+
+def main(arguments: list[str] | None = None) -> int:
+  parser = command.parser(__doc__)
+  parser.add_argument('--model', help='a Hugging Face folder')
+  parser.add_argument('--workdir', help='a run, instead of --model')
+  parser.add_argument('--stage', help='the stage of the run')
+  parser.add_argument('--prompt', nargs='+', required=True)
+  parser.add_argument('--samples', type=int, default=1)
+  parser.add_argument('--max-tokens', type=int, default=256)
+  parser.add_argument(
+    '--temperature', type=float, default=1.0, help='0: greedy'
+  )
+  parser.add_argument('--seed', type=int, default=0)
+  command.add_set(parser, 'overrides one setting; may be repeated')
+  options = parser.parse_args(arguments)
+  return command.run(lambda: generate(options))
+
+
+def generate(options) -> None:
+  import numpy as np
+
+  from gft_jax import parallel, train
+  from gft_jax.batch import Prompts
+  from gft_jax.data import pipeline
+  from gft_jax.engine import Engine
+
+  if bool(options.workdir) == bool(options.model):
+    raise ConfigError('give --model, or --workdir and --stage')
+  for name in ('samples', 'max_tokens'):
+    if getattr(options, name) < 1:
+      flag = name.replace('_', '-')
+      raise ConfigError(f'--{flag} {getattr(options, name)} is less than 1')
+  if options.workdir:
+    config = command.read_config(options.workdir)
+    command.check_stage(config, options.stage)
+  else:
+    config = override(Config(), f'model.path={options.model}')
+  config = override(config, f'sampler.temperature={options.temperature}')
+  for assignment in (f'seed={options.seed}', *options.set):
+    config = override(config, assignment)
+
+  policy = train.load_policy(config)
+  params = policy.params
+  if options.workdir:
+    params, _ = train.result_of(policy, options.workdir, options.stage)
+
+  ids = pipeline.encode_prompts(options.prompt, config.data, policy.tokenizer)
+  length = np.array([len(row) for row in ids], np.int32)
+  if not length.all():
+    raise ConfigError(f'--prompt number {length.argmin() + 1} has no token')
+  size = -(-length.max() // MULTIPLE) * MULTIPLE
+  room = policy.model.architecture.max_positions
+  if length.max() + options.max_tokens > room:
+    raise ConfigError(
+      f'a prompt of {length.max()} tokens and --max-tokens'
+      f' {options.max_tokens} exceed the {room} positions of the model'
+    )
+  prompts = Prompts(
+    tokens=np.array([row + [0] * (size - len(row)) for row in ids], np.int32),
+    length=length,
+    index=np.arange(len(ids), dtype=np.int32),
+  )
+  mesh = parallel.make_mesh(config.mesh)
+  engine = Engine(config, policy, mesh, graders={}, journal=None)
+  responses = engine.sample(
+    params,
+    prompts,
+    engine.key('evaluate', 0),
+    config.sampler,
+    options.samples,
+    options.max_tokens,
+  )
+  texts, finished = engine.decode(responses, config.sampler)
+  for b, g in np.ndindex(finished.shape):
+    end = 'stopped' if finished[b, g] else 'cut at --max-tokens'
+    count, total = responses.length[b, g], responses.behavior_logp[b, g].sum()
+    print(
+      f'--- {options.prompt[b]!r}, answer {g + 1}: {count} tokens, {end},'
+      f' log p {total:.2f}'
+    )
+    print(texts[b][g])
+
+
+if __name__ == '__main__':
+  sys.exit(main())
