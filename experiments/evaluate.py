@@ -2,6 +2,8 @@
 
   python experiments/evaluate.py --workdir runs/quickstart --stage gft
   python experiments/evaluate.py --config CONFIG.py --set model.path=FOLDER
+  python experiments/evaluate.py --model FOLDER --benchmarks svamp,amc23 \
+    --data FOLDER_OF_FILES --set eval.samples=16 eval.max_response=1024
 
 Prints a table and writes evaluation.json to --out. More samples, say, with
 --set eval.samples=16 eval.ks=1,4,16. KL is to the policy that the run, or the

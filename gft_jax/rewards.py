@@ -126,7 +126,37 @@ def mathematics(prompt: str, answer: str, response: str) -> float:
   )
 
 
-BUILT_IN: dict[str, Reward] = {'arithmetic': arithmetic, 'math': mathematics}
+def choice(prompt: str, answer: str, response: str) -> float:
+  r"""1 if `response` chooses the letter `answer` of A to J, else 0.
+
+  What counts is the last \boxed{X}; without one the last 'answer is X'; without
+  that the last letter before a bracket or at the end.
+
+  Raises:
+    AnswerError, GoldError: no letter.
+  """
+  del prompt
+  if not re.fullmatch('[A-J]', answer.strip()):
+    raise GoldError(f'the reference answer {answer!r} is not a letter')
+  for pattern in _CHOICES:
+    found = re.findall(pattern, response[-MAX_CHARACTERS:])
+    if found:
+      return float(found[-1] == answer.strip())
+  raise AnswerError('no letter in the response')
+
+
+# The third also takes the letter of '(B) 4' and of a response that ends in one.
+_CHOICES = (
+  r'\\boxed\{\s*(?:\\text\{)?\s*\(?([A-J])\b',
+  r'[Aa]nswer(?: is|:)[\s:*$]*\(?([A-J])\b',
+  r'(?:^|[\s(])([A-J])(?:\)|\.?\s*$)',
+)
+
+BUILT_IN: dict[str, Reward] = {
+  'arithmetic': arithmetic,
+  'choice': choice,
+  'math': mathematics,
+}
 
 # Rewards for which an answer that never stopped is wrong whatever it says.
 MUST_STOP = frozenset({'arithmetic'})
@@ -298,6 +328,7 @@ def _integer_after_hash(text: str, error: type[ValueError]) -> int:
 
 
 def _marked(text: str) -> str:
+  text = text.replace(r'\$', '')  # the currency, not the mark of mathematics
   if '####' not in text or r'\boxed' in text:
     return text
   return text.rpartition('####')[2].strip().partition('\n')[0]

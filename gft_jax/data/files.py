@@ -53,7 +53,7 @@ def column_map(path: pathlib.Path, columns: str) -> dict[str, str]:
   """
   check_exists(path)
   first: dict[str, Any] = {}
-  for _, raw in itertools.islice(_raw_rows(path), ROWS_FOR_COLUMNS):
+  for _, raw in itertools.islice(raw_rows(path), ROWS_FOR_COLUMNS):
     for name, value in raw.items() if isinstance(raw, dict) else ():
       first.setdefault(name, value)
   require(bool(first), f'{path} has no rows')
@@ -84,7 +84,7 @@ def rows(
   Raises:
     ConfigError: the file as a whole cannot be read.
   """
-  for number, raw in _raw_rows(path):
+  for number, raw in raw_rows(path):
     try:
       yield number, _row(raw, columns)
     except BadRow as bad:
@@ -138,7 +138,7 @@ def _guessed(first: dict) -> dict[str, str]:
   return found
 
 
-def _raw_rows(path: pathlib.Path) -> Iterator[tuple[int, dict | BadRow]]:
+def raw_rows(path: pathlib.Path) -> Iterator[tuple[int, dict | BadRow]]:
   require(
     path.suffix in _READERS,
     f'data file {path} is neither {" nor ".join(_READERS)}',
@@ -204,7 +204,7 @@ def _row(raw: dict | BadRow, columns: dict[str, str]) -> dict:
   row = {role: raw.get(name) for role, name in columns.items()}
   expert = _text('expert', row['expert']) if 'expert' in row else ''
   if 'answer' in row:
-    answer = _text('answer', _number_as_text(row['answer']))
+    answer = _text('answer', number_as_text(row['answer']))
   else:
     answer = _text('answer', final_answer(expert))
   teacher = [] if row.get('teacher') is None else row['teacher']
@@ -243,7 +243,7 @@ def _decoded(value: Any) -> Any:
     return value.decode(errors='surrogateescape')
 
 
-def _number_as_text(value: Any) -> Any:
+def number_as_text(value: Any) -> Any:
   if isinstance(value, float) and value.is_integer():
     return str(int(value))
   if isinstance(value, (int, float)) and not isinstance(value, bool):
