@@ -1,6 +1,7 @@
 """The public files: counted, rendered, and their own answers graded."""
 
 import json
+import re
 
 import pytest
 
@@ -102,9 +103,11 @@ UNVERIFIABLE = {'college_math': 30, 'gaokao2023en': 2}
 def test_the_reference_answers_are_right(shared, name):
   rows = benchmarks.rows(name, file_of(shared, name))
   answers = [row['answer'] for row in rows]
+  # As a policy would write them: in a box, unless they mix text and mathematics.
   responses = [
     text
-    if '$' in text.strip('$') or 'boxed' in text or '####' in text
+    if '$' in text.replace(r'\$', '').strip('$')
+    or re.search('boxed|#{4}', text)
     else f'The answer is \\boxed{{{text.strip("$")}}}.'
     for text in answers
   ]
