@@ -7,7 +7,9 @@
 
 Prints a table and writes evaluation.json to --out. More samples, say, with
 --set eval.samples=16 eval.ks=1,4,16. KL is to the policy that the run, or the
-folder, starts from.
+folder, starts from. --benchmarks asks public benchmarks (data.benchmarks has
+their names) instead of the held-out splits: all rows, each graded by its own
+rule; --data holds their files, NAME.jsonl.
 """
 
 import json
@@ -16,12 +18,15 @@ import sys
 
 import command
 
-from gft_jax.config import ConfigError, override
+from gft_jax.config import Config, ConfigError, override
 
 
 def main(arguments: list[str] | None = None) -> int:
   parser = command.parser(__doc__)
   command.add_config(parser, required=False)
+  parser.add_argument('--model', help='a Hugging Face folder, instead of both')
+  parser.add_argument('--benchmarks', help='names, with commas')
+  parser.add_argument('--data', default='.', help='folder of benchmark files')
   parser.add_argument('--workdir', help='a run, instead of --config')
   parser.add_argument('--stage', help='the stage of the run')
   parser.add_argument(
@@ -32,15 +37,19 @@ def main(arguments: list[str] | None = None) -> int:
   def work():
     from gft_jax import report, train
 
-    if bool(options.workdir) == bool(options.config):
-      raise ConfigError('give --workdir and --stage, or --config')
+    given = (options.workdir, options.config, options.model)
+    if sum(map(bool, given)) != 1:
+      raise ConfigError('give --workdir and --stage, or --config, or --model')
     if options.workdir:
       config = command.read_config(options.workdir)
       command.check_stage(config, options.stage)
+    elif options.config:
+      config = command.load_recipe(options.config, []).config
+    else:
+      config = override(Config(), f'model.path={options.model}')
+    if not options.benchmarks:
       for assignment in options.set:
         config = override(config, assignment)
-    else:
-      config = command.load_recipe(options.config, options.set).config
     policy = train.load_policy(config)
     params = policy.params
     if options.workdir:
@@ -52,12 +61,44 @@ def main(arguments: list[str] | None = None) -> int:
     out = pathlib.Path(
       options.out or f'{options.workdir or "."}/evaluation-{name}'
     )
-    metrics = train.evaluate_policy(config, out, policy, params)
+    if options.benchmarks:
+      metrics = {}
+      for benchmark in options.benchmarks.split(','):
+        asked = ask(config, benchmark, options.data, out)
+        for assignment in options.set:
+          asked = override(asked, assignment)
+        found = train.evaluate_policy(asked, out, policy, params)
+        metrics |= {
+          key.replace('/test/', f'/{benchmark}/'): value
+          for key, value in found.items()
+        }
+    else:
+      metrics = train.evaluate_policy(config, out, policy, params)
     (out / 'evaluation.json').write_text(json.dumps(metrics, indent=1))
     print(report.table({name: metrics}))
     print(f'{out}/evaluation.json')
 
   return command.run(work)
+
+
+def ask(config: Config, name: str, folder: str, out: pathlib.Path) -> Config:
+  """The settings under which all rows of a benchmark are the test split."""
+  from gft_jax.data import benchmarks
+
+  rows = benchmarks.rows(name, pathlib.Path(folder) / f'{name}.jsonl')
+  path = out / 'benchmarks' / f'{name}.jsonl'
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  for assignment in (
+    *(f'data.path={path}', f'data.eval_path={path}', 'data.columns='),
+    *('data.max_prompt=1024', 'data.split=train'),
+    *('group.experts=0', 'group.teachers=0', 'group.samples=1'),
+    f'reward.function={benchmarks.BENCHMARKS[name].reward}',
+    *('reward.workers=2', 'eval.splits=test', f'eval.prompts={len(rows)}'),
+    *('eval.max_response=1024', 'eval.batch_size=32', 'eval.kl_prompts=0'),
+  ):
+    config = override(config, assignment)
+  return config
 
 
 if __name__ == '__main__':

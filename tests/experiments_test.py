@@ -189,6 +189,32 @@ def test_evaluate_and_export_a_stage(scripts, whole, tmp_path, capsys):
   assert abs(logits.numpy() - ours).max() < 2e-4
 
 
+def test_evaluate_benchmarks(scripts, whole, tmp_path, monkeypatch, capsys):
+  """Two files of the embedded task's alphabet stand for public ones."""
+  from gft_jax.data import benchmarks
+
+  for name in ('sums', 'more_sums'):
+    row = benchmarks.Benchmark(6, '{q}:', '{a}', 'arithmetic')
+    monkeypatch.setitem(benchmarks.BENCHMARKS, name, row)
+    lines = [json.dumps({'q': f'{i}+3', 'a': i + 3}) for i in range(6)]
+    (tmp_path / f'{name}.jsonl').write_text('\n'.join(lines))
+  out = tmp_path / 'out'
+  arguments = [
+    *('--workdir', str(whole[0]), '--stage', 'gft', '--out', str(out)),
+    *('--benchmarks', 'sums,more_sums', '--data', str(tmp_path)),
+    *('--set', 'eval.max_response=12', f'data.cache={tmp_path}/cache'),
+    *('reward.workers=0', 'eval.batch_size=4'),
+  ]
+  assert scripts('evaluate').main(arguments) == 0
+  assert 'more_sums/avg@2' in capsys.readouterr().out
+  metrics = json.loads((out / 'evaluation.json').read_text())
+  assert 0 <= metrics['eval/sums/avg@2'] <= metrics['eval/sums/pass@2'] <= 1
+  # The same questions and bits.
+  assert metrics['eval/sums/avg@2'] == metrics['eval/more_sums/avg@2']
+  assert scripts('evaluate').main([*arguments, '--data', str(out)]) == 2
+  assert 'sums.jsonl does not exist' in capsys.readouterr().err
+
+
 def test_generate_from_a_stage(scripts, whole, capsys):
   where = [
     '--workdir',
