@@ -12,6 +12,7 @@ their names) instead of the held-out splits: all rows, each graded by its own
 rule; --data holds their files, NAME.jsonl.
 """
 
+import functools
 import json
 import pathlib
 import sys
@@ -47,9 +48,10 @@ def main(arguments: list[str] | None = None) -> int:
       config = command.load_recipe(options.config, []).config
     else:
       config = override(Config(), f'model.path={options.model}')
-    if not options.benchmarks:
-      for assignment in options.set:
-        config = override(config, assignment)
+    config = overridden(config, options.set)
+    # A mistake in the last file stops before the first is asked.
+    names = options.benchmarks.split(',') if options.benchmarks else []
+    rows = {name: read_benchmark(options.data, name) for name in names}
     policy = train.load_policy(config)
     params = policy.params
     if options.workdir:
@@ -61,18 +63,17 @@ def main(arguments: list[str] | None = None) -> int:
     out = pathlib.Path(
       options.out or f'{options.workdir or "."}/evaluation-{name}'
     )
-    if options.benchmarks:
-      metrics = {}
-      for benchmark in options.benchmarks.split(','):
-        asked = ask(config, benchmark, options.data, out)
-        for assignment in options.set:
-          asked = override(asked, assignment)
-        found = train.evaluate_policy(asked, out, policy, params)
-        metrics |= {
-          key.replace('/test/', f'/{benchmark}/'): value
-          for key, value in found.items()
-        }
-    else:
+    metrics = {}
+    for benchmark, questions in rows.items():
+      asked = ask(config, benchmark, questions, out)
+      found = train.evaluate_policy(
+        overridden(asked, options.set), out, policy, params
+      )
+      metrics |= {
+        key.replace('/test/', f'/{benchmark}/'): value
+        for key, value in found.items()
+      }
+    if not rows:
       metrics = train.evaluate_policy(config, out, policy, params)
     (out / 'evaluation.json').write_text(json.dumps(metrics, indent=1))
     print(report.table({name: metrics}))
@@ -81,24 +82,34 @@ def main(arguments: list[str] | None = None) -> int:
   return command.run(work)
 
 
-def ask(config: Config, name: str, folder: str, out: pathlib.Path) -> Config:
+def overridden(config: Config, assignments: list[str]) -> Config:
+  return functools.reduce(override, assignments, config)
+
+
+def read_benchmark(folder: str, name: str) -> list[dict[str, str]]:
+  from gft_jax.data import benchmarks
+
+  return benchmarks.rows(name, pathlib.Path(folder) / f'{name}.jsonl')
+
+
+def ask(
+  config: Config, name: str, rows: list[dict[str, str]], out: pathlib.Path
+) -> Config:
   """The settings under which all rows of a benchmark are the test split."""
   from gft_jax.data import benchmarks
 
-  rows = benchmarks.rows(name, pathlib.Path(folder) / f'{name}.jsonl')
   path = out / 'benchmarks' / f'{name}.jsonl'
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
-  for assignment in (
+  assignments = [
     *(f'data.path={path}', f'data.eval_path={path}', 'data.columns='),
     *('data.max_prompt=1024', 'data.split=train'),
     *('group.experts=0', 'group.teachers=0', 'group.samples=1'),
     f'reward.function={benchmarks.BENCHMARKS[name].reward}',
     *('reward.workers=2', 'eval.splits=test', f'eval.prompts={len(rows)}'),
     *('eval.max_response=1024', 'eval.batch_size=32', 'eval.kl_prompts=0'),
-  ):
-    config = override(config, assignment)
-  return config
+  ]
+  return overridden(config, assignments)
 
 
 if __name__ == '__main__':
