@@ -10,6 +10,11 @@ Prints a table and writes evaluation.json to --out. More samples, say, with
 folder, starts from. --benchmarks asks public benchmarks (data.benchmarks has
 their names) instead of the held-out splits: all rows, each graded by its own
 rule; --data holds their files, NAME.jsonl.
+
+Every answer is kept under OUT/generations/ (OUT/NAME/generations/ of a
+benchmark); --regrade FILE grades such a file again, without the model:
+
+  python experiments/evaluate.py --regrade FILE --set reward.function=math
 """
 
 import functools
@@ -27,6 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
   command.add_config(parser, required=False)
   parser.add_argument('--model', help='a Hugging Face folder, instead of both')
   parser.add_argument('--benchmarks', help='names, with commas')
+  parser.add_argument('--regrade', metavar='FILE', help='kept answers')
   parser.add_argument('--data', default='.', help='folder of benchmark files')
   parser.add_argument('--workdir', help='a run, instead of --config')
   parser.add_argument('--stage', help='the stage of the run')
@@ -36,8 +42,16 @@ def main(arguments: list[str] | None = None) -> int:
   options = parser.parse_args(arguments)
 
   def work():
-    from gft_jax import report, train
+    from gft_jax import evaluate, report, rewards, train
 
+    if options.regrade:
+      config = overridden(Config(), options.set)
+      path = pathlib.Path(options.regrade)
+      with rewards.Grader(config.reward) as grader:
+        metrics = evaluate.regrade(path, grader, config.eval.ks)
+      found = {f'eval/{path.stem}/{k}': v for k, v in metrics.items()}
+      print(report.table({'regraded': found}))
+      return
     given = (options.workdir, options.config, options.model)
     if sum(map(bool, given)) != 1:
       raise ConfigError('give --workdir and --stage, or --config, or --model')
@@ -66,9 +80,8 @@ def main(arguments: list[str] | None = None) -> int:
     metrics = {}
     for benchmark, questions in rows.items():
       asked = ask(config, benchmark, questions, out)
-      found = train.evaluate_policy(
-        overridden(asked, options.set), out, policy, params
-      )
+      asked = overridden(asked, options.set)
+      found = train.evaluate_policy(asked, out / benchmark, policy, params)
       metrics |= {
         key.replace('/test/', f'/{benchmark}/'): value
         for key, value in found.items()

@@ -10,17 +10,19 @@ temperature 1.
 """
 
 import collections
+import contextlib
 import dataclasses
+import json
 import pathlib
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 import jax
 import numpy as np
 
 from gft_jax import data, groups
 from gft_jax.batch import GroupBatch, Prompts, Responses
-from gft_jax.config import Config, GroupConfig, SamplerConfig
+from gft_jax.config import Config, GroupConfig, SamplerConfig, require
 from gft_jax.models.transformer import response_states
 from gft_jax.ops import diagnostics, divergences, masking, passk
 from gft_jax.ops.logprobs import target_logprobs
@@ -30,6 +32,9 @@ from gft_jax.ops.rectification import dynamic_coefficient
 # Splits are read for own answers, or for experts' alone.
 OWN = GroupConfig(experts=0, teachers=0, samples=1)
 EXPERT_ONLY = GroupConfig(experts=1, teachers=0, samples=0)
+
+# What is kept of an answer, besides its reward.
+KEPT = ('index', 'prompt', 'answer', 'response', 'finished')
 
 
 class Benchmark(NamedTuple):
@@ -53,6 +58,7 @@ def held_out(
   *,
   name: str,
   figures: pathlib.Path,
+  generations: pathlib.Path | None = None,
 ) -> dict[str, float]:
   """Accuracy, likelihood of experts, and drift from the base.
 
@@ -64,6 +70,8 @@ def held_out(
     config: its `eval`, `sampler`, `reward` and `loss` are used.
     name: of this evaluation, for the journal of time-outs.
     figures: file that receives the weights of Figure 2.
+    generations: folder that receives every graded answer, SPLIT.jsonl; None
+      keeps none.
 
   Returns:
     'eval/...' -> number.
@@ -71,9 +79,14 @@ def held_out(
   metrics = {}
   for number, (split, dataset) in enumerate(benchmark.splits.items()):
     key = engine.key('evaluate', number)
-    scores, failures = _answers(
-      engine, params, dataset, config, key, f'{name}/{split}'
-    )
+    with contextlib.ExitStack() as stack:
+      keep = None
+      if generations:
+        generations.mkdir(parents=True, exist_ok=True)
+        keep = stack.enter_context((generations / f'{split}.jsonl').open('w'))
+      scores, failures = _answers(
+        engine, params, dataset, config, key, f'{name}/{split}', keep
+      )
     values = accuracy(scores, config.eval.ks)
     values |= {f'reward_failures/{k}': v for k, v in failures.items()}
     metrics |= {f'{split}/{k}': v for k, v in values.items()}
@@ -108,6 +121,42 @@ def accuracy(scores: np.ndarray, ks: tuple[int, ...]) -> dict[str, float]:
     mean, low, high = (float(x) for x in passk.interval(value))
     metrics |= {name: mean, f'{name}_low': low, f'{name}_high': high}
   return metrics
+
+
+def regrade(
+  path: pathlib.Path, grader: Any, ks: tuple[int, ...]
+) -> dict[str, float]:
+  """`accuracy` of answers that `held_out` has kept, under any reward.
+
+  Args:
+    path: SPLIT.jsonl.
+    grader: a rewards.Grader.
+    ks: each at most the answers per problem.
+
+  Raises:
+    ConfigError: no such file, or a line that is not a kept answer.
+  """
+  require(path.is_file(), f'{path} does not exist')
+  kept = []
+  for number, line in enumerate(path.read_text().splitlines(), 1):
+    try:
+      entry = json.loads(line)
+      kept.append([entry[name] for name in KEPT])
+    except (ValueError, KeyError, TypeError):
+      require(False, f'{path}: line {number} is no answer with {KEPT}')
+  require(bool(kept), f'{path} holds no answer')
+  index, prompts, answers, responses, finished = zip(*kept)
+  problems = len(set(index))
+  require(
+    len(kept) % problems == 0 and len(kept) // problems >= max(ks, default=1),
+    f'{path} has {len(kept)} answers to {problems} problems, too few for'
+    f' eval.ks={ks}',
+  )
+  scored = grader.score(prompts, answers, responses, finished=finished)
+  metrics = accuracy(scored.values.reshape(problems, -1), ks)
+  return metrics | {
+    f'reward_failures/{k}': v for k, v in scored.failures.items()
+  }
 
 
 def drift(
@@ -198,6 +247,7 @@ def _answers(
   config: Config,
   key: jax.Array,
   name: str,
+  keep: TextIO | None,
 ) -> tuple[np.ndarray, dict[str, int]]:
   """Scores [problems, samples] of sampled answers, and failures by cause."""
   settings = config.eval
@@ -225,6 +275,17 @@ def _answers(
       responses.length > 0,
       finished,
     )
+    if keep:
+      for b, g in np.ndindex(finished.shape):
+        entry = (
+          int(examples.index[b]),
+          examples.prompts[b],
+          examples.answers[b],
+          texts[b][g],
+          bool(finished[b, g]),
+        )
+        line = dict(zip(KEPT, entry)) | {'reward': float(scored.rewards[b, g])}
+        keep.write(json.dumps(line) + '\n')
     scores.append(scored.rewards)
     failures.update(scored.failures)
   return np.concatenate(scores), dict(failures)

@@ -177,7 +177,8 @@ def evaluate_policy(
 ) -> dict[str, float]:
   """Evaluates parameters by the top-level settings of `config`.
 
-  KL is to `policy.params`. What the figures need goes to `outdir`/report/.
+  KL is to `policy.params`. What the figures need goes to `outdir`/report/, the
+  answers to `outdir`/generations/.
   """
   config = dataclasses.replace(
     config,
@@ -195,6 +196,7 @@ def evaluate_policy(
       job.config,
       name='evaluation',
       figures=coefficients_file(outdir, 'evaluation'),
+      generations=outdir / 'generations',
     )
 
 

@@ -211,6 +211,18 @@ def test_evaluate_benchmarks(scripts, whole, tmp_path, monkeypatch, capsys):
   assert 0 <= metrics['eval/sums/avg@2'] <= metrics['eval/sums/pass@2'] <= 1
   # The same questions and bits.
   assert metrics['eval/sums/avg@2'] == metrics['eval/more_sums/avg@2']
+  # Every answer is kept, and the same reward grades them the same.
+  kept = out / 'sums' / 'generations' / 'test.jsonl'
+  lines = [json.loads(line) for line in kept.read_text().splitlines()]
+  assert len(lines) == 12
+  mean = sum(line['reward'] for line in lines) / 12
+  assert mean == pytest.approx(metrics['eval/sums/avg@2'])
+  regrade = ['--regrade', str(kept), '--set', 'eval.ks=1,2']
+  assert scripts('evaluate').main(regrade) == 0
+  assert f'{mean:.3f}' in capsys.readouterr().out
+  kept.write_text('{"index": 1}')
+  assert scripts('evaluate').main(regrade) == 2
+  assert 'line 1 is no answer' in capsys.readouterr().err
   assert scripts('evaluate').main([*arguments, '--data', str(out)]) == 2
   assert 'sums.jsonl does not exist' in capsys.readouterr().err
 
