@@ -159,7 +159,7 @@ class Engine:
       stop_ids=self._stop_ids,
       stop_sequences=self._spell(settings.stop_strings),
     )
-    responses = jax.tree.map(np.asarray, responses)
+    responses = self._take(responses)
     return groups.cut(self._tokenizer, responses, settings.stop_strings)
 
   def decode(
@@ -254,7 +254,7 @@ class Engine:
   ) -> np.ndarray:
     """[B, G, T] log-probabilities, on the host."""
     logp, _ = token_logprobs(self.model, params, self.put(batch), chunk=chunk)
-    return np.asarray(logp)
+    return self._take(logp)
 
   def drift(
     self, params: Any, base: Any, batch: GroupBatch, *, chunk: int
@@ -269,7 +269,7 @@ class Engine:
     found = demonstration_tokens(
       self.model, params, self.put(batch), chunk=chunk
     )
-    return jax.tree.map(np.asarray, found)
+    return self._take(found)
 
   def anywhere(self, flag: bool) -> bool:
     """Whether any process says so."""
@@ -278,6 +278,10 @@ class Engine:
   def put(self, tree: Any) -> Any:
     """Host-local rows -> global arrays on the mesh."""
     return parallel.to_global(self._mesh, tree)
+
+  def _take(self, tree: Any) -> Any:
+    """Rows on the mesh -> those of this process, on the host."""
+    return parallel.to_local(self._mesh, tree)
 
   def _spread(self, create: Any, params: Any) -> Any:
     """`create(params)` in the shardings of the partition rules."""

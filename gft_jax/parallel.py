@@ -171,6 +171,14 @@ def to_global(mesh: Mesh, tree: Any) -> Any:
   )
 
 
+def to_local(mesh: Mesh, tree: Any) -> Any:
+  """The inverse of `to_global`: this process's rows, as numpy arrays."""
+  local = multihost_utils.global_array_to_host_local_array(
+    tree, mesh, PartitionSpec(BATCH_AXES)
+  )
+  return jax.tree.map(np.asarray, local)
+
+
 def over_prompts(
   function: Callable[..., Any], mesh: Mesh
 ) -> Callable[..., Any]:
