@@ -4,12 +4,13 @@ No jax here: spawned reward workers import the script that started them.
 """
 
 import argparse
+import functools
 import json
 import os
 import pathlib
 import runpy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from gft_jax.config import (
@@ -83,10 +84,13 @@ def load_recipe(path: str, assignments: list[str]) -> Recipe:
   names = runpy.run_path(str(file))
   if 'get_config' not in names:
     raise ConfigError(f'--config {path}: it has no get_config()')
-  config = names['get_config']()
-  for assignment in assignments:
-    config = override(config, assignment)
+  config = overridden(names['get_config'](), assignments)
   return Recipe(config, names.get('claims'))
+
+
+def overridden(config: Config, assignments: Iterable[str]) -> Config:
+  """The config under the assignments, the last of a setting last."""
+  return functools.reduce(override, assignments, config)
 
 
 def read_config(workdir: str) -> Config:

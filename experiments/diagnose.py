@@ -29,7 +29,6 @@ from gft_jax.config import (
   ModelConfig,
   RewardConfig,
   Stage,
-  override,
 )
 
 QUANTILES = (0.5, 0.9, 0.99, 0.999)
@@ -83,8 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
 
   def work():
     config = config_of(options.model, options.data, options.steps)
-    for assignment in options.set:
-      config = override(config, assignment)
+    config = command.overridden(config, options.set)
     workdir = pathlib.Path(options.workdir)
     diagnosis, tokens, texts = diagnose(config, workdir)
     diagnosis['largest weights'] = texts

@@ -17,7 +17,6 @@ benchmark); --regrade FILE grades such a file again, without the model:
   python experiments/evaluate.py --regrade FILE --set reward.function=math
 """
 
-import functools
 import json
 import pathlib
 import sys
@@ -45,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     from gft_jax import evaluate, report, rewards, train
 
     if options.regrade:
-      config = overridden(Config(), options.set)
+      config = command.overridden(Config(), options.set)
       path = pathlib.Path(options.regrade)
       with rewards.Grader(config.reward) as grader:
         metrics = evaluate.regrade(path, grader, config.eval.ks)
@@ -62,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
       config = command.load_recipe(options.config, []).config
     else:
       config = override(Config(), f'model.path={options.model}')
-    config = overridden(config, options.set)
+    config = command.overridden(config, options.set)
     # A mistake in the last file stops before the first is asked.
     names = options.benchmarks.split(',') if options.benchmarks else []
     rows = {name: read_benchmark(options.data, name) for name in names}
@@ -80,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
     metrics = {}
     for benchmark, questions in rows.items():
       asked = ask(config, benchmark, questions, out)
-      asked = overridden(asked, options.set)
+      asked = command.overridden(asked, options.set)
       found = train.evaluate_policy(asked, out / benchmark, policy, params)
       metrics |= {
         key.replace('/test/', f'/{benchmark}/'): value
@@ -93,10 +92,6 @@ def main(arguments: list[str] | None = None) -> int:
     print(f'{out}/evaluation.json')
 
   return command.run(work)
-
-
-def overridden(config: Config, assignments: list[str]) -> Config:
-  return functools.reduce(override, assignments, config)
 
 
 def read_benchmark(folder: str, name: str) -> list[dict[str, str]]:
@@ -122,7 +117,7 @@ def ask(
     *('reward.workers=2', 'eval.splits=test', f'eval.prompts={len(rows)}'),
     *('eval.max_response=1024', 'eval.batch_size=32', 'eval.kl_prompts=0'),
   ]
-  return overridden(config, assignments)
+  return command.overridden(config, assignments)
 
 
 if __name__ == '__main__':

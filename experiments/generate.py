@@ -55,9 +55,8 @@ def generate(options) -> None:
     command.check_stage(config, options.stage)
   else:
     config = override(Config(), f'model.path={options.model}')
-  config = override(config, f'sampler.temperature={options.temperature}')
-  for assignment in (f'seed={options.seed}', *options.set):
-    config = override(config, assignment)
+  flags = f'sampler.temperature={options.temperature}', f'seed={options.seed}'
+  config = command.overridden(config, (*flags, *options.set))
 
   policy = train.load_policy(config)
   params = policy.params

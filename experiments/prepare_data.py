@@ -28,10 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
   parser.add_argument('--path', default='', help='JSONL or parquet file')
   parser.add_argument('--tokenizer', default='', help='Hugging Face folder')
   parser.add_argument('--split', default='train')
-  command.add_set(
-    parser,
-    'settings of data and group',
-  )
+  command.add_set(parser, 'settings of data and group')
   parser.add_argument('--reasoning-gym', metavar='TASK', help='what to write')
   parser.add_argument('--rows', type=int, default=1000, help='rows to write')
   parser.add_argument('--seed', type=int, default=0, help='of the rows written')
@@ -45,9 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         options.reasoning_gym, options.rows, options.seed, options.out
       )
       return
-    config = Config()
-    for assignment in options.set:
-      config = override(config, assignment)
+    config = command.overridden(Config(), options.set)
     if options.path:
       config = override(config, f'data.path={options.path}')
     describe(config, options.tokenizer, options.split)

@@ -180,7 +180,8 @@ def test_a_stop_sequence_or_a_limit_only_cuts():
   prompts = prompts_of(0, 1, 2, 3)
   settings = {'group_size': 64, 'max_tokens': 12, 'stop_ids': ()}
   free = sample(prompts, **settings)
-  sequences = ((1, 2), (3, 1, 1), (0,) * 13)
+  # What is not written yet is 0: (2, 0, 0) must not end a first token 2.
+  sequences = ((1, 2), (3, 1, 1), (2, 0, 0), (0,) * 13)
   limits = jnp.array([3, 12, 20, 5])
   stopped = sample(
     prompts.replace(limit=limits), stop_sequences=sequences, **settings

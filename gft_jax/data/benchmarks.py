@@ -28,8 +28,8 @@ class Benchmark(NamedTuple):
   reward: str = 'math'
 
 
-# The names and columns of the files that the evaluation of Qwen2.5-Math carries
-# (QwenLM/Qwen2.5-Math, evaluation/data), which the paper evaluates with.
+# Names and columns as in the evaluation of the official code (ZJU-OmniAI/GFT at
+# 763384d, verl/utils/reward_score/math_evaluation/data), and mawps_singleop.
 BENCHMARKS = {
   'aime24': Benchmark(30, '{problem}', '{answer}'),
   'amc23': Benchmark(40, '{problem}', '{answer}'),
@@ -48,7 +48,7 @@ BENCHMARKS = {
     675, '{context:before}{question}', '{final_answer:list}'
   ),
   'sat_math': Benchmark(32, '{question}\n{options}', '{Answer}', 'choice'),
-  'svamp': Benchmark(1000, '{Body}. {Question}', '{Answer}'),
+  'svamp': Benchmark(1000, '{Body} {Question}', '{Answer}'),
 }
 
 

@@ -200,8 +200,8 @@ class Transformer(nn.Module):
       float32 whatever it is.
     param_dtype: of the parameters.
     remat: 'none', 'dots' (keeps matrix products with parameters and the results
-      of attention) or 'full' (keeps the input of each layer). 'dots' is the fastest too where memory
-      is slow: on CPUs by 15 % (measured).
+      of attention) or 'full' (keeps the input of each layer). 'dots' is also
+      the fastest where memory is slow: on CPUs by 15 % (measured).
   """
 
   architecture: Architecture

@@ -29,7 +29,7 @@ def test_prompts_and_answers_of_each_kind(shared):
   assert first('amc23')['answer'] == '27'
   assert first('svamp')['prompt'].endswith(
     'collection. If the bananas are organized into 2 groups and oranges are'
-    ' organized into 93 groups. How big is each group of bananas?'
+    ' organized into 93 groups How big is each group of bananas?'
   )
   row = first('mmlu_stem')
   assert row['answer'] == 'C'
