@@ -34,9 +34,7 @@ class BadRow(ValueError):
 
 def check_exists(path: pathlib.Path) -> None:
   """Raises ConfigError, with the nearest name, if there is no such file."""
-  require(
-    not path.is_dir(), f'data file {path} is a folder; name a file in it'
-  )
+  require(not path.is_dir(), f'data file {path} is a folder; name a file in it')
   require(
     path.is_file(),
     f'data file {path} does not exist'
