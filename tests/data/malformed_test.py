@@ -199,7 +199,7 @@ MALFORMED = {
   'rows of 10 MB': (
     'jsonl',
     jsonl([GOOD] * 10 + [GOOD | {'expert': '1+' * 5_000_000}] * 3),
-    '',
+    'row 11: expert is longer than 4,000,000 characters',
   ),
 }
 if '.csv' in files._READERS:
