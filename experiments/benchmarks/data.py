@@ -74,7 +74,8 @@ def main() -> None:
         f'{part} {seconds:.1f} s' for part, seconds in point['parts'].items()
       )
       print(
-        f'| {name} | {n:,} | {point["seconds"]:.1f} s | {parts} |'
+        f'| {name} | {n:,} | {point["seconds"]:.1f} s ({parts}) |'
+        f' {point["cpu_seconds"]:.1f} s of CPU |'
         f' {n / point["seconds"]:,.0f} a second | {point["peak_mb"]:,.0f} MB |'
       )
     print(f'| {name} | exponent {line["exponents"][name]:.2f} |')
@@ -104,33 +105,38 @@ def exponent(points: dict[int, dict]) -> float:
 
 
 def preparation(count: int, unused_reward: str) -> dict:
+  tokenizer = trained_tokenizer()
+  with tempfile.TemporaryDirectory() as folder:
+    prepared(20, tokenizer, folder)  # imports
+    return prepared(count, tokenizer, folder)
+
+
+def prepared(count: int, tokenizer, folder: str) -> dict:
   from gft_jax import data
   from gft_jax.config import DataConfig, GroupConfig
   from gft_jax.data import builders
 
-  with tempfile.TemporaryDirectory() as folder:
-    path = pathlib.Path(folder) / 'rows.jsonl'
-    with path.open('w') as file:
-      for row in rows(count):
-        file.write(json.dumps(row) + '\n')
-    config = DataConfig(
-      path=str(path),
-      eval_path=str(path),
-      cache=f'{folder}/cache',
-      max_prompt=256,
-      max_response=512,
-    )
-    tokenizer = trained_tokenizer()
-    start = time.perf_counter()
-    builders.source(config, 'train')
-    read = time.perf_counter()
-    dataset = data.load(
-      config, GroupConfig(teachers=TEACHERS), tokenizer, 'train'
-    )
-    end = time.perf_counter()
+  path = pathlib.Path(folder) / f'{count}.jsonl'
+  with path.open('w') as file:
+    for row in rows(count):
+      file.write(json.dumps(row) + '\n')
+  config = DataConfig(
+    path=str(path),
+    eval_path=str(path),
+    cache=f'{folder}/cache',
+    max_prompt=256,
+    max_response=512,
+  )
+  group = GroupConfig(teachers=TEACHERS)
+  busy, start = cpu_seconds(), time.perf_counter()
+  builders.source(config, 'train')
+  read = time.perf_counter()
+  dataset = data.load(config, group, tokenizer, 'train')
+  end = time.perf_counter()
   assert len(dataset) == count
   return {
     'seconds': end - start,
+    'cpu_seconds': cpu_seconds() - busy,
     'parts': {'reading': read - start, 'tokenising': end - read},
   }
 
@@ -141,14 +147,27 @@ def grading(count: int, workers: int, reward: str) -> dict:
 
   prompts, answers, responses = zip(*map(case, range(count)))
   config = RewardConfig(function=reward, workers=workers)
-  start = time.perf_counter()
+  busy, start = cpu_seconds(), time.perf_counter()
   with rewards.Grader(config) as grader:
     grader.score(['a', 'b'], ['1', '2'], ['1', '2'])
     ready = time.perf_counter()
     scores = grader.score(prompts, answers, responses)
     end = time.perf_counter()
   assert reward != 'math' or scores.values.all(), scores.failures
-  return {'seconds': end - ready, 'parts': {'start': ready - start}}
+  return {
+    'seconds': end - ready,
+    'cpu_seconds': cpu_seconds() - busy,
+    'parts': {'start of the workers': ready - start},
+  }
+
+
+def cpu_seconds() -> float:
+  """Of this process and of its children that have ended."""
+  found = [
+    resource.getrusage(who)
+    for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+  ]
+  return sum(usage.ru_utime + usage.ru_stime for usage in found)
 
 
 def rows(count: int):

@@ -21,6 +21,9 @@ from gft_jax.batch import EXPERT, TEACHER
 from gft_jax.config import DataConfig, GroupConfig, require
 from gft_jax.data import builders, chat, files
 
+# Texts that are tokenised together.
+ENCODED = 4096
+
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
@@ -78,8 +81,9 @@ class Ragged:
     self.length = np.fromiter(map(len, rows), np.int32, len(rows))
     self.start = np.cumsum(self.length, dtype=np.int64) - self.length
     # One id at least, for the padding of empty rows to read.
-    flat = itertools.chain([0], *rows)
-    self.tokens = np.fromiter(flat, np.int32, 1 + self.length.sum())
+    self.tokens = np.concatenate(
+      [np.asarray(row, np.int32) for row in ([0], *rows)]
+    )
 
   def padded(
     self, rows: np.ndarray, width: int
@@ -102,7 +106,7 @@ class _Row(NamedTuple):
   prompt: str
   answer: str
   ids: list[int]
-  given: list[tuple[str, list[int]]]
+  given: list[tuple[str, Sequence[int]]]
   trained: list[bool] | None
 
 
@@ -423,16 +427,19 @@ def _written(
 
 def _encode(
   texts: list[str], tokenizer: transformers.PreTrainedTokenizerBase
-) -> list[list[int]]:
-  if not texts:
-    return []
-  return tokenizer(
-    texts,
-    add_special_tokens=False,
-    return_attention_mask=False,
-    return_token_type_ids=False,
-    verbose=False,
-  )['input_ids']
+) -> Iterator[list[int]]:
+  """Ids of each text.
+
+  In parts: what the tokenizer keeps of a token is thirty times its id.
+  """
+  for start in range(0, len(texts), ENCODED):
+    yield from tokenizer(
+      texts[start : start + ENCODED],
+      add_special_tokens=False,
+      return_attention_mask=False,
+      return_token_type_ids=False,
+      verbose=False,
+    )['input_ids']
 
 
 def encode_prompts(
@@ -471,7 +478,7 @@ def encode_prompts(
   rendered = tokenizer.apply_chat_template(
     messages, tokenize=False, add_generation_prompt=True
   )
-  return _encode(rendered, tokenizer)
+  return list(_encode(rendered, tokenizer))
 
 
 def _uses_template(
@@ -482,10 +489,10 @@ def _uses_template(
 
 def _encode_answers(
   answers: list[str], tokenizer: transformers.PreTrainedTokenizerBase
-) -> list[list[int]]:
+) -> list[np.ndarray]:
   """Ids with EOS; an absent answer, '', has none."""
   return [
-    [*ids, tokenizer.eos_token_id] if answer else []
+    np.array([*ids, tokenizer.eos_token_id] if answer else [], np.int32)
     for answer, ids in zip(answers, _encode(answers, tokenizer))
   ]
 
@@ -501,7 +508,10 @@ def _unknown_id(tokenizer: transformers.PreTrainedTokenizerBase) -> int | None:
 
 
 def _unfit(
-  prompt: list[int], expert: list[int], unknown: int | None, config: DataConfig
+  prompt: list[int],
+  expert: Sequence[int],
+  unknown: int | None,
+  config: DataConfig,
 ) -> str:
   """Why a row is dropped, or ''."""
   if not prompt:
@@ -516,13 +526,13 @@ def _unfit(
 
 
 def _choose(
-  offered: list[tuple[str, list[int]]],
+  offered: list[tuple[str, Sequence[int]]],
   row: int,
   config: DataConfig,
   group: GroupConfig,
   seed: int,
   empty: dict[str, int],
-) -> list[tuple[str, list[int]]]:
+) -> list[tuple[str, Sequence[int]]]:
   """The teachers of a row, (text, ids) per slot; counts the empty slots."""
   fitting = [pair for pair in offered if len(pair[1]) <= config.max_response]
   if len(fitting) > group.teachers:
