@@ -8,6 +8,7 @@ checks raise ConfigError and name both numbers that disagree.
 import ast
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from typing import Any
@@ -196,8 +197,20 @@ class SamplerConfig:
 class RewardConfig:
   function: str = setting(
     'arithmetic',
-    'arithmetic, math (math-verify) or the import path of your own'
-    ' (prompt, answer, response) -> float, as package.module:function',
+    'a reward, or a weighted sum of them as in math + 0.2 * format: arithmetic,'
+    ' math (math-verify), choice (a letter), exact, numeric, format, length,'
+    ' model (of reward.model), or the import path of your own (prompt, answer,'
+    ' response) -> float, as package.module:function',
+  )
+  model: str = setting(
+    '', 'Hugging Face folder of a sequence-classification reward model'
+  )
+  tolerance: float = setting(1e-4, 'relative, of the reward numeric')
+  pattern: str = setting(
+    r'\\boxed\{.+\}', 'regular expression that the reward format looks for'
+  )
+  length_limit: int = setting(
+    4096, 'characters at which the reward length is 1'
   )
   workers: int = setting(
     0, 'guarded processes; 0 grades in this process, for rewards you trust'
@@ -207,6 +220,16 @@ class RewardConfig:
 
   def __post_init__(self):
     require(self.workers >= 0, f'reward.workers={self.workers} is negative')
+    require(
+      self.tolerance >= 0, f'reward.tolerance={self.tolerance} is negative'
+    )
+    try:
+      re.compile(self.pattern)
+    except re.error as error:
+      raise ConfigError(
+        f'reward.pattern={self.pattern!r} is no regular expression: {error}'
+      ) from None
+    positive('reward.length_limit', self.length_limit)
     positive('reward.timeout_s', self.timeout_s)
     positive('reward.memory_mb', self.memory_mb)
 

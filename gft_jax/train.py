@@ -491,8 +491,9 @@ class Loop:
         name: record.get(name, 0) + counts.get(name, 0)
         for name in record | counts
       }
-    if 'train/truncated_fraction' in record:
-      record['train/truncated_fraction'] /= 1 + used
+    for name in record:  # These are means, the others counts.
+      if name.startswith(('train/truncated_fraction', 'train/reward_part/')):
+        record[name] /= 1 + used
     if most:
       record['train/refills'] = used
     return batch, record | {'train/tokens': int(batch.responses.length.sum())}
@@ -550,6 +551,12 @@ class Loop:
         f'train/reward_failures/{cause}': count
         for cause, count in scored.failures.items()
       }
+      if len(scored.parts) > 1:
+        present = responses.length > 0
+        record |= {
+          f'train/reward_part/{part}': float(values[present].mean())
+          for part, values in scored.parts.items()
+        }
     return groups.build(prompts, responses, origin, scores), record
 
   def _evaluate(self, job: Job, params: Any, step: int) -> Record:
