@@ -401,6 +401,9 @@ class EvalConfig:
   prompts: int = setting(128, 'prompts per split')
   samples: int = setting(4, 'answers per prompt')
   ks: tuple[int, ...] = setting((1, 4), 'k of the unbiased pass@k')
+  reward: str = setting(
+    '', 'reward of evaluations; empty: the first part of reward.function'
+  )
   temperature: float = setting(0.5, 'temperature of the graded answers')
   max_response: int = setting(52, 'tokens of an answer')
   kl_prompts: int = setting(

@@ -27,10 +27,14 @@ from gft_jax import (
 from gft_jax.batch import GroupBatch, Prompts, Responses
 from gft_jax.config import (
   Config,
+  DataConfig,
   OptimizerConfig,
   RewardConfig,
   SamplerConfig,
+  require,
 )
+from gft_jax.data import pipeline
+from gft_jax.models import reward_model
 from gft_jax.ops.masking import WeightedMean
 from gft_jax.optimizer import make_optimizer
 
@@ -85,6 +89,12 @@ def update(state, batch, reference, *, model, objective, settings, options):
   return step(state, batch, reference)
 
 
+response_scores = jax.jit(reward_model.scores, static_argnames='model')
+compare_pairs = jax.jit(reward_model.compare, static_argnames='model')
+update_reward_model = jax.jit(
+  reward_model.update, static_argnames='model', donate_argnames='state'
+)
+
 # One optimizer object per setting: it is part of a train state's identity.
 optimizer_of = functools.cache(make_optimizer)
 
@@ -111,6 +121,46 @@ def key_of(seed: int, stream: str, step: int) -> jax.Array:
   return jax.random.fold_in(jax.random.fold_in(root, STREAMS[stream]), step)
 
 
+def spread(create: Any, params: Any, mesh: jax.sharding.Mesh) -> Any:
+  """`create(params)` in the shardings of the partition rules."""
+  shardings = parallel.parameter_shardings(jax.eval_shape(create, params), mesh)
+  return jax.jit(create, out_shardings=shardings)(params)
+
+
+class Judge:
+  """A reward model on the mesh: texts in, scores out."""
+
+  def __init__(self, policy: Policy, mesh: jax.sharding.Mesh):
+    """Takes what `huggingface.load_reward_model` gives."""
+    self._model, self._tokenizer = policy.model, policy.tokenizer
+    self._params = spread(lambda params: params, policy.params, mesh)
+    self._mesh = mesh
+
+  def scores(self, prompts: list[str], texts: list[list[str]]) -> np.ndarray:
+    """[B, G] float32 for B prompts with G answers each.
+
+    Raises:
+      ConfigError: an answer is longer than the model's positions allow.
+    """
+    asked, given = pipeline.encode_groups(
+      prompts, texts, DataConfig(), self._tokenizer
+    )
+    longest = (asked.length[:, None] + given.length).max()
+    room = self._model.architecture.max_positions
+    require(
+      longest <= room,
+      f'reward.model: a prompt and its answer take up to {longest} tokens, but'
+      f' the model has max_positions={room}',
+    )
+    shards = parallel.prompt_shards(self._mesh)
+    rows = -(-len(prompts) // shards) * shards
+    batch = evaluate.unscored(asked, given, rows)
+    scores = response_scores(
+      self._model, self._params, parallel.to_global(self._mesh, batch)
+    )
+    return parallel.to_local(self._mesh, scores)[: len(prompts)]
+
+
 class Engine:
   """The compiled programs, the mesh and the graders of one run."""
 
@@ -121,6 +171,7 @@ class Engine:
     mesh: jax.sharding.Mesh,
     graders: dict[RewardConfig, rewards.Grader],
     journal: rewards.Journal | None,
+    judges: dict[str, Judge] | None = None,
   ):
     self.model = policy.model
     self._tokenizer = policy.tokenizer
@@ -129,6 +180,7 @@ class Engine:
     self._mesh = mesh
     self._graders = graders
     self._journal = journal
+    self._judges = judges or {}
 
   def sample(
     self,
@@ -192,13 +244,18 @@ class Engine:
     finished: np.ndarray,
   ) -> groups.Scored:
     """Grades a batch of groups; time-outs are journalled under `name`."""
+    grader, judged = self._graders[settings], None
+    if grader.asks_model:
+      judge = self._judges[settings.model]
+      judged = judge.scores(examples.prompts, texts)
     scored = groups.score(
-      self._graders[settings],
+      grader,
       examples.prompts,
       examples.answers,
       texts,
       present,
       finished,
+      judged=judged,
       timed_out=self._journal.replay(name),
     )
     self._journal.record(name, scored.timed_out)
@@ -213,11 +270,12 @@ class Engine:
       self.model,
       optimizer=optimizer_of(settings, total_updates),
     )
-    return self._spread(create, params)
+    return spread(create, params, self._mesh)
 
   def copy(self, params: Any) -> Any:
     """Parameters on the mesh that no update donates."""
-    return self._spread(lambda params: jax.tree.map(jnp.copy, params), params)
+    copy = functools.partial(jax.tree.map, jnp.copy)
+    return spread(copy, params, self._mesh)
 
   def update(
     self,
@@ -282,10 +340,3 @@ class Engine:
   def _take(self, tree: Any) -> Any:
     """Rows on the mesh -> those of this process, on the host."""
     return parallel.to_local(self._mesh, tree)
-
-  def _spread(self, create: Any, params: Any) -> Any:
-    """`create(params)` in the shardings of the partition rules."""
-    shardings = parallel.parameter_shardings(
-      jax.eval_shape(create, params), self._mesh
-    )
-    return jax.jit(create, out_shardings=shardings)(params)

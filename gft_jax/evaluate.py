@@ -20,9 +20,15 @@ from typing import Any, NamedTuple, TextIO
 import jax
 import numpy as np
 
-from gft_jax import data, groups
+from gft_jax import data, groups, rewards
 from gft_jax.batch import GroupBatch, Prompts, Responses
-from gft_jax.config import Config, GroupConfig, SamplerConfig, require
+from gft_jax.config import (
+  Config,
+  GroupConfig,
+  RewardConfig,
+  SamplerConfig,
+  require,
+)
 from gft_jax.models.transformer import response_states
 from gft_jax.ops import diagnostics, divergences, masking, passk
 from gft_jax.ops.logprobs import target_logprobs
@@ -98,6 +104,13 @@ def held_out(
     dataset = next(iter(benchmark.splits.values()))
     metrics |= _drift(engine, params, base, dataset, config)
   return {f'eval/{k}': v for k, v in metrics.items()}
+
+
+def reward_of(config: Config) -> RewardConfig:
+  """How evaluations grade: one part, so that 1 is right whatever the sum."""
+  first = rewards.parts_of(config.reward.function)[0].name
+  function = config.eval.reward or first
+  return dataclasses.replace(config.reward, function=function)
 
 
 def accuracy(scores: np.ndarray, ks: tuple[int, ...]) -> dict[str, float]:
@@ -268,7 +281,7 @@ def _answers(
     responses = _rows(responses, len(examples.index))
     texts, finished = engine.decode(responses, sampling)
     scored = engine.score(
-      config.reward,
+      reward_of(config),
       f'{name}/{number}',
       examples,
       texts,

@@ -36,6 +36,7 @@ BATCH_AXES = ('data', 'fsdp')
 PARTITION_RULES = (
   (r'embedding', PartitionSpec('tensor', 'fsdp')),  # [V, D]
   (r'head', PartitionSpec('fsdp', 'tensor')),  # [D, V]
+  (r'score', PartitionSpec('fsdp', None)),  # [D, 1], of a reward model
   (
     r'(query|key|value)/kernel',  # [L, D, H, K]
     PartitionSpec(None, 'fsdp', 'tensor', None),
@@ -179,6 +180,11 @@ def to_local(mesh: Mesh, tree: Any) -> Any:
   return jax.tree.map(np.asarray, local)
 
 
+def prompt_shards(mesh: Mesh) -> int:
+  """Devices that hold different prompts."""
+  return mesh.shape['data'] * mesh.shape['fsdp']
+
+
 def over_prompts(
   function: Callable[..., Any], mesh: Mesh
 ) -> Callable[..., Any]:
@@ -191,7 +197,7 @@ def over_prompts(
     function: rows of prompts in, rows of results out, each by itself.
     mesh: of `make_mesh`.
   """
-  if mesh.shape['data'] * mesh.shape['fsdp'] == 1:
+  if prompt_shards(mesh) == 1:
     return function
   rows, whole = PartitionSpec(BATCH_AXES), PartitionSpec()
   return jax.shard_map(

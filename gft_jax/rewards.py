@@ -120,14 +120,19 @@ _TERM = r'\s*([+-])?\s*(?:(\d*\.?\d+(?:e-?\d+)?)\s*\*)?\s*([A-Za-z_][\w.:]*)\s*'
 
 
 class Grader:
-  """Grades answers by one reward; close it or use `with`."""
+  """Grades answers by one reward; close it or use `with`.
+
+  Attributes:
+    asks_model: a part is what a reward model says, so `score` needs `judged`.
+  """
 
   def __init__(self, config: config_lib.RewardConfig):
     """Raises ConfigError if `config.function` is no reward."""
     self._config = config
     self._parts = parts_of(config.function)
+    self.asks_model = any(part.name == MODEL for part in self._parts)
     config_lib.require(
-      bool(config.model) or all(part.name != MODEL for part in self._parts),
+      bool(config.model) or not self.asks_model,
       f'reward.function={config.function!r} asks a reward model; name its'
       ' folder in reward.model',
     )
@@ -193,7 +198,7 @@ class Grader:
       name: np.array([row[name].value for row in outcomes], np.float32)
       for name in self._functions
     }
-    if any(part.name == MODEL for part in self._parts):
+    if self.asks_model:
       parts[MODEL] = np.asarray(judged, np.float32).reshape(len(cases))
     total = np.zeros(len(cases), np.float32)
     for weight, name in self._parts:

@@ -43,6 +43,7 @@ from gft_jax.batch import GroupBatch
 from gft_jax.config import (
   Config,
   ConfigError,
+  RewardConfig,
   Stage,
   differences,
   for_stage,
@@ -50,7 +51,7 @@ from gft_jax.config import (
   to_dict,
 )
 from gft_jax.data import arithmetic
-from gft_jax.engine import Engine, Policy, key_of
+from gft_jax.engine import Engine, Judge, Policy, key_of
 from gft_jax.models import huggingface, transformer
 from gft_jax.optimizer import make_schedule
 
@@ -139,14 +140,19 @@ def train(
   with contextlib.ExitStack() as stack:
     graders = {
       settings: stack.enter_context(rewards.Grader(settings))
-      for settings in {job.config.reward for job in jobs}
+      for settings in {
+        reward
+        for job in jobs
+        for reward in (job.config.reward, evaluate.reward_of(job.config))
+      }
     }
-    _claim(workdir, config)
+    judges = load_judges(graders, mesh)
+    claim(workdir, config)
     writer = stack.enter_context(
       contextlib.closing(writers.make_writer(workdir, config.log))
     )
     journal = rewards.Journal(workdir / 'timeouts.jsonl')
-    engine = Engine(config, policy, mesh, graders, journal)
+    engine = Engine(config, policy, mesh, graders, journal, judges)
     loop = Loop(config, workdir, policy, engine, writer)
     results = {job.stage.name: loop.run(job) for job in jobs}
   if config.log.report:
@@ -209,10 +215,26 @@ def engine_of(
   Answers that hit the time limit are journalled in `outdir`.
   """
   mesh = parallel.make_mesh(config.mesh)
-  with rewards.Grader(config.reward) as grader:
+  with contextlib.ExitStack() as stack:
+    graders = {
+      settings: stack.enter_context(rewards.Grader(settings))
+      for settings in {config.reward, evaluate.reward_of(config)}
+    }
+    judges = load_judges(graders, mesh)
     outdir.mkdir(parents=True, exist_ok=True)
     journal = rewards.Journal(outdir / 'timeouts.jsonl')
-    yield Engine(config, policy, mesh, {config.reward: grader}, journal)
+    yield Engine(config, policy, mesh, graders, journal, judges)
+
+
+def load_judges(
+  graders: dict[RewardConfig, rewards.Grader], mesh: jax.sharding.Mesh
+) -> dict[str, Judge]:
+  """The reward models that the graders ask, by their folders."""
+  folders = {settings.model for settings, g in graders.items() if g.asks_model}
+  return {
+    folder: Judge(Policy(*huggingface.load_reward_model(folder), ()), mesh)
+    for folder in folders
+  }
 
 
 def load_policy(config: Config) -> Policy:
@@ -337,7 +359,8 @@ def check_workdir(workdir: pathlib.Path, config: Config) -> None:
       )
 
 
-def _claim(workdir: pathlib.Path, config: Config) -> None:
+def claim(workdir: pathlib.Path, config: Config) -> None:
+  """Makes the workdir, with config.json written whole."""
   workdir.mkdir(parents=True, exist_ok=True)
   path = workdir / 'config.json'
   temporary = path.with_suffix('.tmp')

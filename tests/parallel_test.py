@@ -10,6 +10,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from gft_jax import parallel
 from gft_jax.config import Architecture, ConfigError, MeshConfig
+from gft_jax.models import reward_model
 from gft_jax.models.transformer import Transformer
 from gft_jax.ops import advantages, losses, masking
 
@@ -160,6 +161,9 @@ def test_every_parameter_has_a_rule_and_every_rule_a_parameter():
   assert found['head'] == PartitionSpec('fsdp', 'tensor')
   assert found['blocks/down/kernel'] == PartitionSpec(None, 'tensor', 'fsdp')
   assert found['blocks/mlp_norm/scale'] == PartitionSpec()
+  head = jax.eval_shape(reward_model.init, jax.random.key(0), shapes())
+  found |= specs(head, mesh)
+  assert found['score'] == PartitionSpec('fsdp', None)
   for pattern, _ in parallel.PARTITION_RULES:
     assert any(re.search(pattern + '$', name) for name in found), pattern
 

@@ -133,7 +133,7 @@ def _guessed(first: dict) -> dict[str, str]:
   }
   # GSM8K calls the worked solution its answer.
   if 'answer' in found and 'expert' not in found:
-    if MARK in str(_decoded(first[found['answer']])):
+    if MARK in str(decoded(first[found['answer']])):
       found['expert'] = found.pop('answer')
   return found
 
@@ -219,7 +219,7 @@ def _row(raw: dict | BadRow, columns: dict[str, str]) -> dict:
 
 
 def _text(role: str, value: Any) -> str:
-  value = _decoded(value)
+  value = decoded(value)
   if value is None:
     raise BadRow(f'{role} is missing')
   if not isinstance(value, str):
@@ -233,7 +233,8 @@ def _text(role: str, value: Any) -> str:
   return value
 
 
-def _decoded(value: Any) -> Any:
+def decoded(value: Any) -> Any:
+  """Text of bytes; what is not UTF-8 stays recognisable as such."""
   if not isinstance(value, bytes):
     return value
   try:

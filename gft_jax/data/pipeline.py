@@ -17,9 +17,12 @@ import grain
 import numpy as np
 import transformers
 
-from gft_jax.batch import EXPERT, TEACHER
+from gft_jax.batch import EXPERT, TEACHER, Prompts, Responses
 from gft_jax.config import DataConfig, GroupConfig, require
 from gft_jax.data import builders
+
+# Widths of what `encode_groups` encodes.
+MULTIPLE = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -383,6 +386,36 @@ def encode_prompts(
     messages, tokenize=False, add_generation_prompt=True
   )
   return _encode(rendered, tokenizer)
+
+
+def encode_groups(
+  prompts: list[str],
+  texts: list[list[str]],
+  config: DataConfig,
+  tokenizer: transformers.PreTrainedTokenizerBase,
+) -> tuple[Prompts, Responses]:
+  """Texts of B prompts with G answers each, an EOS behind every answer.
+
+  Widths are rounded up to multiples of `MULTIPLE`, so that few programs are
+  compiled.
+  """
+  asked = Ragged(encode_prompts(prompts, config, tokenizer))
+  ids = _encode(list(itertools.chain(*texts)), tokenizer)
+  answered = Ragged([[*row, tokenizer.eos_token_id] for row in ids])
+
+  def width(lengths):
+    return -(-int(lengths.max(initial=1)) // MULTIPLE) * MULTIPLE
+
+  rows = np.arange(len(prompts))
+  tokens, length = asked.padded(rows, width(asked.length))
+  given, given_length = answered.padded(
+    np.arange(len(ids)).reshape(len(prompts), -1), width(answered.length)
+  )
+  zeros = np.zeros(given.shape, np.float32)
+  return (
+    Prompts(tokens, length, rows.astype(np.int32)),
+    Responses(given, given_length, zeros),
+  )
 
 
 def _encode_answers(
