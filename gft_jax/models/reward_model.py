@@ -2,7 +2,7 @@
 
 The prompt is computed once per group here too: the scores of G answers come
 from one prefix. Hugging Face calls this sequence classification with one label.
-Parameters are {'backbone': of a Transformer, 'score': [D, 1]}.
+Parameters are those of a Transformer without a head, and `score` [D, 1].
 """
 
 from typing import Any
@@ -28,10 +28,11 @@ def init(key: jax.Array, backbone: Any) -> Any:
     key: of the new head.
     backbone: parameters of a `Transformer`.
   """
-  backbone = {k: v for k, v in backbone.items() if k != 'head'}
-  width = backbone['embedding'].shape[1]
-  score = jax.random.normal(key, (width, 1), backbone['embedding'].dtype)
-  return {'backbone': backbone, 'score': score / jnp.sqrt(width + 1.0)}
+  embedding = backbone['embedding']
+  width = embedding.shape[1]
+  score = jax.random.normal(key, (width, 1), embedding.dtype)
+  kept = {name: x for name, x in backbone.items() if name != 'head'}
+  return kept | {'score': score / jnp.sqrt(width + 1.0)}
 
 
 def scores(model: Any, params: Any, batch: GroupBatch) -> jax.Array:
@@ -50,7 +51,7 @@ def scores(model: Any, params: Any, batch: GroupBatch) -> jax.Array:
   room = ((0, 0), (0, 0), (0, 1))
   tokens = jnp.pad(responses.tokens, room)
   padded = batch.replace(responses=responses.replace(tokens=tokens))
-  hidden, _ = response_states(model, params['backbone'], padded)
+  hidden, _ = response_states(model, params, padded)
   last = jnp.take_along_axis(hidden, responses.length[..., None, None], axis=2)[
     :, :, 0
   ]

@@ -61,7 +61,7 @@ def test_a_score_is_that_of_the_whole_sequence(params):
       answer = batch.responses.tokens[b, g, : batch.responses.length[b, g]]
       tokens = np.concatenate([prompt, answer])[None]
       hidden = MODEL.apply(
-        {'params': params['backbone']}, tokens, np.array([tokens.size])
+        {'params': params}, tokens, np.array([tokens.size])
       ).hidden
       expected = (hidden @ params['score'])[0, 0]
       assert scores[b, g] == pytest.approx(float(expected), abs=1e-5)
@@ -71,7 +71,7 @@ def test_the_head_of_the_policy_is_left_out_and_the_new_one_is_small():
   width = 4095
   policy = {'embedding': jnp.zeros((2, width)), 'head': jnp.zeros((width, 2))}
   params = reward_model.init(jax.random.key(0), policy)
-  assert set(params['backbone']) == {'embedding'}
+  assert set(params) == {'embedding', 'score'}
   assert params['score'].shape == (width, 1)
   assert float(jnp.std(params['score'])) == pytest.approx(1 / 64, rel=0.05)
 
