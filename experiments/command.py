@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import runpy
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -127,7 +128,10 @@ def run(work: Callable[[], None]) -> int:
   except ConfigError as error:
     print(f'error: {error}', file=sys.stderr)
     return 2
-  except FloatingPointError as error:
+  except InterruptedError as error:
+    print(f'stopped: {error}', file=sys.stderr)
+    return 128 + signal.SIGTERM
+  except (FloatingPointError, OSError) as error:
     print(f'stopped: {error}', file=sys.stderr)
     return 1
   return 0

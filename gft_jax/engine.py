@@ -329,9 +329,9 @@ class Engine:
     )
     return self._take(found)
 
-  def anywhere(self, flag: bool) -> bool:
-    """Whether any process says so."""
-    return parallel.anywhere(flag)
+  def anywhere(self, *flags: bool) -> tuple[bool, ...]:
+    """Which flags any process raises."""
+    return parallel.anywhere(*flags)
 
   def put(self, tree: Any) -> Any:
     """Host-local rows -> global arrays on the mesh."""

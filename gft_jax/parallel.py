@@ -210,9 +210,10 @@ def over_prompts(
   )
 
 
-def anywhere(flag: bool) -> bool:
-  """Whether any process of the run says so; every process must ask."""
-  return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
+def anywhere(*flags: bool) -> tuple[bool, ...]:
+  """Which flags any process of the run raises; every process must ask."""
+  raised = multihost_utils.process_allgather(np.array(flags))
+  return tuple(raised.reshape(-1, len(flags)).any(axis=0).tolist())
 
 
 def gft_loss(

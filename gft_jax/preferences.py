@@ -5,6 +5,7 @@ prompt is computed once. What comes out is a Hugging Face folder of a sequence
 classifier, which `reward.model` names.
 """
 
+import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Iterator
@@ -120,41 +121,55 @@ def train_reward_model(
     start,
     mesh,
   )
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(train.claim(workdir, config))
+    writer = stack.enter_context(
+      contextlib.closing(writers.make_writer(workdir, config.log))
+    )
+    state, evaluation = _run(
+      config, workdir, model, state, train_set, test_set, steps, mesh, writer
+    )
+  huggingface.save_reward_model(
+    workdir / 'model', model, state.params, policy.tokenizer
+  )
+  return evaluation
+
+
+def _run(
+  config: Config,
+  workdir: pathlib.Path,
+  model: Any,
+  state: Any,
+  pairs: GroupBatch,
+  held_out: GroupBatch,
+  steps: int,
+  mesh: Any,
+  writer: writers.Writer,
+) -> tuple[Any, dict[str, float]]:
+  """The steps that are not done; the last state and its evaluation."""
+  size, directory = config.data.batch_size, workdir / 'checkpoints'
   done, position = 0, {'metrics_bytes': 0, 'evaluation': {}}
-  restored = checkpoint.restore(workdir / 'checkpoints', state)
+  restored = checkpoint.restore(directory, state)
   if restored:
     done, state, position = restored
-  train.claim(workdir, config)
-  writer = writers.make_writer(workdir, config.log)
   writer.begin(STAGE, steps, done, position['metrics_bytes'])
-  batches = _batches(train_set, size, config.seed, steps)
-  for step, rows in enumerate(batches, 1):
+  for step, rows in enumerate(_order(len(pairs.rewards), config, steps), 1):
     if step <= done:
       continue
-    batch = parallel.to_global(mesh, _rows(train_set, rows))
+    batch = parallel.to_global(mesh, _rows(pairs, rows))
     state, metrics = engine.update_reward_model(state, batch, model=model)
-    record = {'stage': STAGE, 'step': step} | _floats('train', [metrics])
-    writer.write(record)
-    last = step == steps
-    if last or step % config.checkpoint.every == 0:
-      evaluation = _evaluate(model, state.params, test_set, size, mesh)
-      writer.write({'stage': STAGE, 'step': step} | evaluation)
+    head = {'stage': STAGE, 'step': step}
+    writer.write(head | _floats('train', [metrics]))
+    if step == steps or step % config.checkpoint.every == 0:
+      evaluation = _evaluate(model, state.params, held_out, size, mesh)
+      writer.write(head | evaluation)
       position = {
         'metrics_bytes': writer.position(),
         'evaluation': evaluation,
       }
-      checkpoint.save(
-        workdir / 'checkpoints',
-        step,
-        state,
-        position,
-        keep=config.checkpoint.keep,
-      )
-  writer.close()
-  huggingface.save_reward_model(
-    workdir / 'model', model, state.params, policy.tokenizer
-  )
-  return position['evaluation']
+      keep = config.checkpoint.keep
+      checkpoint.save(directory, step, state, position, keep=keep)
+  return state, position['evaluation']
 
 
 def encode(pairs: list[Pair], config: Config, tokenizer: Any) -> GroupBatch:
@@ -214,15 +229,13 @@ def _split(pairs: list[Pair]) -> tuple[list[Pair], list[Pair]]:
   )
 
 
-def _batches(
-  pairs: GroupBatch, size: int, seed: int, steps: int
-) -> Iterator[np.ndarray]:
+def _order(count: int, config: Config, steps: int) -> Iterator[np.ndarray]:
   """Rows of each step, which depend on the seed and the step alone."""
-  count = len(pairs.rewards)
+  size = config.data.batch_size
   for step in range(steps):
     epoch, batch = divmod(step, count // size)
     if batch == 0:
-      generator = np.random.Generator(np.random.PCG64([seed, epoch]))
+      generator = np.random.Generator(np.random.PCG64([config.seed, epoch]))
       order = generator.permutation(count)
     yield order[batch * size : (batch + 1) * size]
 

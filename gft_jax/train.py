@@ -14,10 +14,13 @@ run repeats the uninterrupted one bit for bit.
 
 import contextlib
 import dataclasses
+import fcntl
 import functools
 import json
 import math
 import pathlib
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -62,6 +65,10 @@ FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 class NonFiniteError(FloatingPointError):
   """Loss or gradient is not finite; the message names stage and step."""
+
+
+class Preempted(InterruptedError):
+  """The run was asked to stop and has saved; the message says where."""
 
 
 class Job(NamedTuple):
@@ -128,9 +135,11 @@ def train(
     The last evaluation of each stage, by stage.
 
   Raises:
-    ConfigError: a setting that cannot work, or a workdir begun under another
-      config. Nothing has been written then.
+    ConfigError: a setting that cannot work, a workdir begun under another
+      config or in use by another run. Nothing has been written then.
     NonFiniteError: the last good checkpoint stands.
+    Preempted: SIGTERM came; the step in progress is done and saved.
+    checkpoint.SaveError: the disk is full; the last checkpoint stands.
   """
   workdir = pathlib.Path(workdir)
   check_workdir(workdir, config)
@@ -147,13 +156,14 @@ def train(
       }
     }
     judges = load_judges(graders, mesh)
-    claim(workdir, config)
+    stack.enter_context(claim(workdir, config))
+    preempted = stack.enter_context(_sigterm())
     writer = stack.enter_context(
       contextlib.closing(writers.make_writer(workdir, config.log))
     )
     journal = rewards.Journal(workdir / 'timeouts.jsonl')
     engine = Engine(config, policy, mesh, graders, journal, judges)
-    loop = Loop(config, workdir, policy, engine, writer)
+    loop = Loop(config, workdir, policy, engine, writer, preempted)
     results = {job.stage.name: loop.run(job) for job in jobs}
   if config.log.report:
     report.write_report(workdir)
@@ -359,13 +369,48 @@ def check_workdir(workdir: pathlib.Path, config: Config) -> None:
       )
 
 
-def claim(workdir: pathlib.Path, config: Config) -> None:
-  """Makes the workdir, with config.json written whole."""
+@contextlib.contextmanager
+def claim(workdir: pathlib.Path, config: Config) -> Iterator[None]:
+  """Holds a workdir for this run; config.json is written whole.
+
+  The lock is process 0's and ends with it, however it ends.
+
+  Raises:
+    ConfigError: another run holds it.
+  """
   workdir.mkdir(parents=True, exist_ok=True)
-  path = workdir / 'config.json'
-  temporary = path.with_suffix('.tmp')
-  temporary.write_text(json.dumps(to_dict(config), indent=1))
-  temporary.rename(path)
+  with (workdir / 'lock').open('a') as lock:
+    held = False
+    if jax.process_index() == 0:
+      try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError:
+        held = True
+    if parallel.anywhere(held)[0]:
+      raise ConfigError(
+        f'{workdir} is in use by another run; wait for it, or use a new'
+        ' --workdir'
+      )
+    if jax.process_index() == 0:
+      path = workdir / 'config.json'
+      temporary = path.with_suffix('.tmp')
+      temporary.write_text(json.dumps(to_dict(config), indent=1))
+      temporary.rename(path)
+    yield
+
+
+@contextlib.contextmanager
+def _sigterm() -> Iterator[threading.Event]:
+  """An event that SIGTERM sets, where this thread may listen to signals."""
+  event = threading.Event()
+  if threading.current_thread() is not threading.main_thread():
+    yield event
+    return
+  before = signal.signal(signal.SIGTERM, lambda *_: event.set())
+  try:
+    yield event
+  finally:
+    signal.signal(signal.SIGTERM, before)
 
 
 class Loop:
@@ -378,12 +423,14 @@ class Loop:
     policy: Policy,
     engine: Engine,
     writer: writers.Writer,
+    preempted: threading.Event,
   ):
     self.config = config
     self.workdir = workdir
     self.policy = policy
     self.engine = engine
     self.writer = writer
+    self.preempted = preempted
     # How much of metrics.jsonl the last checkpoint vouches for.
     self.metrics_bytes = 0
 
@@ -425,9 +472,12 @@ class Loop:
         self.writer.write(pending())
       pending = read
       spent = Spent(spent.tokens + tokens, spent.seconds + watch.lap())
-      last = step == stage.steps or self.engine.anywhere(spent.reaches(stage))
+      spends, stops = self.engine.anywhere(
+        spent.reaches(stage), self.preempted.is_set()
+      )
+      last = step == stage.steps or spends
       evaluates = last or _due(step, job.config.eval.every)
-      saves = last or _due(step, job.config.checkpoint.every)
+      saves = last or stops or _due(step, job.config.checkpoint.every)
       if evaluates or saves:
         self.writer.write(pending())
         pending = None
@@ -447,6 +497,11 @@ class Loop:
         }
         keep = job.config.checkpoint.keep
         checkpoint.save(directory, step, state, position, keep=keep)
+      if stops:
+        raise Preempted(
+          f'SIGTERM: stage {stage.name} is saved at step {step}; the same'
+          ' command continues'
+        )
       if last:
         break
       watch.restart()
@@ -506,7 +561,7 @@ class Loop:
     """
     batch, record = self._groups(job, params, batches, step, 0, clock)
     most, used = job.config.group.refills, 0
-    while used < most and self.engine.anywhere(groups.flat(batch).any()):
+    while used < most and self.engine.anywhere(groups.flat(batch).any())[0]:
       used += 1
       further, counts = self._groups(job, params, batches, step, used, clock)
       batch = groups.refill(batch, further)

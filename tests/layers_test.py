@@ -25,6 +25,7 @@ FLOORS = (
   ('checkpoint', 'writers'),
   ('report', 'engine'),
   ('train',),
+  ('preferences',),
 )
 LEVEL = {room: level for level, floor in enumerate(FLOORS) for room in floor}
 

@@ -6,11 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tokenizers
 from flax.training.train_state import TrainState
 
 from gft_jax.batch import GroupBatch, Prompts, Responses
 from gft_jax.config import Architecture
-from gft_jax.models import reward_model
+from gft_jax.models import huggingface, reward_model
 from gft_jax.models.transformer import Transformer
 from gft_jax.ops import losses
 
@@ -125,3 +126,67 @@ def test_updates_learn_the_preference(params):
     state, metrics = step(state, batch, model=MODEL)
   assert metrics['accuracy'].value == 1
   assert metrics['loss'].value < 0.05
+
+
+@pytest.mark.parametrize('family', ['llama', 'qwen2'])
+def test_folders_agree_with_transformers(family, tmp_path):
+  """Their scores, our scores, and theirs of what we save."""
+  torch = pytest.importorskip('torch')
+  import transformers
+
+  words = {word: i for i, word in enumerate(['<pad>', '<eos>', *'abcdefgh'])}
+  tokenizer = transformers.PreTrainedTokenizerFast(
+    tokenizer_object=tokenizers.Tokenizer(
+      tokenizers.models.WordLevel(words, '<pad>')
+    ),
+    eos_token='<eos>',
+    pad_token='<pad>',
+  )
+  config = transformers.AutoConfig.for_model(
+    family,
+    vocab_size=32,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    num_labels=1,
+    pad_token_id=0,
+  )
+  theirs = transformers.AutoModelForSequenceClassification.from_config(config)
+  with torch.no_grad():
+    for parameter in theirs.parameters():
+      parameter.normal_(0.0, 0.3)
+  theirs.save_pretrained(tmp_path / 'theirs')
+  tokenizer.save_pretrained(tmp_path / 'theirs')
+
+  model, params, tokenizer = huggingface.load_reward_model(tmp_path / 'theirs')
+  batch = pairs([[6, 3], [1, 2], [4, 6]])
+  scores = np.asarray(reward_model.scores(model, params, batch))
+  huggingface.save_reward_model(tmp_path / 'ours', model, params, tokenizer)
+  written = transformers.AutoModelForSequenceClassification.from_pretrained(
+    tmp_path / 'ours'
+  )
+  for b, g in np.ndindex(3, 2):
+    prompt = batch.prompts.tokens[b, : batch.prompts.length[b]]
+    answer = batch.responses.tokens[b, g, : batch.responses.length[b, g]]
+    # Their pooling looks for padding from the right; 0 is a word here.
+    tokens = np.concatenate([prompt, answer])
+    tokens[-1] = max(tokens[-1], 1)
+    with torch.no_grad():
+      row = torch.tensor(tokens[None], dtype=torch.long)
+      assert theirs.eval()(row).logits[0, 0].item() == pytest.approx(
+        float(scores[b, g]), abs=1e-4
+      )
+      assert written.eval()(row).logits == pytest.approx(theirs(row).logits)
+
+
+@pytest.mark.parametrize(
+  'change, words',
+  [
+    ({'id2label': {'0': 'a', '1': 'b'}}, r'score.weight is \(1, 32\)'),
+    ({'architectures': ['LlamaForCausalLM']}, 'not a reward model'),
+  ],
+)
+def test_a_folder_that_is_no_reward_model_is_refused(change, words, tmp_path):
+  pass
