@@ -29,7 +29,7 @@ from gft_jax.config import Config, ConfigError, override
 def main(arguments: list[str] | None = None) -> int:
   parser = command.parser(__doc__)
   command.add_config(parser, required=False)
-  parser.add_argument('--model', help='a Hugging Face folder, instead of both')
+  parser.add_argument('--model', help='a folder or hub id, instead of both')
   parser.add_argument('--benchmarks', help='names, with commas')
   parser.add_argument('--regrade', metavar='FILE', help='kept answers')
   parser.add_argument('--data', default='.', help='folder of benchmark files')

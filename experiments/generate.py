@@ -21,7 +21,7 @@ MULTIPLE = 32
 
 def main(arguments: list[str] | None = None) -> int:
   parser = command.parser(__doc__)
-  parser.add_argument('--model', help='a Hugging Face folder')
+  parser.add_argument('--model', help='a Hugging Face folder or hub id')
   parser.add_argument('--workdir', help='a run, instead of --model')
   parser.add_argument('--stage', help='the stage of the run')
   parser.add_argument('--prompt', nargs='+', required=True)

@@ -82,9 +82,15 @@ class Architecture:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  path: str = setting('', 'Hugging Face folder; empty: train from scratch')
+  path: str = setting(
+    '',
+    'Hugging Face folder, or owner/name or owner/name@revision on the hub;'
+    ' empty: train from scratch',
+  )
   tokenizer: str = setting(
-    '', 'folder of the tokenizer when path is empty; empty: the embedded one'
+    '',
+    'folder or hub id of the tokenizer when path is empty; empty: the embedded'
+    ' one',
   )
   architecture: Architecture = setting(
     Architecture(), 'the shape when path is empty'

@@ -129,9 +129,7 @@ def train_reward_model(
     state, evaluation = _run(
       config, workdir, model, state, train_set, test_set, steps, mesh, writer
     )
-  huggingface.save_reward_model(
-    workdir / 'model', model, state.params, policy.tokenizer
-  )
+  huggingface.save(workdir / 'model', model, state.params, policy.tokenizer)
   return evaluation
 
 

@@ -55,7 +55,7 @@ from gft_jax.config import (
 )
 from gft_jax.data import arithmetic
 from gft_jax.engine import Engine, Judge, Policy, key_of
-from gft_jax.models import huggingface, transformer
+from gft_jax.models import hub, huggingface, transformer
 from gft_jax.optimizer import make_schedule
 
 Record = dict[str, Any]
@@ -248,7 +248,7 @@ def load_judges(
 
 
 def load_policy(config: Config) -> Policy:
-  """The model of the config: a Hugging Face folder, or fresh parameters."""
+  """The model of the config, on its mesh, or fresh parameters."""
   settings = config.model
   dtypes = {
     'dtype': settings.dtype,
@@ -256,7 +256,15 @@ def load_policy(config: Config) -> Policy:
     'remat': settings.remat,
   }
   if settings.path:
-    model, params, tokenizer = huggingface.load(settings.path, **dtypes)
+    mesh = parallel.make_mesh(config.mesh)
+    shardings = functools.partial(parallel.parameter_shardings, mesh=mesh)
+    folder = hub.folder_of(settings.path)
+    model, params, tokenizer = huggingface.load(
+      folder, **dtypes, shardings=shardings
+    )
+    stop_ids = huggingface.stop_ids(
+      folder, tokenizer, model.architecture.vocab_size
+    )
   else:
     if settings.tokenizer:
       tokenizer = huggingface.load_tokenizer(settings.tokenizer)
@@ -273,8 +281,8 @@ def load_policy(config: Config) -> Policy:
       jnp.zeros((1, 1), jnp.int32),
       jnp.ones(1, jnp.int32),
     )['params']
-  stop_ids = (tokenizer.eos_token_id, *config.sampler.stop_ids)
-  return Policy(model, params, tokenizer, stop_ids)
+    stop_ids = (tokenizer.eos_token_id,)
+  return Policy(model, params, tokenizer, (*stop_ids, *config.sampler.stop_ids))
 
 
 def plan(config: Config, policy: Policy) -> list[Job]:

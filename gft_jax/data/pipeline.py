@@ -20,6 +20,7 @@ import transformers
 from gft_jax.batch import EXPERT, TEACHER, Prompts, Responses
 from gft_jax.config import DataConfig, GroupConfig, require
 from gft_jax.data import builders
+from gft_jax.models.tokenizer import chat_prompts
 
 # Widths of what `encode_groups` encodes.
 MULTIPLE = 64
@@ -382,10 +383,7 @@ def encode_prompts(
     ]
   # The template writes BOS where the model wants one.
   messages = [[{'role': 'user', 'content': prompt}] for prompt in prompts]
-  rendered = tokenizer.apply_chat_template(
-    messages, tokenize=False, add_generation_prompt=True
-  )
-  return _encode(rendered, tokenizer)
+  return _encode(chat_prompts(messages, tokenizer), tokenizer)
 
 
 def encode_groups(
