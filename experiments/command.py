@@ -57,6 +57,39 @@ def add_set(arguments: argparse.ArgumentParser, meaning: str) -> None:
   )
 
 
+def add_model(arguments: argparse.ArgumentParser) -> None:
+  """--model, or --workdir and --stage; see `model_config`."""
+  arguments.add_argument('--model', help='a Hugging Face folder or hub id')
+  arguments.add_argument('--workdir', help='a run, instead of --model')
+  arguments.add_argument('--stage', help='the stage of the run')
+
+
+def model_config(options: argparse.Namespace) -> Config:
+  """The config of the run, or the default one with the model's folder.
+
+  Raises:
+    ConfigError: neither or both of --model and --workdir, no run, no stage.
+  """
+  if bool(options.workdir) == bool(options.model):
+    raise ConfigError('give --model, or --workdir and --stage')
+  if options.model:
+    return override(Config(), f'model.path={options.model}')
+  config = read_config(options.workdir)
+  check_stage(config, options.stage)
+  return config
+
+
+def load_model(options: argparse.Namespace, config: Config):
+  """The engine.Policy of the config and the parameters to use."""
+  from gft_jax import train
+
+  policy = train.load_policy(config)
+  if options.model:
+    return policy, policy.params
+  params, _ = train.result_of(policy, options.workdir, options.stage)
+  return policy, params
+
+
 class Recipe(NamedTuple):
   """A config file.
 

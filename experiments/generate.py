@@ -13,7 +13,7 @@ import sys
 
 import command
 
-from gft_jax.config import Config, ConfigError, override
+from gft_jax.config import ConfigError
 
 # Prompts are padded to a multiple of this, so that few programs are compiled.
 MULTIPLE = 32
@@ -21,9 +21,7 @@ MULTIPLE = 32
 
 def main(arguments: list[str] | None = None) -> int:
   parser = command.parser(__doc__)
-  parser.add_argument('--model', help='a Hugging Face folder or hub id')
-  parser.add_argument('--workdir', help='a run, instead of --model')
-  parser.add_argument('--stage', help='the stage of the run')
+  command.add_model(parser)
   parser.add_argument('--prompt', nargs='+', required=True)
   parser.add_argument('--samples', type=int, default=1)
   parser.add_argument('--max-tokens', type=int, default=256)
@@ -39,29 +37,20 @@ def main(arguments: list[str] | None = None) -> int:
 def generate(options) -> None:
   import numpy as np
 
-  from gft_jax import parallel, train
+  from gft_jax import parallel
   from gft_jax.batch import Prompts
   from gft_jax.data import pipeline
   from gft_jax.engine import Engine
 
-  if bool(options.workdir) == bool(options.model):
-    raise ConfigError('give --model, or --workdir and --stage')
   for name in ('samples', 'max_tokens'):
     if getattr(options, name) < 1:
       flag = name.replace('_', '-')
       raise ConfigError(f'--{flag} {getattr(options, name)} is less than 1')
-  if options.workdir:
-    config = command.read_config(options.workdir)
-    command.check_stage(config, options.stage)
-  else:
-    config = override(Config(), f'model.path={options.model}')
   flags = f'sampler.temperature={options.temperature}', f'seed={options.seed}'
-  config = command.overridden(config, (*flags, *options.set))
-
-  policy = train.load_policy(config)
-  params = policy.params
-  if options.workdir:
-    params, _ = train.result_of(policy, options.workdir, options.stage)
+  config = command.overridden(
+    command.model_config(options), (*flags, *options.set)
+  )
+  policy, params = command.load_model(options, config)
 
   ids = pipeline.encode_prompts(options.prompt, config.data, policy.tokenizer)
   length = np.array([len(row) for row in ids], np.int32)

@@ -208,6 +208,11 @@ class RewardConfig:
     ' model (of reward.model), or the import path of your own (prompt, answer,'
     ' response) -> float, as package.module:function',
   )
+  workers: int = setting(
+    0, 'guarded processes; 0 grades in this process, for rewards you trust'
+  )
+  timeout_s: float = setting(5.0, 'seconds that one answer may take')
+  memory_mb: int = setting(2048, 'address space of one worker')
   model: str = setting(
     '', 'Hugging Face folder of a sequence-classification reward model'
   )
@@ -218,11 +223,6 @@ class RewardConfig:
   length_limit: int = setting(
     4096, 'characters at which the reward length is 1'
   )
-  workers: int = setting(
-    0, 'guarded processes; 0 grades in this process, for rewards you trust'
-  )
-  timeout_s: float = setting(5.0, 'seconds that one answer may take')
-  memory_mb: int = setting(2048, 'address space of one worker')
 
   def __post_init__(self):
     require(self.workers >= 0, f'reward.workers={self.workers} is negative')

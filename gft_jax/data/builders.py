@@ -40,12 +40,12 @@ class Source:
     name: for messages.
     rows: dicts of row (its number in the file, or in the split), prompt,
       answer, expert ('' where there is none) and teacher (list).
-    dropped: bad rows of the file: reason -> count.
+    dropped: bad rows of the file: reason -> their numbers.
   """
 
   name: str
   rows: Sequence[dict]
-  dropped: dict[str, int]
+  dropped: dict[str, list[int]]
 
 
 class LocalBuilder(tfds.core.GeneratorBasedBuilder):
@@ -77,7 +77,7 @@ class Arithmetic(LocalBuilder):
 
 
 class GroupFile(LocalBuilder):
-  """Rows of a JSONL or parquet file; bad ones are counted in the metadata."""
+  """Rows of a JSONL or parquet file; bad ones are named in the metadata."""
 
   def __init__(
     self, *, path: pathlib.Path, columns: dict[str, str], **kwargs
@@ -92,18 +92,24 @@ class GroupFile(LocalBuilder):
     return {'rows': self._generate_examples()}
 
   def _generate_examples(self):
-    metadata, good = self.info.metadata, 0
+    metadata, good, taught = self.info.metadata, 0, 0
     for number, row in files.rows(self.path, self.columns):
       if isinstance(row, files.BadRow):
         reason = str(row)
-        count = metadata['dropped'].get(reason, 0)
-        metadata['dropped'][reason] = count + 1
+        metadata['dropped'].setdefault(reason, []).append(number)
         if not metadata['first_bad']:
           metadata['first_bad'] = f'row {number}: {reason}'
       else:
         good += 1
+        taught += bool(row['teacher'])
         yield number, {'row': number, **row}
     require(good > 0, f'{self.path}: every row is bad; {metadata["first_bad"]}')
+    # One row may lack teachers; a whole file that does was meant otherwise.
+    require(
+      taught > 0 or 'teacher' not in self.columns,
+      f'{self.path}: the teacher column {self.columns.get("teacher")!r} is'
+      ' empty in every row; leave it out with data.columns=prompt=NAME,...',
+    )
 
 
 def source(config: DataConfig, split: str) -> Source:
@@ -155,7 +161,7 @@ def _file_source(config: DataConfig, path: str, part: str) -> Source:
   )
   metadata = builder.info.metadata
   good = builder.info.splits['rows'].num_examples
-  bad = sum(metadata['dropped'].values())
+  bad = sum(map(len, metadata['dropped'].values()))
   require(
     bad <= config.max_dropped * (good + bad),
     f'{path}: {bad} of {good + bad} rows are bad, more than'

@@ -8,6 +8,7 @@ the expert's text, the format of GSM8K.
 
 import itertools
 import json
+import math
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -33,6 +34,7 @@ class BadRow(ValueError):
 
 def check_exists(path: pathlib.Path) -> None:
   """Raises ConfigError, with the nearest name, if there is no such file."""
+  require(not path.is_dir(), f'data file {path} is a folder; name a file in it')
   require(
     path.is_file(),
     f'data file {path} does not exist'
@@ -53,10 +55,13 @@ def column_map(path: pathlib.Path, columns: str) -> dict[str, str]:
   """
   check_exists(path)
   first: dict[str, Any] = {}
-  for _, raw in itertools.islice(raw_rows(path), ROWS_FOR_COLUMNS):
+  why = ''
+  for number, raw in itertools.islice(raw_rows(path), ROWS_FOR_COLUMNS):
+    if isinstance(raw, BadRow):
+      why = why or f' that can be read; row {number} {raw}'
     for name, value in raw.items() if isinstance(raw, dict) else ():
       first.setdefault(name, value)
-  require(bool(first), f'{path} has no rows')
+  require(bool(first), f'{path} has no rows{why}')
   found = _named(columns, first, path) if columns else _guessed(first)
   present = ', '.join(first)
   require(
@@ -158,12 +163,23 @@ def _raw_jsonl(path: pathlib.Path) -> Iterator[tuple[int, dict | BadRow]]:
 def _parsed(line: bytes) -> dict | BadRow:
   try:
     # A file from Windows may begin with a byte order mark.
-    raw = json.loads(line.decode('utf-8-sig'))
+    raw = json.loads(line.decode('utf-8-sig'), object_pairs_hook=_unique)
+  except BadRow as bad:
+    return bad
   except UnicodeDecodeError:
     return BadRow('is not UTF-8')
-  except (json.JSONDecodeError, RecursionError):
+  except (ValueError, RecursionError):  # also of a number of 5,000 digits
     return BadRow('is not JSON')
   return raw if isinstance(raw, dict) else BadRow('is not a JSON object')
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  found = dict(pairs)
+  if len(found) < len(pairs):
+    names = [name for name, _ in pairs]
+    twice = next(name for name in names if names.count(name) > 1)
+    raise BadRow(f'has the key {twice!r} twice')
+  return found
 
 
 def _raw_parquet(path: pathlib.Path) -> Iterator[tuple[int, dict]]:
@@ -173,17 +189,29 @@ def _raw_parquet(path: pathlib.Path) -> Iterator[tuple[int, dict]]:
   try:
     file = pyarrow.parquet.ParquetFile(path)
   except pyarrow.ArrowException as error:
-    raise ConfigError(f'{path} is not a parquet file: {error}') from error
+    why = ' '.join(str(error).split())
+    raise ConfigError(f'{path} is not a parquet file: {why}') from error
+  names = file.schema_arrow.names
+  twice = sorted({name for name in names if names.count(name) > 1})
+  require(not twice, f'{path} has several columns {", ".join(twice)}')
   number = 0
   with file:
-    for batch in file.iter_batches():
-      columns = {
-        name: _bytes(column).to_pylist()
-        for name, column in zip(batch.schema.names, batch.columns)
-      }
-      for values in zip(*columns.values()):
+    for batch in _batches(file, path):
+      columns = [_bytes(column).to_pylist() for column in batch.columns]
+      for values in zip(*columns):
         number += 1
-        yield number, dict(zip(columns, values))
+        yield number, dict(zip(names, values))
+
+
+def _batches(file, path: pathlib.Path):
+  """Record batches; what is damaged inside the file is one line."""
+  import pyarrow
+
+  try:
+    yield from file.iter_batches()
+  except (pyarrow.ArrowException, OSError) as error:
+    why = ' '.join(str(error).split())
+    raise ConfigError(f'{path} is damaged: {why}') from error
 
 
 def _bytes(column):
@@ -222,6 +250,8 @@ def _text(role: str, value: Any) -> str:
   value = decoded(value)
   if value is None:
     raise BadRow(f'{role} is missing')
+  if isinstance(value, float) and not math.isfinite(value):
+    raise BadRow(f'{role} is {value}, not text')
   if not isinstance(value, str):
     raise BadRow(f'{role} is a {type(value).__name__}, not text')
   if not value.strip():
@@ -245,11 +275,12 @@ def decoded(value: Any) -> Any:
 
 
 def number_as_text(value: Any) -> Any:
+  """Text of a finite number; anything else as it is."""
   if isinstance(value, float) and value.is_integer():
     return str(int(value))
-  if isinstance(value, (int, float)) and not isinstance(value, bool):
-    return str(value)
-  return value
+  if isinstance(value, bool) or not isinstance(value, (int, float)):
+    return value
+  return str(value) if abs(value) < math.inf else value  # NaN is not
 
 
 _READERS = {'.jsonl': _raw_jsonl, '.parquet': _raw_parquet}

@@ -59,13 +59,13 @@ class Statistics:
 
   Attributes:
     rows: rows that are used.
-    dropped: reason -> rows that are not.
+    dropped: reason -> numbers of the rows that are not.
     empty_slots: reason -> slots for given answers that are empty.
     tokens: 'prompt', 'expert', 'teacher' -> lengths of those used, [n] int32.
   """
 
   rows: int
-  dropped: dict[str, int]
+  dropped: dict[str, list[int]]
   empty_slots: dict[str, int]
   tokens: dict[str, np.ndarray]
 
@@ -111,7 +111,7 @@ class Dataset:
   def __init__(
     self,
     rows: Sequence[_Row],
-    dropped: dict[str, int],
+    dropped: dict[str, list[int]],
     empty_slots: dict[str, int],
     config: DataConfig,
     group: GroupConfig,
@@ -301,7 +301,7 @@ def load(
     source.rows[:total], config, group, tokenizer, seed
   )
   lost = total - len(rows)
-  reasons = ', '.join(f'{count} {why}' for why, count in dropped.items())
+  reasons = ', '.join(f'{len(n)} {why}' for why, n in dropped.items())
   require(
     lost <= config.max_dropped * total and lost < total,
     f'{source.name}: {lost} of {total} rows are dropped ({reasons}), a share of'
@@ -318,7 +318,7 @@ def _fit(
   group: GroupConfig,
   tokenizer: transformers.PreTrainedTokenizerBase,
   seed: int,
-) -> tuple[list[_Row], dict[str, int], dict[str, int]]:
+) -> tuple[list[_Row], dict[str, list[int]], dict[str, int]]:
   """The rows that fit, dropped rows by reason, empty slots by reason."""
   prompts = encode_prompts([row['prompt'] for row in rows], config, tokenizer)
   # Answers that no slot takes are not worth their time.
@@ -329,14 +329,15 @@ def _fit(
     _encode_answers(list(itertools.chain(*teachers)), tokenizer)
   )
   unknown = _unknown_id(tokenizer)
-  fitting, dropped, empty = [], collections.Counter(), collections.Counter()
+  fitting, empty = [], collections.Counter()
+  dropped = collections.defaultdict(list)
   for row, ids, expert, expert_id, teacher in zip(
     rows, prompts, experts, expert_ids, teachers
   ):
     offered = [(text, next(teacher_ids)) for text in teacher]
     reason = _unfit(ids, expert_id, unknown, config)
     if reason:
-      dropped[reason] += 1
+      dropped[reason].append(row['row'])
       continue
     given = [(expert, expert_id)] * group.experts
     given += _choose(offered, row['row'], config, group, seed, empty)

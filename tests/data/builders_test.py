@@ -148,13 +148,13 @@ def test_what_a_killed_preparation_left_is_removed(tmp_path):
   assert prepared(tmp_path) == [whole] and not left.exists()
 
 
-def test_bad_rows_are_counted_and_limited(tmp_path):
+def test_bad_rows_are_named_and_limited(tmp_path):
   rows = numbered(20)
   rows[4]['prompt'] = ''
   rows[7] = {'prompt': 'p', 'answer': None}
   rows[9]['prompt'] = ''
   path = jsonl(tmp_path / 'a.jsonl', rows)
-  expected = {'prompt is empty': 2, 'answer is missing': 1}
+  expected = {'prompt is empty': [5, 10], 'answer is missing': [8]}
   for _ in range(2):  # Prepared, then reused.
     source = builders.source(config(tmp_path, path=path), 'train')
     assert source.dropped == expected

@@ -177,9 +177,9 @@ def test_what_is_too_long_is_dropped_and_counted(load):
   long[7]['prompt'] = '1+a:'
   dataset = load(long, max_prompt=5, max_response=10)
   assert dataset.statistics.dropped == {
-    'prompts longer than data.max_prompt=5': 1,
-    'experts longer than data.max_response=10': 1,
-    'with text that the tokenizer does not know': 1,
+    'prompts longer than data.max_prompt=5': [4],
+    'experts longer than data.max_response=10': [5],
+    'with text that the tokenizer does not know': [8],
   }
   assert dataset.statistics.rows == len(dataset) == 17
   assert dataset.statistics.empty_slots == {
@@ -334,7 +334,7 @@ def test_a_prompt_without_tokens_is_dropped(load):
   )
   some = [QUESTION] * 4 + [{**QUESTION, 'prompt': '??'}]
   dataset = load(some, tokenizer=tokenizer)
-  assert dataset.statistics.dropped == {'prompts without tokens': 1}
+  assert dataset.statistics.dropped == {'prompts without tokens': [5]}
 
 
 def test_the_embedded_task_trains_at_its_defaults(tmp_path, monkeypatch):

@@ -34,7 +34,9 @@ def test_a_file_is_described(main, tmp_path, capsys):
   assert lines[1].split() == ['prompt', '10', '4.0', '4', '4', '4']
   assert lines[2].split() == ['expert', '10', '12.5', '12', '17', '17']
   assert lines[3] == 'rows used: 8'
-  assert lines[4] == 'dropped: 2 experts longer than data.max_response=15'
+  assert lines[4] == (
+    'dropped: 2 experts longer than data.max_response=15: rows 9, 10'
+  )
 
   assert main([*arguments, 'data.max_response=10']) == 2
   found = capsys.readouterr()

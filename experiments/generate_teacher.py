@@ -1,0 +1,275 @@
+"""Writes a dataset whose teacher answers any loaded model samples.
+
+  python experiments/generate_teacher.py --model FOLDER --data FILE \\
+    --answers 8 --temperature 0.7 --max-tokens 1024 --out TEACHER.jsonl
+  python experiments/train.py ... --set data.path=TEACHER.jsonl
+
+Each row of --data comes out with its prompt, answer and expert, and as teacher
+the model's answers in place of any that it had. An answer that never stopped
+is left out, and so is an empty one, and under --keep-correct one that scores
+below 1 (--set reward.function=math); a row may end up without a teacher. Rows
+with a prompt above data.max_prompt, or that cannot be read, are dropped and
+counted; prepare_data.py names them.
+
+Finished batches (data.batch_size) are on disk: after an interruption the same
+command continues, and the file is bit for bit that of an uninterrupted run on
+the same machine. Beside it lies TEACHER.jsonl.settings: under any other
+settings the same --out is refused.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any, BinaryIO
+
+import command
+
+from gft_jax.config import (
+  Config,
+  ConfigError,
+  LogConfig,
+  differences,
+  from_dict,
+  require,
+  to_dict,
+)
+
+# The prompts of all batches are as wide as the longest, rounded up to this.
+MULTIPLE = 32
+
+
+def main(arguments: list[str] | None = None) -> int:
+  parser = command.parser(__doc__)
+  command.add_model(parser)
+  parser.add_argument('--data', required=True, help='as data.path')
+  parser.add_argument('--out', required=True, metavar='FILE.jsonl')
+  parser.add_argument('--answers', type=int, default=8, help='per prompt')
+  parser.add_argument(
+    '--temperature', type=float, default=1.0, help='0: greedy'
+  )
+  parser.add_argument('--max-tokens', type=int, default=1024)
+  parser.add_argument('--seed', type=int, default=0)
+  parser.add_argument(
+    '--keep-correct', action='store_true', help='leave wrong answers out'
+  )
+  command.add_set(parser, 'overrides one setting; may be repeated')
+  options = parser.parse_args(arguments)
+  return command.run(lambda: generate(options))
+
+
+def settings_of(options) -> Config:
+  """Every setting that decides about an answer; --set wins over the flags."""
+  flags = (
+    # All rows of a file: none are held out where eval_path says what is.
+    *(f'data.path={options.data}', f'data.eval_path={options.data}'),
+    *('data.split=train', 'data.columns=', 'data.max_prompt=1024'),
+    *('group.experts=0', 'group.teachers=0'),
+    f'group.samples={options.answers}',
+    f'data.max_response={options.max_tokens}',
+    f'sampler.temperature={options.temperature}',
+    f'seed={options.seed}',
+    'reward.workers=2',
+  )
+  config = command.model_config(options)
+  return command.overridden(config, (*flags, *options.set))
+
+
+def generate(options) -> None:
+  import numpy as np
+  import tqdm
+
+  from gft_jax import data, evaluate, parallel, rewards
+  from gft_jax.data import builders
+  from gft_jax.engine import Engine
+
+  config, out = settings_of(options), pathlib.Path(options.out)
+  require(out.suffix == '.jsonl', f'--out {out} does not end in .jsonl')
+  require(out.parent.is_dir(), f'--out {out}: there is no folder {out.parent}')
+  grader = rewards.Grader(config.reward)  # a mistake stops here
+  policy, params = command.load_model(options, config)
+  split, size = config.data.split, config.data.batch_size
+  dataset = data.load(config.data, evaluate.OWN, policy.tokenizer, split)
+  longest = int(dataset.statistics.tokens['prompt'].max())
+  room = policy.model.architecture.max_positions
+  require(
+    longest + config.data.max_response <= room,
+    f'a prompt of {longest} tokens and --max-tokens'
+    f' {config.data.max_response} exceed the {room} positions of the model',
+  )
+  rows = {row['row']: row for row in builders.source(config.data, split).rows}
+  facts = {
+    '--keep-correct': options.keep_correct,
+    'rows of --data': digest(rows.values()),
+    'weights': fingerprint(params),
+  }
+  mesh = parallel.make_mesh(config.mesh)
+  engine = Engine(config, policy, mesh, graders={}, journal=None)
+  width = -(-longest // MULTIPLE) * MULTIPLE
+  left_out = collections.Counter()
+  with opened(out, config, facts) as file, grader:
+    done = drop_half_batch(file, size, len(dataset))
+    for start in tqdm.trange(done, len(dataset), size, disable=None):
+      stop = min(start + size, len(dataset))
+      examples = dataset.examples(np.arange(start, stop))
+      texts, finished = ask(engine, params, examples, config, width)
+      scores = grade(grader, examples, texts) if options.keep_correct else None
+      teachers = kept(texts, finished, scores, left_out)
+      for number, teacher in zip(examples.index, teachers):
+        file.write(line(rows[int(number)], teacher))
+      file.flush()
+      os.fsync(file.fileno())
+  for reason, numbers in dataset.statistics.dropped.items():
+    print(f'dropped: {len(numbers)} {reason}')
+  for reason, count in left_out.items():
+    print(f'left out in this call: {count} {reason}')
+  lines = out.read_bytes().splitlines()
+  counts = [len(json.loads(text)['teacher']) for text in lines]
+  print(
+    f'{out}: {len(counts)} rows, {sum(counts)} of'
+    f' {len(counts) * config.group.samples} answers, {counts.count(0)} rows'
+    ' without one'
+  )
+
+
+def ask(
+  engine: Any, params: Any, examples: Any, config: Config, width: int
+) -> tuple[list[list[str]], Any]:
+  """Texts [B][G] of the model and which are finished, [B, G] bool.
+
+  The random bits of an answer depend on (seed, row, member) alone, and every
+  call has the same shape, so that a batch comes out the same at any time.
+  """
+  import jax
+
+  from gft_jax import evaluate
+
+  prompts = evaluate.prompts_of(examples)
+  count = len(prompts.index)
+  prompts = prompts.replace(tokens=prompts.tokens[:, :width])
+  responses = engine.sample(
+    params,
+    evaluate.pad_rows(prompts, config.data.batch_size),
+    engine.key('evaluate', 0),
+    config.sampler,
+    config.group.samples,
+    config.data.max_response,
+  )
+  responses = jax.tree.map(lambda x: x[:count], responses)
+  return engine.decode(responses, config.sampler)
+
+
+def grade(grader: Any, examples: Any, texts: list[list[str]]):
+  """Rewards [B, G]."""
+  size = len(texts[0])
+  scored = grader.score(
+    [prompt for prompt in examples.prompts for _ in range(size)],
+    [answer for answer in examples.answers for _ in range(size)],
+    [text for row in texts for text in row],
+  )
+  return scored.values.reshape(-1, size)
+
+
+def kept(
+  texts: list[list[str]], finished, scores, left_out: collections.Counter
+) -> list[list[str]]:
+  """The answers of each row that may teach; counts the others by reason."""
+  teachers: list[list[str]] = [[] for _ in texts]
+  for b, row in enumerate(texts):
+    for g, text in enumerate(row):
+      if not finished[b, g]:
+        left_out['cut at --max-tokens'] += 1
+      elif not text.strip():
+        left_out['empty'] += 1
+      elif scores is not None and scores[b, g] < 1:
+        left_out['wrong'] += 1
+      else:
+        teachers[b].append(text)
+  return teachers
+
+
+def line(row: dict[str, Any], teacher: list[str]) -> bytes:
+  entry = {'prompt': row['prompt'], 'answer': row['answer']}
+  if row['expert']:
+    entry['expert'] = row['expert']
+  entry['teacher'] = teacher
+  return (json.dumps(entry, ensure_ascii=False) + '\n').encode()
+
+
+@contextlib.contextmanager
+def opened(
+  out: pathlib.Path, config: Config, facts: dict[str, Any]
+) -> Iterator[BinaryIO]:
+  """The output, of one process at a time, under the settings it began with.
+
+  Raises:
+    ConfigError: another process writes it, or it was begun under others.
+  """
+  settings = pathlib.Path(f'{out}.settings')
+  config = dataclasses.replace(config, log=LogConfig())  # decides nothing
+  if out.exists() or settings.exists():
+    require(
+      settings.exists(),
+      f'--out {out} exists, and {settings.name} is not beside it: of another'
+      ' origin; name a new file',
+    )
+    begun = json.loads(settings.read_text())
+    changed = differences(from_dict(Config, begun['config']), config)
+    changed += [
+      f'{name}: {begun["facts"].get(name)!r} -> {value!r}'
+      for name, value in facts.items()
+      if begun['facts'].get(name) != value
+    ]
+    require(
+      not changed,
+      f'--out {out} was begun under other settings; changed:'
+      f' {"; ".join(changed)}; name a new file',
+    )
+  else:
+    text = json.dumps({'config': to_dict(config), 'facts': facts}, indent=1)
+    temporary = settings.with_suffix('.tmp')
+    temporary.write_text(text)
+    temporary.rename(settings)
+  with out.open('a+b') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise ConfigError(f'--out {out}: another process writes it') from None
+    yield file
+
+
+def drop_half_batch(file: BinaryIO, size: int, total: int) -> int:
+  """Cuts off what a killed process left of a batch; the rows that stay."""
+  file.seek(0)
+  lines = [text for text in file if text.endswith(b'\n')]
+  rows = len(lines) if len(lines) >= total else len(lines) // size * size
+  file.truncate(sum(map(len, lines[:rows])))
+  return rows
+
+
+def digest(rows: Iterable[dict[str, Any]]) -> str:
+  found = hashlib.sha256()
+  for row in rows:
+    found.update(json.dumps(row).encode())
+  return found.hexdigest()[:16]
+
+
+def fingerprint(params: Any) -> str:
+  """Tells policies apart: a digest of one row of each parameter."""
+  import jax
+  import numpy as np
+
+  found = hashlib.sha256()
+  for leaf in jax.tree.leaves(params):
+    found.update(np.asarray(leaf[(0,) * (leaf.ndim - 1)]).tobytes())
+  return found.hexdigest()[:16]
+
+
+if __name__ == '__main__':
+  sys.exit(main())
