@@ -53,11 +53,14 @@ class Responses:
     length: [B, G] int32, the stop token included; 0 for an empty slot.
     behavior_logp: [B, G, T] float32, log-probability of each token under the
       policy that sampled it; 0 beyond the length and for given answers.
+    trained: [B, G, T] bool, the tokens that train, where a given answer also
+      holds turns of a user; None: every real token trains.
   """
 
   tokens: jax.Array
   length: jax.Array
   behavior_logp: jax.Array
+  trained: jax.Array | None = None
 
   @property
   def mask(self) -> jax.Array:
@@ -108,18 +111,22 @@ class GroupBatch:
   @property
   def token_mask(self) -> jax.Array:
     """[B, G, T] bool: the tokens that train."""
-    return self.responses.mask & self.member_mask[..., None]
+    mask = self.responses.mask & self.member_mask[..., None]
+    trained = self.responses.trained
+    return mask if trained is None else mask & trained
 
   @property
   def end_mask(self) -> jax.Array:
-    """[B, G, T] bool: the last token of each answer that came to its end.
+    """[B, G, T] bool: tokens that end what they train to say.
 
-    A sampled answer as long as the limit T may have been cut there, and has
-    no end.
+    That is the last token of each answer that came to its end, and of each
+    turn of the assistant in it. A sampled answer as long as the limit T may
+    have been cut there, and has no end.
     """
-    length, size = self.responses.length, self.responses.tokens.shape[-1]
-    ended = (self.origin != SELF) | (length < size)
-    return self.token_mask & ended[..., None] & ~length_mask(length - 1, size)
+    mask, length = self.token_mask, self.responses.length
+    ended = (self.origin != SELF) | (length < mask.shape[-1])
+    following = jnp.pad(mask[..., 1:], ((0, 0), (0, 0), (0, 1)))
+    return mask & ended[..., None] & ~following
 
 
 def length_mask(length: jax.Array, size: int) -> jax.Array:

@@ -250,6 +250,7 @@ def given_of(examples: data.Examples) -> Responses:
     tokens=examples.given_tokens,
     length=examples.given_length,
     behavior_logp=np.zeros(examples.given_tokens.shape, np.float32),
+    trained=examples.given_trained,
   )
 
 

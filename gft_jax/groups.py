@@ -28,10 +28,13 @@ def join(
     sampled: the policy's answers [B, S, T], or None for no samples.
 
   Returns:
-    Responses [B, E + S, T] and origin [B, E + S], as numpy arrays.
+    Responses [B, E + S, T] and origin [B, E + S], as numpy arrays. Where some
+    tokens of the given do not train, all of the sampled do.
   """
   if sampled is None:
     return jax.tree.map(np.asarray, given), np.asarray(given_origin, np.int32)
+  if given.trained is not None:
+    sampled = sampled.replace(trained=np.ones(sampled.tokens.shape, bool))
   responses = jax.tree.map(
     lambda a, b: np.concatenate([np.asarray(a), np.asarray(b)], axis=1),
     given,
@@ -76,6 +79,15 @@ def build(
 def flat(batch: GroupBatch) -> np.ndarray:
   """[B] bool: groups whose rewards are all equal, so that none has a lesson."""
   return np.asarray(advantages.is_flat(batch.rewards, batch.member_mask))
+
+
+def count_trained(responses: Responses) -> int:
+  """Tokens that train, on the host."""
+  if responses.trained is None:
+    return int(responses.length.sum())
+  size = responses.tokens.shape[-1]
+  real = np.arange(size) < responses.length[..., None]
+  return int((real & responses.trained).sum())
 
 
 def refill(batch: GroupBatch, further: GroupBatch) -> GroupBatch:
@@ -182,7 +194,7 @@ def cut(
       )
   length = length.reshape(shape)
   real = np.arange(responses.tokens.shape[-1]) < length[..., None]
-  return Responses(
+  return responses.replace(
     tokens=np.where(real, responses.tokens, 0),
     length=length,
     behavior_logp=np.where(real, responses.behavior_logp, 0),

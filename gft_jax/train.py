@@ -582,7 +582,9 @@ class Loop:
         record[name] /= 1 + used
     if most:
       record['train/refills'] = used
-    return batch, record | {'train/tokens': int(batch.responses.length.sum())}
+    return batch, record | {
+      'train/tokens': groups.count_trained(batch.responses)
+    }
 
   def _groups(
     self,

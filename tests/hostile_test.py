@@ -13,7 +13,7 @@ import pytest
 from gft_jax import config, rewards
 
 TIMEOUT_S = 1.0
-MEMORY_MB = 1024
+MEMORY_MB = 512
 # What an answer may cost beyond its limit where the machine has other work: the
 # pool looks at its clocks, and a killed worker's successor loads sympy.
 SLACK_S = 4.0
@@ -28,7 +28,6 @@ ATTACKS = {
   'nested powers': [
     boxed('9^{9^{9^{9}}}'),
     boxed('9^{' * 500 + '9' + '}' * 500),
-    boxed('2^' * 3000 + '2'),
     boxed('(' * 40 + '9' + ')^{9}' * 40),
   ],
   '10^10^10': [
@@ -47,17 +46,27 @@ ATTACKS = {
 }
 
 
+def grader(function):
+  return rewards.Grader(
+    config.RewardConfig(
+      function=function,
+      workers=2,
+      timeout_s=TIMEOUT_S,
+      memory_mb=MEMORY_MB,
+    )
+  )
+
+
 @pytest.fixture(scope='module')
 def pool():
   """Both workers have started: what follows is the answers' own time."""
-  settings = config.RewardConfig('math', 2, TIMEOUT_S, MEMORY_MB)
-  with rewards.Grader(settings) as grader:
-    grader.score(['a', 'b'], ['1', '2'], [boxed('1'), boxed('2')])
-    yield grader
+  with grader('math') as found:
+    found.score(['a', 'b'], ['1', '2'], [boxed('1'), boxed('2')])
+    yield found
 
 
 class Peak:
-  """The largest address space that a child process has had meanwhile, in MB.
+  """The most memory that a child process has held meanwhile, in MB.
 
   Workers are replaced, so it looks every few milliseconds.
   """
@@ -75,7 +84,7 @@ class Peak:
   def _watch(self):
     while not self._over.wait(0.005):
       for child in children():
-        self.megabytes = max(self.megabytes, address_space(child))
+        self.megabytes = max(self.megabytes, resident(child))
 
 
 def children():
@@ -86,26 +95,26 @@ def children():
       continue  # The thread has ended.
 
 
-def address_space(process):
+def resident(process):
   try:
     status = pathlib.Path(f'/proc/{process}/status').read_text()
   except OSError:
     return 0.0  # It has ended.
-  found = [line for line in status.splitlines() if line.startswith('VmPeak')]
+  found = [line for line in status.splitlines() if line.startswith('VmHWM')]
   return int(found[0].split()[1]) / 1024 if found else 0.0
 
 
-def grade(grader, attacks):
+def grade(pool, attacks):
   """Each attack before an honest answer, of which none is a duplicate."""
   count = len(attacks)
   responses = [text for attack in attacks for text in (attack, HONEST)]
   prompts = [str(i) for i in range(2 * count)]
   with Peak() as peak:
     start = time.monotonic()
-    scores = grader.score(prompts, ['18'] * (2 * count), responses)
+    scores = pool.score(prompts, ['18'] * (2 * count), responses)
     seconds = time.monotonic() - start
   assert seconds < count * (TIMEOUT_S + SLACK_S)
-  assert 50 < peak.megabytes <= MEMORY_MB
+  assert 0 < peak.megabytes <= MEMORY_MB
   return scores
 
 
@@ -115,3 +124,59 @@ def test_an_attack_costs_time_and_memory_within_the_limits(pool, kind):
   scores = grade(pool, attacks)
   assert scores.values.tolist() == [0, 1] * len(attacks)
   assert set(scores.failures) <= {'timeout', 'memory', 'parse', 'error'}
+
+
+# Each creates a file named FILE where Python, or sympy's parser, runs it.
+CODE = [
+  '__import__("pathlib").Path("FILE").touch()',
+  'open("FILE", "w")',
+  '__import__("os").system("touch FILE")',
+  "exec(\"open('FILE', 'w')\")",
+  '(lambda: open("FILE", "w"))()',
+  '[open("FILE", "w") for _ in "x"]',
+]
+WRITTEN = [
+  '{}',
+  r'\boxed{{{}}}',
+  '${}$',
+  '#### {}',
+  r'\[{}\]',
+  '```python\n{}\n```',
+  r'\boxed{{\text{{{}}}}}',
+  'The answer is {}',
+]
+
+
+@pytest.mark.parametrize('function', ['math', 'arithmetic', 'choice'])
+def test_python_in_an_answer_is_never_executed(tmp_path, function):
+  """Nor where the reference answer of a dataset holds it."""
+  victim = tmp_path / 'executed'
+  for code in CODE:
+    eval(code.replace('FILE', str(victim)))
+    assert victim.exists(), 'this code is no attack'
+    victim.unlink()
+  texts = [
+    form.format(code.replace('FILE', str(victim)))
+    for code in CODE
+    for form in WRITTEN
+  ]
+  honest = {'choice': 'B'}.get(function, '18')
+  with grader(function) as pool:
+    answers = [honest] * len(texts)
+    scores = pool.score([''] * len(texts), answers, texts)
+    assert not scores.values.any()
+    pool.score(texts, texts, ['18'] * len(texts))
+  assert not victim.exists()
+
+
+def hoard(prompt: str, answer: str, response: str) -> float:
+  """A reward that takes three times the limit, and touches it."""
+  hoarded = [b'x' * (2**20 + i) for i in range(3 * MEMORY_MB)]
+  return float(len(hoarded))
+
+
+def test_a_worker_cannot_hold_more_than_the_limit():
+  with grader(f'{__name__}:hoard') as pool, Peak() as peak:
+    scores = pool.score([''], [''], ['x'])
+  assert scores.failures == {'memory': 1}
+  assert MEMORY_MB / 4 < peak.megabytes <= MEMORY_MB

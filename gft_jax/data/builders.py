@@ -3,7 +3,8 @@
 Records are kept as ArrayRecord and read back by index. A dataset lies in a
 folder named after what it was made from: the SHA-256 of the source file, its
 columns and the code that reads it, or of the code of the embedded task; what is
-edited is prepared again.
+edited is prepared again. What comes from elsewhere (a hub, Reasoning Gym) first
+becomes a file in the cache.
 TFDS writes into `incomplete.*` and renames at the end, so a folder that exists
 is whole.
 """
@@ -14,6 +15,7 @@ import fcntl
 import functools
 import hashlib
 import io
+import json
 import pathlib
 import shutil
 from collections.abc import Sequence
@@ -23,13 +25,18 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from gft_jax.config import DataConfig, one_of, require
-from gft_jax.data import arithmetic, files
+from gft_jax.data import arithmetic, files, hub
 
 # The name of the embedded task, and its expert after a slash.
 EMBEDDED = 'arithmetic'
 EXPERTS = ('terse', 'verbose')
 # Rows cut off a file for 'test' where no eval_path is given: a tenth, at most.
 MOST_HELD_OUT = 256
+# The Reasoning Gym's name, its task after a slash, and rows where none are set.
+GYM = 'reasoning_gym'
+GYM_ROWS = 1000
+# Different reasons for bad rows that are told apart; some quote the row.
+MOST_REASONS = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +46,8 @@ class Source:
   Attributes:
     name: for messages.
     rows: dicts of row (its number in the file, or in the split), prompt,
-      answer, expert ('' where there is none) and teacher (list).
+      answer, expert, teacher, and in conversations prompt_turns and
+      expert_turns; see `files.rows`.
     dropped: bad rows of the file: reason -> their numbers.
   """
 
@@ -77,16 +85,23 @@ class Arithmetic(LocalBuilder):
 
 
 class GroupFile(LocalBuilder):
-  """Rows of a JSONL or parquet file; bad ones are named in the metadata."""
+  """Rows of a file; bad ones are named in the metadata.
+
+  The turns of conversations are kept as JSON in a column, which costs a file
+  of texts nothing: its first rows tell which it is.
+  """
 
   def __init__(
     self, *, path: pathlib.Path, columns: dict[str, str], **kwargs
   ) -> None:
     self.path, self.columns = path, columns
+    self.talks = files.talks(path, columns)
     super().__init__(**kwargs)
 
   def _info(self) -> tfds.core.DatasetInfo:
-    return _info(self, tfds.core.MetadataDict(dropped={}, first_bad=''))
+    metadata = tfds.core.MetadataDict(dropped={}, first_bad='')
+    turns = {'turns': tfds.features.Text()} if self.talks else {}
+    return _info(self, metadata, **turns)
 
   def _split_generators(self, dl_manager):
     return {'rows': self._generate_examples()}
@@ -94,14 +109,21 @@ class GroupFile(LocalBuilder):
   def _generate_examples(self):
     metadata, good, taught = self.info.metadata, 0, 0
     for number, row in files.rows(self.path, self.columns):
+      if not self.talks and isinstance(row, dict) and files.TURNS & row.keys():
+        row = files.BadRow('is a conversation, and the first rows are not')
       if isinstance(row, files.BadRow):
         reason = str(row)
+        if len(metadata['dropped']) >= MOST_REASONS:
+          reason = reason if reason in metadata['dropped'] else 'other reasons'
         metadata['dropped'].setdefault(reason, []).append(number)
         if not metadata['first_bad']:
           metadata['first_bad'] = f'row {number}: {reason}'
       else:
         good += 1
         taught += bool(row['teacher'])
+        if self.talks:
+          turns = {name: row.pop(name) for name in files.TURNS & row.keys()}
+          row['turns'] = json.dumps(turns) if turns else ''
         yield number, {'row': number, **row}
     require(good > 0, f'{self.path}: every row is bad; {metadata["first_bad"]}')
     # One row may lack teachers; a whole file that does was meant otherwise.
@@ -112,27 +134,54 @@ class GroupFile(LocalBuilder):
     )
 
 
-def source(config: DataConfig, split: str) -> Source:
+def source(config: DataConfig, split: str, seed: int = 0) -> Source:
   """The records of a split, prepared on first use.
 
-  The embedded task has the splits of `arithmetic.SIZES`. A file has `train` and
-  `test`: the rows of `eval_path`, or else the last rows of the file (a tenth,
-  at most 256), which `train` then lacks.
+  The embedded task has the splits of `arithmetic.SIZES`. Everything else has
+  `train` and `test`: the rows of `eval_path`, or else other questions of the
+  same task of Reasoning Gym, or the last rows of the file (a tenth, at most
+  256), which `train` then lacks.
+
+  Args:
+    config: path, eval_path, columns, cache, rows and max_dropped.
+    split: its name.
+    seed: of the questions of Reasoning Gym.
 
   Raises:
-    ConfigError: no such split, or a file that cannot be used.
+    ConfigError: no such split, or data that cannot be used.
   """
   task, _, expert = (config.path or EMBEDDED).partition('/')
   if task == EMBEDDED:
     return _embedded_source(config, expert or EXPERTS[0], split)
-  for path in filter(None, (config.path, config.eval_path)):
-    files.check_exists(pathlib.Path(path).expanduser())
   one_of('split', split, ('train', 'test'))
-  if split == 'test' and config.eval_path:
-    return _file_source(config, config.eval_path, 'all')
-  if config.eval_path:
-    return _file_source(config, config.path, 'all')
-  return _file_source(config, config.path, split)
+  # Also what this split does not need, before anything is prepared.
+  local = {
+    path: _local_file(config, path, split, seed)
+    for path in filter(None, (config.path, config.eval_path))
+  }
+  path = (split == 'test' and config.eval_path) or config.path
+  whole = config.eval_path or path.startswith(f'{GYM}/')
+  return _file_source(config, path, local[path], 'all' if whole else split)
+
+
+def _local_file(
+  config: DataConfig, path: str, split: str, seed: int
+) -> pathlib.Path:
+  """Where the rows of data.path or data.eval_path lie on this machine."""
+  cache = pathlib.Path(config.cache).expanduser()
+  if path.startswith(f'{GYM}/'):
+    from gft_jax.data import gym  # needs the package
+
+    rows = config.rows or GYM_ROWS
+    if split == 'test':
+      rows = min(rows, MOST_HELD_OUT)
+    task = path.removeprefix(f'{GYM}/')
+    return gym.written(task, split, rows, seed, cache)
+  if path.startswith(hub.PREFIX):
+    return hub.fetched(path, cache)
+  file = pathlib.Path(path).expanduser()
+  files.check_exists(file)
+  return file
 
 
 def _embedded_source(config: DataConfig, expert: str, split: str) -> Source:
@@ -148,10 +197,12 @@ def _embedded_source(config: DataConfig, expert: str, split: str) -> Source:
   return Source(f'{EMBEDDED}/{expert}, {split}', rows, dropped={})
 
 
-def _file_source(config: DataConfig, path: str, part: str) -> Source:
+def _file_source(
+  config: DataConfig, path: str, file: pathlib.Path, part: str
+) -> Source:
   """`part` is all, or train or test for the two sides of the cut."""
-  file = pathlib.Path(path).expanduser()
-  columns = files.column_map(file, config.columns)
+  columns = '' if path.startswith(f'{GYM}/') else config.columns
+  columns = files.column_map(file, columns)
   builder = _prepared(
     GroupFile,
     config.cache,
@@ -182,21 +233,25 @@ def _file_source(config: DataConfig, path: str, part: str) -> Source:
 def _read(folder: str, split: str) -> list[dict]:
   """Rows of a prepared split as text, kept for the other stages."""
   records = tfds.builder_from_directory(folder).as_data_source(split)
-  return [
-    {
-      'row': int(record['row']),
-      'prompt': record['prompt'].decode(),
-      'answer': record['answer'].decode(),
-      'expert': record['expert'].decode(),
-      'teacher': [text.decode() for text in record['teacher']],
-    }
-    for record in records.__getitems__(range(len(records)))
-  ]
+  return [_as_text(r) for r in records.__getitems__(range(len(records)))]
+
+
+def _as_text(record: dict) -> dict:
+  turns = record.get('turns')
+  return {
+    'row': int(record['row']),
+    'prompt': record['prompt'].decode(),
+    'answer': record['answer'].decode(),
+    'expert': record['expert'].decode(),
+    'teacher': [text.decode() for text in record['teacher']],
+    **(json.loads(turns) if turns else {}),
+  }
 
 
 def _info(
   builder: tfds.core.DatasetBuilder,
   metadata: tfds.core.MetadataDict | None = None,
+  **further: tfds.features.FeatureConnector,
 ) -> tfds.core.DatasetInfo:
   text = tfds.features.Text()
   return tfds.core.DatasetInfo(
@@ -208,6 +263,7 @@ def _info(
         'answer': text,
         'expert': text,
         'teacher': tfds.features.Sequence(text),
+        **further,
       }
     ),
     disable_shuffling=True,

@@ -1,31 +1,53 @@
-"""Group datasets in files: JSONL or parquet -> validated rows.
+"""Group datasets in files: JSONL, JSON, CSV or parquet -> validated rows.
 
-A row has four roles: prompt and answer (needed), expert (a worked solution) and
-teacher (a list of solutions). A column is named per role, or guessed from
-NAMES. Where no column holds the answer, it is what follows the last `####` of
-the expert's text, the format of GSM8K.
+A row has a prompt, a reference answer for the grader, an expert's solution and
+a list of teachers' solutions, or `messages`: a whole conversation, whose turns
+up to the first of the assistant are the prompt and whose others are the
+expert's. A prompt and an expert may be lists of turns {role, content}, too. A
+column is named per role, or guessed from NAMES; a dot leads into a nested
+column. Where no column holds the answer, it is read from the expert's text;
+see `final_answer`.
 """
 
+import csv
 import itertools
 import json
 import math
 import pathlib
+import re
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 from gft_jax.config import ConfigError, nearest, require
 
-ROLES = ('prompt', 'answer', 'expert', 'teacher')
-# Names that are taken for a role, the likeliest first.
+ROLES = ('prompt', 'answer', 'expert', 'teacher', 'messages')
+# Names that are taken for a role, the likeliest first. The dotted ones are the
+# columns of verl, to which the official code adds the teachers (ZJU-OmniAI/GFT
+# at 763384d, verl/utils/dataset/rl_dataset.py:299).
 NAMES = {
   'prompt': ('prompt', 'question', 'problem', 'input'),
-  'answer': ('answer', 'final_answer', 'target'),
-  'expert': ('expert', 'solution', 'completion', 'response'),
-  'teacher': ('teacher', 'model_answer'),
+  'answer': ('answer', 'final_answer', 'target', 'reward_model.ground_truth'),
+  'expert': (
+    'expert',
+    'solution',
+    'completion',
+    'response',
+    'extra_info.answer',
+  ),
+  'teacher': ('teacher', 'model_answer', 'extra_info.model_answer'),
+  'messages': ('messages',),
 }
 MARK = '####'
-# Rows of JSONL whose keys are the columns of the file.
-ROWS_FOR_COLUMNS = 1000
+# Rows that tell which columns a file has, and whether they hold conversations.
+FIRST_ROWS = 1000
+# What a row has of a conversation; see `rows`.
+TURNS = frozenset({'prompt_turns', 'expert_turns'})
+# Who speaks in a conversation.
+SPEAKERS = ('system', 'user', 'assistant')
+# The longest text of a row, in characters: far beyond any context, and seconds
+# of a tokenizer's time.
+LONGEST = 4_000_000
 
 
 class BadRow(ValueError):
@@ -46,7 +68,7 @@ def column_map(path: pathlib.Path, columns: str) -> dict[str, str]:
   """The column of each role in a file; a role without a column is absent.
 
   Args:
-    path: a .jsonl or .parquet file.
+    path: a .jsonl, .json, .csv or .parquet file.
     columns: 'prompt=question,expert=answer', or empty to guess.
 
   Raises:
@@ -56,21 +78,27 @@ def column_map(path: pathlib.Path, columns: str) -> dict[str, str]:
   check_exists(path)
   first: dict[str, Any] = {}
   why = ''
-  for number, raw in itertools.islice(raw_rows(path), ROWS_FOR_COLUMNS):
+  for number, raw in itertools.islice(raw_rows(path), FIRST_ROWS):
     if isinstance(raw, BadRow):
       why = why or f' that can be read; row {number} {raw}'
-    for name, value in raw.items() if isinstance(raw, dict) else ():
-      first.setdefault(name, value)
+    else:
+      for name, value in _nested(raw):
+        first.setdefault(name, value)
   require(bool(first), f'{path} has no rows{why}')
   found = _named(columns, first, path) if columns else _guessed(first)
   present = ', '.join(first)
+  whole = 'messages' in found
   require(
-    'prompt' in found,
+    not (whole and {'prompt', 'expert'} & found.keys()),
+    'data.columns: messages holds the prompt and the expert; name no others',
+  )
+  require(
+    whole or 'prompt' in found,
     f'{path}: no column for the prompt among {present};'
     ' set data.columns=prompt=NAME',
   )
   require(
-    'answer' in found or 'expert' in found,
+    whole or 'answer' in found or 'expert' in found,
     f'{path}: no column for the answer among {present};'
     ' set data.columns=prompt=NAME,answer=NAME',
   )
@@ -82,8 +110,15 @@ def rows(
 ) -> Iterator[tuple[int, dict | BadRow]]:
   """Yields (row number from 1, row or the reason why it is bad).
 
+  A row has `prompt` (where it is a conversation: the user's last turn),
+  `answer` ('' where there is no column and the expert states none), `expert`
+  ('' where there is none; of several turns the last) and `teacher`, a list. It
+  has `prompt_turns` where more is asked than one turn of a user, and
+  `expert_turns` where the expert speaks more than once: lists of {role,
+  content}.
+
   Args:
-    path: a .jsonl or .parquet file; blank lines of JSONL are not rows.
+    path: a .jsonl, .json, .csv or .parquet file; blank lines are not rows.
     columns: role -> column, of `column_map`.
 
   Raises:
@@ -96,16 +131,40 @@ def rows(
       yield number, bad
 
 
-def final_answer(expert: str) -> str:
-  """What follows the last `####`, without the commas of thousands.
+def talks(path: pathlib.Path, columns: dict[str, str]) -> bool:
+  """Whether the first rows of a file hold conversations; see `rows`."""
+  first = itertools.islice(rows(path, columns), FIRST_ROWS)
+  return any(isinstance(row, dict) and TURNS & row.keys() for _, row in first)
 
-  Raises:
-    BadRow: there is no mark.
+
+def final_answer(expert: str) -> str:
+  r"""What a worked solution states as its answer, or ''.
+
+  It is the line after `####` if that ends the text, without the commas of
+  thousands (GSM8K), else the content of the last balanced \boxed{...} (MATH,
+  NuminaMath). A `####` before further lines is a heading of Markdown.
   """
-  _, mark, answer = expert.rpartition(MARK)
-  if not mark:
-    raise BadRow(f'expert has no {MARK} and there is no answer column')
-  return answer.strip().replace(',', '')
+  _, mark, line = expert.rpartition(MARK)
+  line = line.strip()
+  if mark and '\n' not in line and r'\boxed' not in line:
+    return line.replace(',', '')
+  return _boxed(expert)
+
+
+# What opens or closes a group of TeX; an escaped brace does neither.
+_BRACES = re.compile(r'\\boxed\s*\{|\\.|[{}]', re.DOTALL)
+
+
+def _boxed(text: str) -> str:
+  answer, open_groups = '', []
+  for brace in _BRACES.finditer(text):
+    if brace[0].endswith('{') and brace[0] != r'\{':
+      open_groups.append(brace)
+    elif brace[0] == '}' and open_groups:
+      opened = open_groups.pop()
+      if opened[0] != '{':
+        answer = text[opened.end() : brace.start()].strip()
+  return answer
 
 
 def _siblings(folder: pathlib.Path) -> list[str]:
@@ -140,10 +199,36 @@ def _guessed(first: dict) -> dict[str, str]:
   if 'answer' in found and 'expert' not in found:
     if MARK in str(decoded(first[found['answer']])):
       found['expert'] = found.pop('answer')
+  # NuminaMath-CoT has its two columns in a conversation once more.
+  both = 'prompt' in found and ('answer' in found or 'expert' in found)
+  for role in ('messages',) if both else ('prompt', 'expert'):
+    if 'messages' in found:
+      found.pop(role, None)
   return found
 
 
+def _nested(raw: dict, prefix: str = '') -> Iterator[tuple[str, Any]]:
+  """Columns and, with dots, what lies in them."""
+  for name, value in raw.items():
+    yield prefix + name, value
+    if isinstance(value, dict):
+      yield from _nested(value, f'{prefix}{name}.')
+
+
+def _value(raw: dict, name: str) -> Any:
+  if name in raw:
+    return raw[name]
+  value: Any = raw
+  for part in name.split('.'):
+    value = value.get(part) if isinstance(value, dict) else None
+  return value
+
+
 def raw_rows(path: pathlib.Path) -> Iterator[tuple[int, dict | BadRow]]:
+  """Yields (row number from 1, the columns as they are or the defect).
+
+  Text of parquet comes as bytes.
+  """
   require(
     path.suffix in _READERS,
     f'data file {path} is neither {" nor ".join(_READERS)}',
@@ -160,17 +245,33 @@ def _raw_jsonl(path: pathlib.Path) -> Iterator[tuple[int, dict | BadRow]]:
         yield number, _parsed(line)
 
 
+def _raw_json(path: pathlib.Path) -> Iterator[tuple[int, dict | BadRow]]:
+  raw = _loaded(path.read_bytes())
+  if isinstance(raw, BadRow):
+    raise ConfigError(f'{path} {raw}')
+  require(isinstance(raw, list), f'{path} is not a list of JSON objects')
+  return enumerate(map(_object, raw), 1)
+
+
 def _parsed(line: bytes) -> dict | BadRow:
+  return _object(_loaded(line))
+
+
+def _object(raw: Any) -> dict | BadRow:
+  expected = isinstance(raw, dict | BadRow)
+  return raw if expected else BadRow('is not a JSON object')
+
+
+def _loaded(text: bytes) -> Any:
   try:
     # A file from Windows may begin with a byte order mark.
-    raw = json.loads(line.decode('utf-8-sig'), object_pairs_hook=_unique)
+    return json.loads(text.decode('utf-8-sig'), object_pairs_hook=_unique)
   except BadRow as bad:
     return bad
   except UnicodeDecodeError:
     return BadRow('is not UTF-8')
   except (ValueError, RecursionError):  # also of a number of 5,000 digits
     return BadRow('is not JSON')
-  return raw if isinstance(raw, dict) else BadRow('is not a JSON object')
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -180,6 +281,41 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     twice = next(name for name in names if names.count(name) > 1)
     raise BadRow(f'has the key {twice!r} twice')
   return found
+
+
+def _raw_csv(path: pathlib.Path) -> Iterator[tuple[int, dict | BadRow]]:
+  """Rows under a header; an empty cell is missing."""
+  csv.field_size_limit(sys.maxsize)  # `_text` judges the length
+  with path.open(
+    encoding='utf-8-sig', errors='surrogateescape', newline=''
+  ) as lines:
+    reader = csv.reader(lines, strict=True)
+    names = next(reader, [])
+    _check_once(names, path)
+    number = 0
+    while True:
+      try:
+        cells = next(reader, None)
+      except csv.Error as error:
+        number += 1
+        yield number, BadRow(f'is not CSV: {error}')
+        continue
+      if cells is None:
+        return
+      if cells:
+        number += 1
+        if len(cells) == len(names):
+          yield number, {name: cell or None for name, cell in zip(names, cells)}
+        else:
+          yield (
+            number,
+            BadRow(f'has {len(cells)} cells for {len(names)} columns'),
+          )
+
+
+def _check_once(names: list[str], path: pathlib.Path) -> None:
+  twice = sorted({name for name in names if names.count(name) > 1})
+  require(not twice, f'{path} has two columns {", ".join(twice)}')
 
 
 def _raw_parquet(path: pathlib.Path) -> Iterator[tuple[int, dict]]:
@@ -208,7 +344,7 @@ def _batches(file, path: pathlib.Path):
   import pyarrow
 
   try:
-    yield from file.iter_batches()
+    yield from file.iter_batches(batch_size=FIRST_ROWS)
   except (pyarrow.ArrowException, OSError) as error:
     why = ' '.join(str(error).split())
     raise ConfigError(f'{path} is damaged: {why}') from error
@@ -216,34 +352,125 @@ def _batches(file, path: pathlib.Path):
 
 def _bytes(column):
   """Text as bytes: what is not UTF-8 then spoils its row, not the file."""
+  kind = _binary(column.type)
+  return column if kind == column.type else column.cast(kind)
+
+
+def _binary(kind):
+  """The type with binary in place of text, however deep."""
   import pyarrow
 
-  kind = column.type
-  if pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind):
-    return column.cast(pyarrow.binary())
-  if pyarrow.types.is_list(kind) and pyarrow.types.is_string(kind.value_type):
-    return column.cast(pyarrow.list_(pyarrow.binary()))
-  return column
+  types = pyarrow.types
+  if types.is_string(kind):
+    return pyarrow.binary()
+  if types.is_large_string(kind):
+    return pyarrow.large_binary()
+  if types.is_list(kind):
+    return pyarrow.list_(_binary(kind.value_type))
+  if types.is_large_list(kind):
+    return pyarrow.large_list(_binary(kind.value_type))
+  if types.is_struct(kind):
+    return pyarrow.struct([(part.name, _binary(part.type)) for part in kind])
+  return kind
 
 
 def _row(raw: dict | BadRow, columns: dict[str, str]) -> dict:
   if isinstance(raw, BadRow):
     raise raw
-  row = {role: raw.get(name) for role, name in columns.items()}
-  expert = _text('expert', row['expert']) if 'expert' in row else ''
+  row = {role: _value(raw, name) for role, name in columns.items()}
+  if 'messages' in row:
+    asked, given = _halves(_turns('messages', _list(row['messages'])))
+  else:
+    asked, given = row['prompt'], row.get('expert')
+  prompt, prompt_turns = _prompt(asked)
+  expert, expert_turns = '', []
+  if 'expert' in row or 'messages' in row:
+    expert, expert_turns = _expert(given)
   if 'answer' in row:
     answer = _text('answer', number_as_text(row['answer']))
   else:
-    answer = _text('answer', final_answer(expert))
-  teacher = [] if row.get('teacher') is None else row['teacher']
+    answer = final_answer(expert)
+  teacher = [] if row.get('teacher') is None else _list(row['teacher'])
   if not isinstance(teacher, list):
     raise BadRow(f'teacher is a {type(teacher).__name__}, not a list')
-  return {
-    'prompt': _text('prompt', row['prompt']),
+  found = {
+    'prompt': prompt,
     'answer': answer,
     'expert': expert,
     'teacher': [_text('teacher', text) for text in teacher],
   }
+  if prompt_turns:
+    found['prompt_turns'] = prompt_turns
+  if expert_turns:
+    found['expert_turns'] = expert_turns
+  return found
+
+
+def _prompt(value: Any) -> tuple[str, list[dict]]:
+  """What the user asks last, and all turns where there are others."""
+  if not isinstance(value, list):
+    return _text('prompt', value), []
+  turns = _turns('prompt', value)
+  if turns[-1]['role'] != 'user':
+    raise BadRow(f'prompt ends with the {turns[-1]["role"]}, not the user')
+  return turns[-1]['content'], turns if len(turns) > 1 else []
+
+
+def _expert(value: Any) -> tuple[str, list[dict]]:
+  """What the expert says last, and all turns where there are others."""
+  if not isinstance(value, list):
+    return _text('expert', value), []
+  turns = _turns('expert', value)
+  for turn, place in ((turns[0], 'begins'), (turns[-1], 'ends')):
+    if turn['role'] != 'assistant':
+      raise BadRow(f'expert {place} with the {turn["role"]}, not the assistant')
+  return turns[-1]['content'], turns if len(turns) > 1 else []
+
+
+def _halves(turns: list[dict]) -> tuple[list[dict], list[dict]]:
+  """Turns before the first of the assistant, and the others."""
+  speakers = [turn['role'] for turn in turns]
+  if 'assistant' not in speakers:
+    raise BadRow('messages has no turn of the assistant')
+  first = speakers.index('assistant')
+  if 'user' not in speakers[:first]:
+    raise BadRow('messages: the assistant speaks before the user')
+  return turns[:first], turns[first:]
+
+
+def _turns(role: str, value: Any) -> list[dict]:
+  """A conversation of {role, content}, checked; other keys are left out."""
+  if value is None:
+    raise BadRow(f'{role} is missing')
+  if not isinstance(value, list):
+    raise BadRow(f'{role} is a {type(value).__name__}, not a list of turns')
+  if not value:
+    raise BadRow(f'{role} is empty')
+  turns = []
+  for number, turn in enumerate(value, 1):
+    where = f'{role}: turn {number}'
+    if not isinstance(turn, dict):
+      raise BadRow(f'{where} is a {type(turn).__name__}, not an object')
+    speaker = decoded(turn.get('role'))
+    if speaker is None:
+      raise BadRow(f'{where} has no role')
+    if speaker not in SPEAKERS:
+      raise BadRow(
+        f'{where} has the role {str(speaker)[:40]!r}, which is not one of'
+        f' {", ".join(SPEAKERS)}'
+      )
+    content = _text(f'{where}: content', turn.get('content'))
+    turns.append({'role': speaker, 'content': content})
+  return turns
+
+
+def _list(value: Any) -> Any:
+  """The list in a text of JSON, as in a cell of CSV; else the value."""
+  value = decoded(value)
+  if not isinstance(value, str) or not value.startswith('['):
+    return value
+  found = _loaded(value.encode(errors='surrogateescape'))
+  return found if isinstance(found, list) else value
 
 
 def _text(role: str, value: Any) -> str:
@@ -256,6 +483,8 @@ def _text(role: str, value: Any) -> str:
     raise BadRow(f'{role} is a {type(value).__name__}, not text')
   if not value.strip():
     raise BadRow(f'{role} is empty')
+  if len(value) > LONGEST:
+    raise BadRow(f'{role} is longer than {LONGEST:,} characters')
   try:
     value.encode()
   except UnicodeEncodeError:
@@ -283,4 +512,9 @@ def number_as_text(value: Any) -> Any:
   return str(value) if abs(value) < math.inf else value  # NaN is not
 
 
-_READERS = {'.jsonl': _raw_jsonl, '.parquet': _raw_parquet}
+_READERS = {
+  '.jsonl': _raw_jsonl,
+  '.json': _raw_json,
+  '.csv': _raw_csv,
+  '.parquet': _raw_parquet,
+}

@@ -19,8 +19,8 @@ import transformers
 
 from gft_jax.batch import EXPERT, TEACHER, Prompts, Responses
 from gft_jax.config import DataConfig, GroupConfig, require
-from gft_jax.data import builders
-from gft_jax.models.tokenizer import chat_prompts
+from gft_jax.data import builders, chat, files
+from gft_jax.models.tokenizer import chat_prompts, missing_call
 
 # Widths of what `encode_groups` encodes.
 MULTIPLE = 64
@@ -37,9 +37,13 @@ class Examples:
     given_tokens: [B, S, T] int32 for S = experts + teachers slots.
     given_length: [B, S] int32, EOS included; 0 is an empty slot.
     given_origin: [S] int32, EXPERT or TEACHER.
-    prompts: B texts as in the dataset, before template and instruction.
+    prompts: B texts as in the dataset, before template and instruction; of a
+      conversation the user's last turn.
     answers: B reference answers for the grader.
-    given_texts: B lists of S texts without EOS; '' is an empty slot.
+    given_texts: B lists of S texts without EOS; '' is an empty slot. Of an
+      answer of several turns it is the last.
+    given_trained: [B, S, T] bool, the tokens that train, where some answers
+      hold turns of a user; None: all do.
   """
 
   tokens: np.ndarray
@@ -51,6 +55,7 @@ class Examples:
   prompts: list[str]
   answers: list[str]
   given_texts: list[list[str]]
+  given_trained: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,13 +96,18 @@ class Ragged:
 
 
 class _Row(NamedTuple):
-  """A row that fits; `given` is (text, ids) per slot."""
+  """A row that fits; `given` is (text, ids) per slot.
+
+  `trained` says for each token of the expert, the first slot, whether it
+  trains; None: all do.
+  """
 
   index: int
   prompt: str
   answer: str
   ids: list[int]
   given: list[tuple[str, list[int]]]
+  trained: list[bool] | None
 
 
 class Dataset:
@@ -127,6 +137,15 @@ class Dataset:
     self._index = np.array([row.index for row in rows], np.int32)
     self._prompts = Ragged([row.ids for row in rows])
     self._given = Ragged([ids for row in rows for _, ids in row.given])
+    self._trained = None
+    if any(row.trained for row in rows):
+      self._trained = Ragged(
+        [
+          row.trained if slot == 0 and row.trained else [True] * len(ids)
+          for row in rows
+          for slot, (_, ids) in enumerate(row.given)
+        ]
+      )
 
     lengths = self._given.length.reshape(len(rows), len(self._origin))
     self.statistics = Statistics(
@@ -140,7 +159,7 @@ class Dataset:
       },
     )
     digest = hashlib.sha256(self._index)
-    for ragged in (self._prompts, self._given):
+    for ragged in filter(None, (self._prompts, self._given, self._trained)):
       digest.update(ragged.length)
       digest.update(ragged.tokens)
     self.fingerprint = digest.hexdigest()[:16]
@@ -153,9 +172,11 @@ class Dataset:
     slots = len(self._origin)
     width_prompt, width_response = self._widths
     tokens, length = self._prompts.padded(positions, width_prompt)
-    given_tokens, given_length = self._given.padded(
-      positions[:, None] * slots + np.arange(slots), width_response
-    )
+    given = positions[:, None] * slots + np.arange(slots)
+    given_tokens, given_length = self._given.padded(given, width_response)
+    trained = None
+    if self._trained is not None:
+      trained = self._trained.padded(given, width_response)[0].astype(bool)
     texts = [self._texts[i] for i in positions]
     return Examples(
       tokens=tokens,
@@ -167,6 +188,7 @@ class Dataset:
       prompts=[prompt for prompt, _, _ in texts],
       answers=[answer for _, answer, _ in texts],
       given_texts=[given for _, _, given in texts],
+      given_trained=trained,
     )
 
   def first(self, count: int) -> Examples:
@@ -272,10 +294,11 @@ def load(
 ) -> Dataset:
   """A tokenised split of the embedded task or of a file.
 
-  A row is dropped, and counted, where its prompt has no token, more than
-  max_prompt or an unknown one, and where the group has an expert whose answer
-  with EOS exceeds max_response; a teacher's answer that is too long is left
-  out. Nothing is cut.
+  A row is dropped, and named, where its prompt has no token, more than
+  max_prompt or an unknown one, where the group has an expert whose answer with
+  EOS exceeds max_response, where there is more than an expert to grade but no
+  reference answer, and where the chat template cannot write a conversation; a
+  teacher's answer that is too long is left out. Nothing is cut.
 
   Args:
     config: path, template, lengths and limits.
@@ -284,7 +307,7 @@ def load(
       experts, or rows with a long expert answer are dropped from it.
     tokenizer: with an EOS, which ends every given answer.
     split: see `builders.source`.
-    seed: of the choice among teachers.
+    seed: of the choice among teachers, and of a task of Reasoning Gym.
 
   Raises:
     ConfigError: no such split, file or column; no EOS; no chat template where
@@ -295,7 +318,7 @@ def load(
     f'the tokenizer {tokenizer.name_or_path!r} has no EOS token, which must'
     ' end every answer',
   )
-  source = builders.source(config, split)
+  source = builders.source(config, split, seed)
   total = min(config.rows or len(source.rows), len(source.rows))
   rows, dropped, empty_slots = _fit(
     source.rows[:total], config, group, tokenizer, seed
@@ -320,19 +343,32 @@ def _fit(
   seed: int,
 ) -> tuple[list[_Row], dict[str, list[int]], dict[str, int]]:
   """The rows that fit, dropped rows by reason, empty slots by reason."""
-  prompts = encode_prompts([row['prompt'] for row in rows], config, tokenizer)
+  dropped = collections.defaultdict(list)
+  rows, conversations = _written(rows, config, group, tokenizer, dropped)
+  prompts = encode_prompts(
+    [row.get('prompt_turns') or row['prompt'] for row in rows],
+    config,
+    tokenizer,
+  )
   # Answers that no slot takes are not worth their time.
   experts = [row['expert'] if group.experts else '' for row in rows]
   teachers = [row['teacher'] if group.teachers else [] for row in rows]
-  expert_ids = _encode_answers(experts, tokenizer)
+  expert_ids = _encode_answers(
+    ['' if i in conversations else text for i, text in enumerate(experts)],
+    tokenizer,
+  )
+  trained: list[list[bool] | None] = [None] * len(rows)
+  for i, answer in zip(
+    conversations, chat.encode(list(conversations.values()), tokenizer)
+  ):
+    expert_ids[i], trained[i] = answer
   teacher_ids = iter(
     _encode_answers(list(itertools.chain(*teachers)), tokenizer)
   )
   unknown = _unknown_id(tokenizer)
   fitting, empty = [], collections.Counter()
-  dropped = collections.defaultdict(list)
-  for row, ids, expert, expert_id, teacher in zip(
-    rows, prompts, experts, expert_ids, teachers
+  for row, ids, expert, expert_id, trains, teacher in zip(
+    rows, prompts, experts, expert_ids, trained, teachers
   ):
     offered = [(text, next(teacher_ids)) for text in teacher]
     reason = _unfit(ids, expert_id, unknown, config)
@@ -343,8 +379,51 @@ def _fit(
     given += _choose(offered, row['row'], config, group, seed, empty)
     if group.experts and not expert:
       empty['rows without an expert'] += 1
-    fitting.append(_Row(row['row'], row['prompt'], row['answer'], ids, given))
+    fitting.append(
+      _Row(row['row'], row['prompt'], row['answer'], ids, given, trains)
+    )
   return fitting, dict(dropped), dict(empty)
+
+
+def _written(
+  rows: Sequence[dict],
+  config: DataConfig,
+  group: GroupConfig,
+  tokenizer: transformers.PreTrainedTokenizerBase,
+  dropped: dict[str, list[int]],
+) -> tuple[list[dict], dict[int, chat.Written]]:
+  """Rows that can be graded and written; position -> answer of many turns."""
+  graded = group.size > group.experts
+  talk = next((row['row'] for row in rows if files.TURNS & row.keys()), 0)
+  require(
+    not talk or _uses_template(config, tokenizer),
+    f'row {talk} is a conversation and needs a chat template, but'
+    f' data.template={config.template} and the tokenizer'
+    f' {tokenizer.name_or_path!r} has'
+    f' {"one" if tokenizer.chat_template else "none"}',
+  )
+  call = missing_call(tokenizer) if talk else ''
+  kept, conversations = [], {}
+  for row in rows:
+    try:
+      if graded and not row['answer']:
+        raise chat.TurnsError('without a reference answer to grade by')
+      if files.TURNS & row.keys():
+        asked = chat.instructed(
+          row.get('prompt_turns') or chat.user(row['prompt']),
+          config.instruction,
+        )
+        if group.experts and 'expert_turns' in row:
+          conversations[len(kept)] = chat.write(
+            asked, row['expert_turns'], tokenizer, call
+          )
+        else:
+          chat.check(asked, tokenizer)
+    except chat.TurnsError as error:
+      dropped[str(error)].append(row['row'])
+    else:
+      kept.append(row)
+  return kept, conversations
 
 
 def _encode(
@@ -362,28 +441,38 @@ def _encode(
 
 
 def encode_prompts(
-  prompts: list[str],
+  prompts: Sequence[str | chat.Turns],
   config: DataConfig,
   tokenizer: transformers.PreTrainedTokenizerBase,
 ) -> list[list[int]]:
-  """Ids of the prompts in their template, with BOS once where it is used."""
-  if config.instruction:
-    prompts = [f'{prompt}\n{config.instruction}' for prompt in prompts]
+  """Ids of the prompts in their template, with BOS once where it is used.
+
+  A prompt is what a user says, or the turns of a conversation, which needs the
+  chat template.
+  """
   has_template = tokenizer.chat_template is not None
   require(
     config.template != 'chat' or has_template,
     'data.template=chat, but the tokenizer has no chat template; use plain',
   )
-  if config.template == 'plain' or not has_template:
+  messages = [
+    chat.instructed(
+      chat.user(prompt) if isinstance(prompt, str) else prompt,
+      config.instruction,
+    )
+    for prompt in prompts
+  ]
+  if not _uses_template(config, tokenizer):
     # The BOS that the tokenizer itself would put in front, if any.
     start = tokenizer('')['input_ids'][:1]
     start = start if start == [tokenizer.bos_token_id] else []
     return [
       ids if ids[:1] == start else start + ids
-      for ids in _encode(prompts, tokenizer)
+      for ids in _encode(
+        [turns[-1]['content'] for turns in messages], tokenizer
+      )
     ]
   # The template writes BOS where the model wants one.
-  messages = [[{'role': 'user', 'content': prompt}] for prompt in prompts]
   return _encode(chat_prompts(messages, tokenizer), tokenizer)
 
 
@@ -415,6 +504,12 @@ def encode_groups(
     Prompts(tokens, length, rows.astype(np.int32)),
     Responses(given, given_length, zeros),
   )
+
+
+def _uses_template(
+  config: DataConfig, tokenizer: transformers.PreTrainedTokenizerBase
+) -> bool:
+  return config.template != 'plain' and tokenizer.chat_template is not None
 
 
 def _encode_answers(

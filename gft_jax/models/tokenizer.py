@@ -144,14 +144,14 @@ def chat_prompts(
   Raises:
     ConfigError: the template fails, or has no place for an answer.
   """
-  call = _missing_call(tokenizer)
+  call = missing_call(tokenizer)
   return [
     text + call
     for text in _render(conversations, tokenizer, add_generation_prompt=True)
   ]
 
 
-def _missing_call(tokenizer: transformers.PreTrainedTokenizerBase) -> str:
+def missing_call(tokenizer: transformers.PreTrainedTokenizerBase) -> str:
   """What a template that ignores `add_generation_prompt` leaves out.
 
   Without it the model would go on with the user's turn. It is what the

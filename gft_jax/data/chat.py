@@ -1,0 +1,166 @@
+"""Conversations in the words of a chat template, and which tokens train.
+
+A conversation is a list of turns {role, content}. What is asked ends where the
+template would let the model speak; the answer is what follows, of which only
+the assistant's own words train, each turn with the token that ends it.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jinja2
+import numpy as np
+import transformers
+from transformers.utils import chat_template_utils
+
+from gft_jax.config import require
+
+Turns = list[dict[str, str]]
+Tokenizer = transformers.PreTrainedTokenizerBase
+
+
+class TurnsError(ValueError):
+  """The template cannot write these turns; the message says why."""
+
+
+class Written(NamedTuple):
+  """An answer of several turns.
+
+  Attributes:
+    text: all that follows what is asked, up to the end of the last turn.
+    spans: (begin, end) in `text` of what the assistant writes.
+  """
+
+  text: str
+  spans: list[tuple[int, int]]
+
+
+def user(content: str) -> Turns:
+  """A conversation of one question."""
+  return [{'role': 'user', 'content': content}]
+
+
+def instructed(turns: Turns, instruction: str) -> Turns:
+  """Adds a line to the last turn."""
+  if not instruction:
+    return turns
+  *before, last = turns
+  return [*before, {**last, 'content': f'{last["content"]}\n{instruction}'}]
+
+
+def write(
+  asked: Turns, answered: Turns, tokenizer: Tokenizer, call: str = ''
+) -> Written:
+  """The answer as the template writes it after what is asked.
+
+  What trains is what the template marks with {% generation %}; without it, the
+  text between the point where the template lets the assistant speak and the
+  end of its turn, less the space between turns. That needs a template which
+  writes a turn alike whatever follows it.
+
+  Args:
+    asked: turns of the prompt.
+    answered: the rest, from the first answer on.
+    tokenizer: with a chat template.
+    call: of `tokenizer.missing_call`.
+
+  Raises:
+    TurnsError: the template refuses these turns, or it does not.
+  """
+  turns = [*asked, *answered]
+  try:
+    prompt = _render(asked, tokenizer, prompt=True) + call
+    parts = [prompt]
+    if _marks(tokenizer):
+      text, spans = _marked(turns, tokenizer)
+    else:
+      text, spans = _render(turns, tokenizer), []
+      for i in range(len(asked), len(turns)):
+        if turns[i]['role'] == 'assistant':
+          before = _render(turns[:i], tokenizer, prompt=True) + call
+          after = _render(turns[: i + 1], tokenizer).rstrip()
+          parts += [before, after]
+          spans.append((len(before), len(after)))
+  except jinja2.TemplateError as error:
+    raise TurnsError(f'that the chat template refuses: {error}') from error
+  if not all(text.startswith(part) for part in parts):
+    raise TurnsError('with turns that the chat template rewrites later')
+  start = len(prompt)
+  # Turns of the assistant in what is asked do not train.
+  spans = [
+    (max(begin, start) - start, begin - start + len(text[begin:end].rstrip()))
+    for begin, end in spans
+    if end > start
+  ]
+  if not spans:
+    raise TurnsError('whose answer the chat template does not write')
+  return Written(text[start : start + spans[-1][1]], spans)
+
+
+def check(asked: Turns, tokenizer: Tokenizer) -> None:
+  """Raises TurnsError where the template cannot write what is asked."""
+  try:
+    _render(asked, tokenizer, prompt=True)
+  except jinja2.TemplateError as error:
+    raise TurnsError(f'that the chat template refuses: {error}') from error
+
+
+def encode(
+  answers: Sequence[Written], tokenizer: Tokenizer
+) -> list[tuple[list[int], list[bool]]]:
+  """Ids of each answer and which train; EOS ends it, if nothing else did.
+
+  A token trains where its first character does.
+  """
+  if not answers:
+    return []
+  require(
+    tokenizer.is_fast,
+    f'conversations of several answers need a fast tokenizer, and'
+    f' {tokenizer.name_or_path!r} is none',
+  )
+  encoded = tokenizer(
+    [answer.text for answer in answers],
+    add_special_tokens=False,
+    return_attention_mask=False,
+    return_token_type_ids=False,
+    return_offsets_mapping=True,
+    verbose=False,
+  )
+  found = []
+  for ids, offsets, answer in zip(
+    encoded['input_ids'], encoded['offset_mapping'], answers
+  ):
+    at = np.array(offsets, np.int64).reshape(-1, 2)[:, 0]
+    begin, end = np.array(answer.spans).T
+    span = np.searchsorted(begin, at, side='right') - 1
+    trained = ((span >= 0) & (at < end[span])).tolist()
+    if ids[-1:] != [tokenizer.eos_token_id]:
+      ids, trained = [*ids, tokenizer.eos_token_id], [*trained, True]
+    found.append((ids, trained))
+  return found
+
+
+def _render(turns: Turns, tokenizer: Tokenizer, *, prompt: bool = False) -> str:
+  return tokenizer.apply_chat_template(
+    turns, tokenize=False, add_generation_prompt=prompt
+  )
+
+
+def _marks(tokenizer: Tokenizer) -> bool:
+  template = tokenizer.get_chat_template()
+  return bool(re.search(r'\{%-?\s*generation\s*-?%\}', template))
+
+
+def _marked(
+  turns: Turns, tokenizer: Tokenizer
+) -> tuple[str, list[tuple[int, int]]]:
+  """The text, and the spans that the template marks."""
+  texts, spans = chat_template_utils.render_jinja_template(
+    [turns],
+    chat_template=tokenizer.get_chat_template(),
+    return_assistant_tokens_mask=True,
+    **tokenizer.special_tokens_map,
+  )
+  return texts[0], spans[0]
