@@ -51,7 +51,7 @@ from gft_jax.config import (
 )
 from gft_jax.data import arithmetic
 from gft_jax.engine import Engine, Policy, key_of
-from gft_jax.models import huggingface, transformer
+from gft_jax.models import huggingface, lora, transformer
 from gft_jax.optimizer import make_schedule
 
 Record = dict[str, Any]
@@ -216,8 +216,12 @@ def engine_of(
 
 
 def load_policy(config: Config) -> Policy:
-  """The model of the config: a Hugging Face folder, or fresh parameters."""
+  """The model of the config: a Hugging Face folder, or fresh parameters.
+
+  With `model.lora` the folder's are frozen, and fresh adapters trained.
+  """
   settings = config.model
+  key = key_of(config.seed, 'init', 0)
   dtypes = {
     'dtype': settings.dtype,
     'param_dtype': settings.param_dtype,
@@ -226,6 +230,11 @@ def load_policy(config: Config) -> Policy:
   if settings.path:
     model, params, tokenizer = huggingface.load(settings.path, **dtypes)
   else:
+    if settings.lora.rank:
+      raise ConfigError(
+        f'model.lora.rank={settings.lora.rank} would freeze random weights; set'
+        ' model.path, or rank 0'
+      )
     if settings.tokenizer:
       tokenizer = huggingface.load_tokenizer(settings.tokenizer)
     else:
@@ -237,12 +246,18 @@ def load_policy(config: Config) -> Policy:
       )
     model = transformer.Transformer(architecture, **dtypes)
     params = jax.jit(model.init)(
-      key_of(config.seed, 'init', 0),
+      key,
       jnp.zeros((1, 1), jnp.int32),
       jnp.ones(1, jnp.int32),
     )['params']
+  frozen = None
+  if settings.lora.rank:
+    mesh = parallel.make_mesh(config.mesh)
+    shardings = functools.partial(parallel.parameter_shardings, mesh=mesh)
+    model, frozen = model.clone(lora=settings.lora), params
+    params = lora.create(model, key, shardings)
   stop_ids = (tokenizer.eos_token_id, *config.sampler.stop_ids)
-  return Policy(model, params, tokenizer, stop_ids)
+  return Policy(model, params, tokenizer, stop_ids, frozen)
 
 
 def plan(config: Config, policy: Policy) -> list[Job]:

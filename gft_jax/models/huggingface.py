@@ -298,6 +298,11 @@ def _tensors(a: Architecture) -> dict[str, tuple[str, tuple[int, ...]]]:
   }
 
 
+def tensor_name(architecture: Architecture, path: str) -> str:
+  """The torch tensor of a parameter, '{}' where the layer's number stands."""
+  return _tensors(architecture)[path][0]
+
+
 def _stacked(path: str) -> bool:
   return path.startswith('blocks/')
 
