@@ -47,6 +47,7 @@ setuptools.setup(
     # PyTorch is the reference that parity tests compare with; nothing else.
     'test': [
       'gguf==0.19.0',
+      'peft==0.21.2',
       'pytest==9.2.0',
       'reasoning-gym==0.1.25',
       'ruff==0.17.6',

@@ -80,6 +80,30 @@ class Architecture:
     )
 
 
+# The matrices of a decoder block.
+PROJECTIONS = ('query', 'key', 'value', 'output', 'gate', 'up', 'down')
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+  """Low-rank adapters beside frozen projections; see models.lora."""
+
+  rank: int = setting(
+    0, 'r of the adapters, which alone are trained; 0: no adapters'
+  )
+  alpha: float = setting(32.0, 'adapters are scaled by alpha / rank')
+  targets: tuple[str, ...] = setting(
+    PROJECTIONS, f'projections with an adapter, of {", ".join(PROJECTIONS)}'
+  )
+
+  def __post_init__(self):
+    require(self.rank >= 0, f'model.lora.rank={self.rank} is negative')
+    positive('model.lora.alpha', self.alpha)
+    require(bool(self.targets), 'model.lora.targets names no projection')
+    for target in self.targets:
+      one_of('model.lora.targets', target, PROJECTIONS)
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
   path: str = setting(
@@ -96,13 +120,18 @@ class ModelConfig:
     Architecture(), 'the shape when path is empty'
   )
   dtype: str = setting('float32', 'dtype of the computation')
-  param_dtype: str = setting('float32', 'dtype of the master parameters')
+  param_dtype: str = setting(
+    'float32',
+    'dtype of the master parameters; with lora that of the frozen ones, for'
+    ' adapters are float32',
+  )
   remat: str = setting(
     'dots',
     'what the backward pass recomputes: none, dots (all but products with'
     ' parameters and the results of attention) or full (all but the input of'
     ' each layer)',
   )
+  lora: LoraConfig = setting(LoraConfig(), 'low-rank adapters')
 
   def __post_init__(self):
     for name in ('dtype', 'param_dtype'):

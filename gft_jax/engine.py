@@ -34,7 +34,7 @@ from gft_jax.config import (
   require,
 )
 from gft_jax.data import pipeline
-from gft_jax.models import reward_model
+from gft_jax.models import lora, reward_model
 from gft_jax.ops.masking import WeightedMean
 from gft_jax.optimizer import make_optimizer
 
@@ -84,9 +84,11 @@ demonstration_tokens = jax.jit(
   static_argnames=('model', 'objective', 'settings', 'options'),
   donate_argnames='state',
 )
-def update(state, batch, reference, *, model, objective, settings, options):
+def update(
+  state, batch, reference, frozen, *, model, objective, settings, options
+):
   step = train_step.make_train_step(model, objective, settings, **dict(options))
-  return step(state, batch, reference)
+  return step(state, batch, reference, frozen)
 
 
 response_scores = jax.jit(reward_model.scores, static_argnames='model')
@@ -100,19 +102,21 @@ optimizer_of = functools.cache(make_optimizer)
 
 
 class Policy(NamedTuple):
-  """What is trained.
+  """What is trained, and what that needs.
 
   Attributes:
     model: a Flax module with the entrances of models.transformer.
-    params: where the first stage starts, a plain pytree.
+    params: what is trained, where the first stage starts; a plain pytree.
     tokenizer: a transformers tokenizer with an EOS.
     stop_ids: tokens that end an answer: EOS and sampler.stop_ids.
+    frozen: the other parameters of the model, or None; see models.lora.
   """
 
   model: Any
   params: Any
   tokenizer: Any
   stop_ids: tuple[int, ...]
+  frozen: Any | None = None
 
 
 def key_of(seed: int, stream: str, step: int) -> jax.Array:
@@ -162,7 +166,11 @@ class Judge:
 
 
 class Engine:
-  """The compiled programs, the mesh and the graders of one run."""
+  """The compiled programs, the mesh and the graders of one run.
+
+  Its methods take parameters like those of the policy: what is trained. The
+  frozen ones are kept here, once for all of them.
+  """
 
   def __init__(
     self,
@@ -178,6 +186,10 @@ class Engine:
     self._stop_ids = policy.stop_ids
     self.key = functools.partial(key_of, config.seed)
     self._mesh = mesh
+    self._frozen = None
+    if policy.frozen is not None:
+      shardings = parallel.parameter_shardings(policy.frozen, mesh)
+      self._frozen = jax.device_put(policy.frozen, shardings)
     self._graders = graders
     self._journal = journal
     self._judges = judges or {}
@@ -198,7 +210,7 @@ class Engine:
     """
     responses = sample(
       self.model,
-      params,
+      self._whole(params),
       self.put(prompts),
       key,
       mesh=self._mesh,
@@ -301,6 +313,7 @@ class Engine:
       state,
       self.put(batch),
       reference,
+      self._frozen,
       model=self.model,
       objective=objective,
       settings=config.loss,
@@ -311,13 +324,16 @@ class Engine:
     self, params: Any, batch: GroupBatch, *, chunk: int
   ) -> np.ndarray:
     """[B, G, T] log-probabilities, on the host."""
-    logp, _ = token_logprobs(self.model, params, self.put(batch), chunk=chunk)
+    logp, _ = token_logprobs(
+      self.model, self._whole(params), self.put(batch), chunk=chunk
+    )
     return self._take(logp)
 
   def drift(
     self, params: Any, base: Any, batch: GroupBatch, *, chunk: int
   ) -> dict[str, WeightedMean]:
     """See evaluate.drift."""
+    params, base = self._whole(params), self._whole(base)
     return drift(self.model, params, base, self.put(batch), chunk=chunk)
 
   def demonstration_tokens(
@@ -325,7 +341,7 @@ class Engine:
   ) -> dict[str, np.ndarray]:
     """See evaluate.demonstration_tokens; on the host."""
     found = demonstration_tokens(
-      self.model, params, self.put(batch), chunk=chunk
+      self.model, self._whole(params), self.put(batch), chunk=chunk
     )
     return self._take(found)
 
@@ -336,6 +352,10 @@ class Engine:
   def put(self, tree: Any) -> Any:
     """Host-local rows -> global arrays on the mesh."""
     return parallel.to_global(self._mesh, tree)
+
+  def _whole(self, params: Any) -> Any:
+    """All parameters of the model."""
+    return lora.join(self._frozen, params)
 
   def _take(self, tree: Any) -> Any:
     """Rows on the mesh -> those of this process, on the host."""

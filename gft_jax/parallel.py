@@ -33,6 +33,8 @@ BATCH_AXES = ('data', 'fsdp')
 
 # End of a parameter's path -> its partition. The first match counts, also for
 # the moments of the optimizer, whose paths end alike. blocks/* are stacked [L].
+# Of an adapter, A is cut like the input of its projection and B like the
+# output; the rank, r, is whole.
 PARTITION_RULES = (
   (r'embedding', PartitionSpec('tensor', 'fsdp')),  # [V, D]
   (r'head', PartitionSpec('fsdp', 'tensor')),  # [D, V]
@@ -49,6 +51,15 @@ PARTITION_RULES = (
   (r'(gate|up)/kernel', PartitionSpec(None, 'fsdp', 'tensor')),  # [L, D, M]
   (r'down/kernel', PartitionSpec(None, 'tensor', 'fsdp')),  # [L, M, D]
   (r'norm/scale', PartitionSpec()),  # [L, D] or [D]
+  (
+    r'(query|key|value|gate|up)/lora_a',  # [L, D, r]
+    PartitionSpec(None, 'fsdp', None),
+  ),
+  # [L, H, K, r] and [L, M, r]
+  (r'(output|down)/lora_a', PartitionSpec(None, 'tensor')),
+  # [L, r, H, K] and [L, r, M]
+  (r'(query|key|value|gate|up)/lora_b', PartitionSpec(None, None, 'tensor')),
+  (r'(output|down)/lora_b', PartitionSpec(None, None, 'fsdp')),  # [L, r, D]
 )
 
 

@@ -85,6 +85,11 @@ def train_reward_model(
     ConfigError: a setting that cannot work, too few pairs that fit, or a
       workdir begun under another config.
   """
+  require(
+    not config.model.lora.rank,
+    f'model.lora.rank={config.model.lora.rank}: a reward model is trained whole;'
+    ' set it to 0',
+  )
   workdir = pathlib.Path(workdir)
   train.check_workdir(workdir, config)
   mesh = parallel.make_mesh(config.mesh)

@@ -55,7 +55,7 @@ from gft_jax.config import (
 )
 from gft_jax.data import arithmetic
 from gft_jax.engine import Engine, Judge, Policy, key_of
-from gft_jax.models import hub, huggingface, transformer
+from gft_jax.models import hub, huggingface, lora, transformer
 from gft_jax.optimizer import make_schedule
 
 Record = dict[str, Any]
@@ -248,8 +248,12 @@ def load_judges(
 
 
 def load_policy(config: Config) -> Policy:
-  """The model of the config, on its mesh, or fresh parameters."""
+  """The model of the config, on its mesh, or fresh parameters.
+
+  With `model.lora` the model's are frozen, and fresh adapters trained.
+  """
   settings = config.model
+  key = key_of(config.seed, 'init', 0)
   dtypes = {
     'dtype': settings.dtype,
     'param_dtype': settings.param_dtype,
@@ -266,6 +270,11 @@ def load_policy(config: Config) -> Policy:
       folder, tokenizer, model.architecture.vocab_size
     )
   else:
+    if settings.lora.rank:
+      raise ConfigError(
+        f'model.lora.rank={settings.lora.rank} would freeze random weights; set'
+        ' model.path, or rank 0'
+      )
     if settings.tokenizer:
       tokenizer = huggingface.load_tokenizer(settings.tokenizer)
     else:
@@ -277,12 +286,17 @@ def load_policy(config: Config) -> Policy:
       )
     model = transformer.Transformer(architecture, **dtypes)
     params = jax.jit(model.init)(
-      key_of(config.seed, 'init', 0),
+      key,
       jnp.zeros((1, 1), jnp.int32),
       jnp.ones(1, jnp.int32),
     )['params']
     stop_ids = (tokenizer.eos_token_id,)
-  return Policy(model, params, tokenizer, (*stop_ids, *config.sampler.stop_ids))
+  frozen = None
+  if settings.lora.rank:
+    model, frozen = model.clone(lora=settings.lora), params
+    params = lora.create(model, key, shardings)
+  stop_ids = (*stop_ids, *config.sampler.stop_ids)
+  return Policy(model, params, tokenizer, stop_ids, frozen)
 
 
 def plan(config: Config, policy: Policy) -> list[Job]:

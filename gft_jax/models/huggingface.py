@@ -237,6 +237,11 @@ def _tensors(a: Architecture, *, scored: bool) -> Tensors:
   }
 
 
+def tensor_name(architecture: Architecture, path: str) -> str:
+  """The torch tensor of a parameter, '{}' where the layer's number stands."""
+  return _tensors(architecture)[path][0]
+
+
 def _stacked(path: str) -> bool:
   return path.startswith('blocks/')
 
