@@ -18,7 +18,7 @@ from flax import traverse_util
 from gft_jax.config import Architecture, require
 from gft_jax.models import hub, tensor_files
 from gft_jax.models.config_json import config_of, read_architecture
-from gft_jax.models.json_files import write_json
+from gft_jax.models.json_files import read_json, write_json
 from gft_jax.models.tensor_files import StoredTensor
 from gft_jax.models.tokenizer import (
   TOKEN_IDS,
@@ -104,9 +104,18 @@ def save(
       holds one at a time.
 
   Raises:
-    ConfigError: `source` is the folder to write.
+    ConfigError: `directory` is `source`, or holds something else.
   """
   directory = pathlib.Path(directory).expanduser()
+  require(
+    not directory.exists() or directory.is_dir(), f'{directory} is a file'
+  )
+  config = directory / 'config.json'
+  require(
+    not config.exists() or 'model_type' in read_json(config),
+    f'{config} is not of a model, and would be overwritten; write another'
+    ' folder',
+  )
   if source is not None:
     source = hub.folder_of(source)
     require(
@@ -135,13 +144,13 @@ def save(
 
   generation = _generation(source, tokenizer, architecture.vocab_size)
   directory.mkdir(parents=True, exist_ok=True)
-  (directory / 'config.json').unlink(missing_ok=True)
+  config.unlink(missing_ok=True)
   tensor_files.write(directory, shapes, read, max_shard_size)
   save_tokenizer(directory, tokenizer, source)
   write_json(directory / 'generation_config.json', generation)
   ids = {name: generation[name] for name in TOKEN_IDS}
   dtype = {'torch_dtype': leaves['embedding'].dtype.name}
-  write_json(directory / 'config.json', config_of(architecture) | ids | dtype)
+  write_json(config, config_of(architecture) | ids | dtype)
 
 
 def _generation(
