@@ -264,14 +264,19 @@ def _read_params(
       )
     else:
       leaves[path] = jnp.asarray(read((slice(None),) * len(leaf.shape)))
-  finite = jax.jit(lambda x: jax.tree.map(lambda y: jnp.isfinite(y).all(), x))
-  for path, holds in finite(leaves).items():
+  for path, holds in _are_finite(leaves).items():
     name, _ = tensors[path]
     require(
       bool(holds),
       f'{folder}: {name.format("*")} has a value that is not finite',
     )
   return traverse_util.unflatten_dict(leaves, sep='/')
+
+
+@jax.jit
+def _are_finite(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
+  """Where the parameters lie: no mask of their size, no copy on the host."""
+  return {path: jnp.isfinite(leaf).all() for path, leaf in leaves.items()}
 
 
 def _read_part(
