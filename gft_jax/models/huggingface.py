@@ -138,8 +138,8 @@ def save(
 
   def read(name: str) -> np.ndarray:
     path, i = places[name]
-    # Of one layer: the host would keep a copy of the whole leaf otherwise.
-    leaf = leaves[path][i] if _stacked(path) else leaves[path]
+    # A new array: one that stays keeps the host's copy of it.
+    leaf = leaves[path][i] if _stacked(path) else jnp.copy(leaves[path])
     return _to_torch(path, np.asarray(leaf), tensors[path][1])
 
   generation = _generation(source, tokenizer, architecture.vocab_size)

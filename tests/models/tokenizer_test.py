@@ -113,6 +113,18 @@ def test_bos_stands_once(template):
     assert ids == [[bos, 7]] * 2
 
 
+@pytest.mark.parametrize('adds', [True, False, None])
+def test_bos_that_only_the_settings_ask_for(adds, tmp_path):
+  """As in DeepSeek's folders: tokenizer.json adds none by itself."""
+  tokenizer = folders.tiny_tokenizer()
+  tokenizer.add_special_tokens({'bos_token': '<s>'})
+  tokenizer.save_pretrained(tmp_path)
+  folders.change_json(tmp_path / 'tokenizer_config.json', add_bos_token=adds)
+  found = load_tokenizer(tmp_path)
+  ids = pipeline.encode_prompts(['w5'], DataConfig(), found)
+  assert ids == [[found.bos_token_id, 7] if adds else [7]]
+
+
 @pytest.mark.parametrize('pad', [None, '<eos>'])
 def test_no_padding_token_or_the_eos(pad, tmp_path):
   """No id is taken for padding, in the folder, the data or the export."""
