@@ -24,7 +24,7 @@ setuptools.setup(
     'chex>=0.1.91',
     'flax>=0.12,<0.13',
     'grain>=0.2.16',
-    'huggingface-hub>=1.0',
+    'huggingface-hub>=1.31,<3',
     'jax>=0.10.2,<0.11',
     'jinja2>=3.1',
     'math-verify>=0.9,<0.10',

@@ -62,9 +62,12 @@ def write_torch_model(folder, family, **save_settings):
   tiny_tokenizer().save_pretrained(folder)
 
 
-def change_config(folder, **changes):
-  path = folder / 'config.json'
+def change_json(path, **changes):
   path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def change_config(folder, **changes):
+  change_json(folder / 'config.json', **changes)
 
 
 def change_tensors(folder, **changes):

@@ -235,6 +235,12 @@ def _rope(
   """Base and Llama-3 scaling, in the old or the transformers-5 spelling."""
   path = fields.path
   given = fields.table('rope_parameters') or fields.table('rope_scaling')
+  nested = [name for name, value in given.items() if isinstance(value, dict)]
+  require(
+    not nested,
+    f'{path}: rope_parameters has {", ".join(nested)}; only one rope for all'
+    ' layers is supported',
+  )
   values = {'rope_theta': fields['rope_theta'], 'rope_type': 'default'} | given
   if 'rope_type' not in given and 'type' in given:  # transformers < 4.43.
     values['rope_type'] = given['type']

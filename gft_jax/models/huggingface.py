@@ -19,7 +19,7 @@ from flax import traverse_util
 from gft_jax.config import Architecture, require
 from gft_jax.models import hub, tensor_files
 from gft_jax.models.config_json import config_of, read_architecture
-from gft_jax.models.json_files import write_json
+from gft_jax.models.json_files import read_json, write_json
 from gft_jax.models.tensor_files import StoredTensor
 from gft_jax.models.tokenizer import (
   TOKEN_IDS,
@@ -108,8 +108,9 @@ def save(
   """Writes a folder that `transformers` and `load` read, with equal logits.
 
   Parameters with a `score` become a sequence classifier with one label, for
-  `load_reward_model`. Weights keep the dtype of `params`, which must be addressable from this
-  process. config.json comes last: a folder that has it is complete.
+  `load_reward_model`. Weights keep the dtype of `params`, which must be
+  addressable from this process. config.json comes last: a folder that has it is
+  complete.
 
   Args:
     directory: to write; weights of an earlier model in it are deleted.
@@ -122,9 +123,18 @@ def save(
       holds one at a time.
 
   Raises:
-    ConfigError: `source` is the folder to write.
+    ConfigError: `directory` is `source`, or holds something else.
   """
   directory = pathlib.Path(directory).expanduser()
+  require(
+    not directory.exists() or directory.is_dir(), f'{directory} is a file'
+  )
+  config = directory / 'config.json'
+  require(
+    not config.exists() or 'model_type' in read_json(config),
+    f'{config} is not of a model, and would be overwritten; write another'
+    ' folder',
+  )
   if source is not None:
     source = hub.folder_of(source)
     require(
@@ -147,22 +157,22 @@ def save(
 
   def read(name: str) -> np.ndarray:
     path, i = places[name]
-    # Of one layer: the host would keep a copy of the whole leaf otherwise.
-    leaf = leaves[path][i] if _stacked(path) else leaves[path]
+    # A new array: one that stays keeps the host's copy of it.
+    leaf = leaves[path][i] if _stacked(path) else jnp.copy(leaves[path])
     return _to_torch(path, np.asarray(leaf), tensors[path][1])
 
   generation = _generation(source, tokenizer, architecture.vocab_size)
   directory.mkdir(parents=True, exist_ok=True)
-  (directory / 'config.json').unlink(missing_ok=True)
+  config.unlink(missing_ok=True)
   tensor_files.write(directory, shapes, read, max_shard_size)
   save_tokenizer(directory, tokenizer, source)
   write_json(directory / 'generation_config.json', generation)
   ids = {name: generation[name] for name in TOKEN_IDS}
   dtype = {'torch_dtype': leaves['embedding'].dtype.name}
-  config = config_of(architecture)
+  values = config_of(architecture)
   if 'score' in leaves:
-    config = config_of(architecture, task=CLASSIFIER) | ONE_LABEL
-  write_json(directory / 'config.json', config | ids | dtype)
+    values = config_of(architecture, task=CLASSIFIER) | ONE_LABEL
+  write_json(config, values | ids | dtype)
 
 
 def _load(
@@ -183,9 +193,8 @@ def _load(
   check_vocabulary(folder, tokenizer, architecture.vocab_size)
   one = jnp.ones((1, 1), jnp.int32)
   shapes = jax.eval_shape(model.init, jax.random.key(0), one, one[0])['params']
-  return _read_params(folder, stored, tensors, shapes | more, shardings), (
-    tokenizer
-  )
+  params = _read_params(folder, stored, tensors, shapes | more, shardings)
+  return params, tokenizer
 
 
 def _generation(
@@ -306,14 +315,19 @@ def _read_params(
       )
     else:
       leaves[path] = jnp.asarray(read((slice(None),) * len(leaf.shape)))
-  finite = jax.jit(lambda x: jax.tree.map(lambda y: jnp.isfinite(y).all(), x))
-  for path, holds in finite(leaves).items():
+  for path, holds in _are_finite(leaves).items():
     name, _ = tensors[path]
     require(
       bool(holds),
       f'{folder}: {name.format("*")} has a value that is not finite',
     )
   return traverse_util.unflatten_dict(leaves, sep='/')
+
+
+@jax.jit
+def _are_finite(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
+  """Where the parameters lie: no mask of their size, no copy on the host."""
+  return {path: jnp.isfinite(leaf).all() for path, leaf in leaves.items()}
 
 
 def _read_part(

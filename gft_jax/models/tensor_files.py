@@ -148,8 +148,9 @@ def write(
     max_shard_size=max_shard_size,
   )
   # Readers would prefer some of them to what is written now.
-  for earlier in directory.glob(PATTERN.format(suffix='*')):
-    earlier.unlink()
+  for suffix in ('', '-?????-of-?????'):
+    for earlier in directory.glob(PATTERN.format(suffix=suffix)):
+      earlier.unlink()
   (directory / INDEX).unlink(missing_ok=True)
   for file, names in split.filename_to_tensors.items():
     safetensors.numpy.save_file(

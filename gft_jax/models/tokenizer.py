@@ -37,9 +37,8 @@ def load_tokenizer(
   directory = hub.folder_of(directory, weights=False)
   present = [name for name in FILES if (directory / name).is_file()]
   require(bool(present), f'{directory} has no tokenizer ({", ".join(FILES)})')
-  settings = directory / 'tokenizer_config.json'
-  if settings.is_file():
-    read_json(settings)
+  path = directory / 'tokenizer_config.json'
+  settings = read_json(path) if path.is_file() else {}
   kind = transformers.AutoTokenizer
   if FILES[0] in present:
     kind = transformers.PreTrainedTokenizerFast
@@ -50,6 +49,10 @@ def load_tokenizer(
       f'{directory}: transformers cannot read the tokenizer ({present[0]}):'
       f' {" ".join(str(error).split())}'
     ) from error
+  if settings.get('add_bos_token') and tokenizer.bos_token is not None:
+    # DeepSeek's tokenizers say it here alone (swift-transformers issue 161),
+    # where transformers 5 does not heed it.
+    tokenizer.add_bos_token = True
   require(
     tokenizer.eos_token_id is not None,
     f'{directory}: the tokenizer has no EOS, so no response could end; set'

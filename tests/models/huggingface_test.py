@@ -1,5 +1,6 @@
 """Folders in and out, against transformers (torch, CPU, float32)."""
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -16,8 +17,8 @@ import safetensors.numpy
 import torch
 import transformers
 
-from gft_jax import parallel
-from gft_jax.config import ConfigError, MeshConfig
+from gft_jax import parallel, train
+from gft_jax.config import ConfigError, MeshConfig, Stage, override
 from gft_jax.models import huggingface, tensor_files
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -174,6 +175,53 @@ def test_each_device_is_given_its_part(family, mesh, tmp_path):
     assert leaf.sharding == sharding and leaf.committed
   divided = params['blocks']['gate']['kernel']
   assert divided.addressable_data(0).size * mesh[1] * mesh[2] == divided.size
+
+
+@pytest.mark.slow
+def test_a_run_from_a_folder_on_eight_devices(
+  config, tmp_path, monkeypatch, capsys
+):
+  """Folder -> mesh -> a step -> folder in several files, its stops kept."""
+  policy = train.load_policy(config)
+  source = tmp_path / 'source'
+  huggingface.save(source, *policy[:3])
+  stops = [policy.tokenizer.eos_token_id, 5]
+  folders.change_json(source / 'generation_config.json', eos_token_id=stops)
+  for assignment in (
+    *(f'model.path={source}', 'mesh.data=2', 'mesh.fsdp=2', 'mesh.tensor=2'),
+    *('eval.base=', 'log.report=false'),
+  ):
+    config = override(config, assignment)
+  stage = Stage('tuned', '', 'gft', 1)
+  config = dataclasses.replace(config, stages=(stage,))
+  loaded = train.load_policy(config)
+  assert loaded.stop_ids == tuple(stops)
+  kernel = loaded.params['blocks']['down']['kernel']
+  assert tuple(kernel.sharding.spec) == (None, 'tensor', 'fsdp')
+  jax.tree.map(np.testing.assert_array_equal, loaded.params, policy.params)
+
+  train.train(config, tmp_path / 'run')
+  monkeypatch.syspath_prepend(str(ROOT / 'experiments'))
+  monkeypatch.delitem(sys.modules, 'export', raising=False)
+  import export
+
+  arguments = ['--workdir', str(tmp_path / 'run'), '--stage', 'tuned']
+  out = tmp_path / 'out'
+  sizes = ('--max-shard-size', '8KB')
+  assert export.main([*arguments, '--out', str(out), *sizes]) == 0
+  assert len(list(out.glob('model-*.safetensors'))) > 1
+  generation = transformers.GenerationConfig.from_pretrained(out)
+  assert generation.eos_token_id == stops
+  tuned, _ = train.result_of(loaded, tmp_path / 'run', 'tuned')
+  assert_parity(out, loaded.model, tuned, len(policy.tokenizer), 2e-4)
+  for wrong, message in (
+    (('--out', str(out), '--max-shard-size', '8'), "'8' is not a size"),
+    (('--out', str(tmp_path / 'run')), 'is not of a model, and would be over'),
+    (('--out', str(source)), 'write another folder'),
+  ):
+    capsys.readouterr()
+    assert export.main([*arguments, *wrong]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_no_part_reads_more_than_itself(folder, monkeypatch):
