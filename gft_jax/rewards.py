@@ -152,6 +152,38 @@ _CHOICES = (
   r'(?:^|[\s(])([A-J])(?:\)|\.?\s*$)',
 )
 
+
+def extract(function: str, response: str) -> str | None:
+  r"""The answer that a response gives, as text in one spelling, or None.
+
+  Two answers are the same vote of maj@k where these texts are equal: spaces,
+  \left, \text{...}, the currency, the commas of thousands and a decimal part of
+  zeros do not matter, but 1/2 and 0.5 are two.
+
+  Args:
+    function: a `reward.function`. Of 'arithmetic' it is the integer and of
+      'choice' the letter that they grade; of any other the last \boxed{...},
+      without one what follows '####', without that the last number.
+    response: the text.
+  """
+  response = response[-MAX_CHARACTERS:]
+  if function == 'arithmetic':
+    try:
+      return str(_integer_after_hash(response, AnswerError))
+    except AnswerError:
+      return None
+  if function == 'choice':
+    found = (re.findall(pattern, response) for pattern in _CHOICES)
+    return next((letters[-1] for letters in found if letters), None)
+  _, box, rest = response.rpartition(r'\boxed{')
+  if box:
+    return _one_spelling(_before_closing_brace(rest))
+  if '####' in response:
+    return _one_spelling(_marked(response))
+  numbers = re.findall(_NUMBER, response)
+  return _one_spelling(numbers[-1]) if numbers else None
+
+
 BUILT_IN: dict[str, Reward] = {
   'arithmetic': arithmetic,
   'choice': choice,
@@ -332,6 +364,29 @@ def _marked(text: str) -> str:
   if '####' not in text or r'\boxed' in text:
     return text
   return text.rpartition('####')[2].strip().partition('\n')[0]
+
+
+def _before_closing_brace(text: str) -> str:
+  """What stands before the brace that closes one opened before the text."""
+  depth = 1
+  for position, character in enumerate(text):
+    depth += (character == '{') - (character == '}')
+    if not depth:
+      return text[:position]
+  return text
+
+
+def _one_spelling(text: str) -> str | None:
+  text = re.sub(r'\\text\s*\{([^{}]*)\}', r'\1', text)
+  text = re.sub(r'\\(?:left|right)(?![a-zA-Z])|\\[!,;:$]|[\s$]', '', text)
+  text = re.sub(r'\\[dt]frac', r'\\frac', text).rstrip('.')
+  if re.fullmatch(_NUMBER, text):
+    text = re.sub(r'\.0+$', '', text.replace(',', ''))
+  return text or None
+
+
+# Also with the commas of thousands.
+_NUMBER = r'-?\d+(?:,\d{3})*(?:\.\d+)?'
 
 
 def _as_latex(text: str) -> str:

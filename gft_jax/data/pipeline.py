@@ -324,7 +324,7 @@ def _fit(
   teacher_ids = iter(
     _encode_answers(list(itertools.chain(*teachers)), tokenizer)
   )
-  unknown = _unknown_id(tokenizer)
+  unknown = unknown_id(tokenizer)
   fitting, dropped, empty = [], collections.Counter(), collections.Counter()
   for row, ids, expert, expert_id, teacher in zip(
     rows, prompts, experts, expert_ids, teachers
@@ -395,7 +395,7 @@ def _encode_answers(
   ]
 
 
-def _unknown_id(tokenizer: transformers.PreTrainedTokenizerBase) -> int | None:
+def unknown_id(tokenizer: transformers.PreTrainedTokenizerBase) -> int | None:
   """The id that stands for unreadable text and for nothing else."""
   others = (
     tokenizer.bos_token_id,
