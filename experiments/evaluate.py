@@ -190,7 +190,7 @@ def for_benchmarks(config: Config, assignments: list[str]) -> Config:
   devices = config.mesh.data * config.mesh.fsdp
   batch = min(32, ROWS // config.eval.samples) // devices * devices
   defaults = [
-    *('data.max_prompt=1024', 'eval.max_response=1024', 'reward.workers=2'),
+    *('data.max_prompt=2048', 'eval.max_response=1024', 'reward.workers=2'),
     f'eval.batch_size={max(batch, devices)}',
   ]
   return command.overridden(config, [*defaults, *assignments])
