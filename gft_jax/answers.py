@@ -31,14 +31,15 @@ class GoldError(ValueError):
 
 
 def last_boxed(text: str) -> str | None:
-  r"""The content of the last \boxed{...} or \fbox{...} whose braces balance."""
+  r"""The content of the \boxed{...} or \fbox{...} that closes last."""
   opened, found = [], None
-  for brace in re.finditer(r'\\(?:boxed|fbox)\s*\{|[{}]', text):
-    if brace[0] != '}':
+  # A brace behind a backslash is a sign, not a bracket.
+  for brace in re.finditer(r'\\(?:boxed|fbox)\s*\{|\\.|[{}]', text, re.DOTALL):
+    if brace[0].endswith('{') and brace[0] != r'\{':
       opened.append(brace)
-    elif opened:
+    elif brace[0] == '}' and opened:
       start = opened.pop()
-      if start[0] != '{' and (found is None or start.end() > found[0]):
+      if start[0] != '{':
         found = start.end(), brace.start()
   return text[slice(*found)].strip() if found else None
 
@@ -62,6 +63,34 @@ def final(response: str) -> str:
       return found
   stated = re.findall(r'[Aa]nswer is:?\s*(.+?)(?:\.(?:\s|$)|\n|$)', text)
   return stated[-1] if stated else text.strip()
+
+
+def extract(function: str, response: str) -> str | None:
+  r"""The answer that a response gives, as text in one spelling, or None.
+
+  Two answers are the same vote of maj@k where these texts are equal: spaces,
+  \left, \text{...}, the currency, the commas of thousands and a decimal part of
+  zeros do not matter, but 1/2 and 0.5 are two.
+
+  Args:
+    function: a `reward.function`. Of 'arithmetic' it is the integer and of
+      'choice' the letter that they grade; of any other the last \boxed{...},
+      without one what follows '####', without that the last number.
+    response: the text.
+  """
+  response = response[-MAX_CHARACTERS:]
+  if function == 'arithmetic':
+    try:
+      return str(_integer_after_hash(response, AnswerError))
+    except AnswerError:
+      return None
+  if function == 'choice':
+    return _chosen(response)
+  for found in (last_boxed(response), after_mark(response)):
+    if found is not None:
+      return _one_spelling(found)
+  numbers = re.findall(_PLAIN_NUMBER, response)
+  return _one_spelling(numbers[-1]) if numbers else None
 
 
 def arithmetic(prompt: str, answer: str, response: str) -> float:
@@ -195,6 +224,8 @@ _CHOICES = (
   r'[Aa]nswer(?: is|:)[\s:*$]*\(?([A-J])\b',
   r'(?:^|[\s(])([A-J])(?:\)|\.?\s*$)',
 )
+# Also with the commas of thousands.
+_PLAIN_NUMBER = r'-?\d+(?:,\d{3})*(?:\.\d+)?'
 _DECIMAL = r'[-+]?(?:\d[\d,]*\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?'
 _NUMBER = rf'(?:\\\$|[$€£])?\s*({_DECIMAL})(?:\s*/\s*({_DECIMAL}))?(?!\w)'
 
@@ -232,6 +263,15 @@ def _as_latex(text: str) -> str:
 def _bare(text: str) -> str:
   """Without white space, dollars and a full stop, which mean nothing."""
   return re.sub(r'\s|\$', '', text.replace(r'\$', '')).rstrip('.')
+
+
+def _one_spelling(text: str) -> str | None:
+  text = re.sub(r'\\text\s*\{([^{}]*)\}', r'\1', text)
+  text = re.sub(r'\\(?:left|right)(?![a-zA-Z])|\\[!,;:$]|[\s$]', '', text)
+  text = re.sub(r'\\[dt]frac', r'\\frac', text).rstrip('.')
+  if re.fullmatch(_PLAIN_NUMBER, text):
+    text = re.sub(r'\.0+$', '', text.replace(',', ''))
+  return text or None
 
 
 def _chosen(response: str) -> str | None:

@@ -435,7 +435,9 @@ class EvalConfig:
   )
   prompts: int = setting(128, 'prompts per split')
   samples: int = setting(4, 'answers per prompt')
-  ks: tuple[int, ...] = setting((1, 4), 'k of the unbiased pass@k')
+  ks: tuple[int, ...] = setting(
+    (1, 4), 'k of the unbiased pass@k, and of maj@k'
+  )
   reward: str = setting(
     '', 'reward of evaluations; empty: the first part of reward.function'
   )
@@ -454,7 +456,12 @@ class EvalConfig:
   )
 
   def __post_init__(self):
-    positive('eval.samples', self.samples)
+    for name in ('samples', 'max_response', 'batch_size'):
+      positive(f'eval.{name}', getattr(self, name))
+    require(
+      self.temperature >= 0,
+      f'eval.temperature={self.temperature} must not be negative',
+    )
     require(
       not self.ks or max(self.ks) <= self.samples,
       f'eval.ks={self.ks} has a k above eval.samples={self.samples}',

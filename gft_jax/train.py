@@ -22,7 +22,7 @@ import pathlib
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -214,6 +214,44 @@ def evaluate_policy(
       figures=coefficients_file(outdir, 'evaluation'),
       generations=outdir / 'generations',
     )
+
+
+def evaluate_benchmark(
+  config: Config,
+  outdir: str | pathlib.Path,
+  policy: Policy,
+  params: Any,
+  name: str,
+  rows: Sequence[Mapping[str, str]],
+) -> dict[str, float]:
+  """Asks the rows of a public benchmark; see evaluate.benchmark.
+
+  Args:
+    config: the settings of this benchmark.
+    outdir: the answers go to its folder generations/.
+    policy: its model and tokenizer.
+    params: what answers.
+    name: of the benchmark.
+    rows: each with `prompt` and `answer`, of data.benchmarks.
+
+  Returns:
+    'eval/NAME/...' -> number.
+  """
+  outdir = pathlib.Path(outdir)
+  prompts = [row['prompt'] for row in rows]
+  unknown = data.unknown_id(policy.tokenizer)
+  encoded = data.encode_prompts(prompts, config.data, policy.tokenizer)
+  questions = evaluate.Questions(
+    name=name,
+    prompts=prompts,
+    answers=[row['answer'] for row in rows],
+    ids=[[] if unknown in ids else ids for ids in encoded],
+  )
+  with engine_of(config, policy, outdir) as engine:
+    metrics = evaluate.benchmark(
+      engine, params, questions, config, outdir / 'generations'
+    )
+  return {f'eval/{name}/{k}': v for k, v in metrics.items()}
 
 
 @contextlib.contextmanager

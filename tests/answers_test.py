@@ -3,6 +3,7 @@ r"""What an answer says and is worth, beside the official code's own results."""
 import functools
 import json
 import pathlib
+import time
 
 import pytest
 
@@ -50,6 +51,47 @@ def test_braces_without_end_are_read_in_one_pass():
 )
 def test_final(response, said):
   assert answers.final(response) == said
+
+
+@pytest.mark.parametrize(
+  ('function', 'response', 'answer'),
+  [
+    ('math', r'\boxed{3} no, \boxed{ \dfrac{1}{2} }.', r'\frac{1}{2}'),
+    ('math', r'\boxed{\text{Evelyn}}', 'Evelyn'),
+    ('math', r'\boxed{\$1,200.00}', '1200'),
+    ('math', r'\boxed{\left(1, 2\right)}', '(1,2)'),
+    ('math', r'\boxed{1,2}', '1,2'),
+    ('math', r'\boxed{0.5', '0.5'),
+    ('math', 'so 7\n#### 1,800\nThat is all 3.', '1800'),
+    ('math', 'She makes 9 * 2 = $18.', '18'),
+    ('math', 'It is -3.50 or so', '-3.50'),
+    ('math', r'nothing in \boxed{}', None),
+    ('math', 'nothing', None),
+    ('mine:reward', 'about 7', '7'),
+    ('choice', r'(A) or \boxed{C}', 'C'),
+    ('choice', 'nothing', None),
+    ('arithmetic', '7+8=15#15', '15'),
+    ('arithmetic', '15', None),
+  ],
+)
+def test_extract(function, response, answer):
+  assert answers.extract(function, response) == answer
+
+
+def test_what_is_extracted_costs_little_whatever_it_is():
+  start = time.perf_counter()
+  for piece in (
+    '{',
+    r'\boxed{',
+    r'\text{',
+    r'\text ',
+    '1,',
+    '1,234',
+    '-',
+    '####',
+  ):
+    answers.extract('math', piece * 1_000_000)
+  assert time.perf_counter() - start < 2
 
 
 @pytest.mark.parametrize(

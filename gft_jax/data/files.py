@@ -14,11 +14,11 @@ import itertools
 import json
 import math
 import pathlib
-import re
 import sys
 from collections.abc import Iterator
 from typing import Any
 
+from gft_jax.answers import MARK, last_boxed
 from gft_jax.config import ConfigError, nearest, require
 
 ROLES = ('prompt', 'answer', 'expert', 'teacher', 'messages')
@@ -38,7 +38,6 @@ NAMES = {
   'teacher': ('teacher', 'model_answer', 'extra_info.model_answer'),
   'messages': ('messages',),
 }
-MARK = '####'
 # Rows that tell which columns a file has, and whether they hold conversations.
 FIRST_ROWS = 1000
 # What a row has of a conversation; see `rows`.
@@ -148,23 +147,7 @@ def final_answer(expert: str) -> str:
   line = line.strip()
   if mark and '\n' not in line and r'\boxed' not in line:
     return line.replace(',', '')
-  return _boxed(expert)
-
-
-# What opens or closes a group of TeX; an escaped brace does neither.
-_BRACES = re.compile(r'\\boxed\s*\{|\\.|[{}]', re.DOTALL)
-
-
-def _boxed(text: str) -> str:
-  answer, open_groups = '', []
-  for brace in _BRACES.finditer(text):
-    if brace[0].endswith('{') and brace[0] != r'\{':
-      open_groups.append(brace)
-    elif brace[0] == '}' and open_groups:
-      opened = open_groups.pop()
-      if opened[0] != '{':
-        answer = text[opened.end() : brace.start()].strip()
-  return answer
+  return last_boxed(expert) or ''
 
 
 def _siblings(folder: pathlib.Path) -> list[str]:

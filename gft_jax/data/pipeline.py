@@ -365,7 +365,7 @@ def _fit(
   teacher_ids = iter(
     _encode_answers(list(itertools.chain(*teachers)), tokenizer)
   )
-  unknown = _unknown_id(tokenizer)
+  unknown = unknown_id(tokenizer)
   fitting, empty = [], collections.Counter()
   for row, ids, expert, expert_id, trains, teacher in zip(
     rows, prompts, experts, expert_ids, trained, teachers
@@ -522,7 +522,7 @@ def _encode_answers(
   ]
 
 
-def _unknown_id(tokenizer: transformers.PreTrainedTokenizerBase) -> int | None:
+def unknown_id(tokenizer: transformers.PreTrainedTokenizerBase) -> int | None:
   """The id that stands for unreadable text and for nothing else."""
   others = (
     tokenizer.bos_token_id,
