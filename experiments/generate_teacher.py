@@ -195,9 +195,11 @@ def kept(
 
 
 def line(row: dict[str, Any], teacher: list[str]) -> bytes:
-  entry = {'prompt': row['prompt'], 'answer': row['answer']}
-  if row['expert']:
-    entry['expert'] = row['expert']
+  prompt = row.get('prompt_turns') or row['prompt']
+  expert = row.get('expert_turns') or row['expert']
+  entry = {'prompt': prompt, 'answer': row['answer']}
+  if expert:
+    entry['expert'] = expert
   entry['teacher'] = teacher
   return (json.dumps(entry, ensure_ascii=False) + '\n').encode()
 
