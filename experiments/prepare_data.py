@@ -97,7 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
     if graded:
       from gft_jax import rewards
 
-      rewards.resolve(config.reward.function)  # a mistake stops here
+      rewards.Grader(config.reward).close()  # a mistake stops here
     if options.json:
       _check_folder('--json', options.json)
     statistics = describe(config, options.tokenizer, options.split)

@@ -17,9 +17,13 @@ import grain
 import numpy as np
 import transformers
 
-from gft_jax.batch import EXPERT, TEACHER
+from gft_jax.batch import EXPERT, TEACHER, Prompts, Responses
 from gft_jax.config import DataConfig, GroupConfig, require
 from gft_jax.data import builders, chat, files
+from gft_jax.models.tokenizer import chat_prompts, missing_call
+
+# Widths of what `encode_groups` encodes.
+MULTIPLE = 64
 
 # Texts that are tokenised together.
 ENCODED = 4096
@@ -324,7 +328,7 @@ def load(
     source.rows[:total], config, group, tokenizer, seed
   )
   lost = total - len(rows)
-  reasons = ', '.join(f'{len(lost)} {why}' for why, lost in dropped.items())
+  reasons = ', '.join(f'{len(n)} {why}' for why, n in dropped.items())
   require(
     lost <= config.max_dropped * total and lost < total,
     f'{source.name}: {lost} of {total} rows are dropped ({reasons}), a share of'
@@ -365,7 +369,7 @@ def _fit(
   teacher_ids = iter(
     _encode_answers(list(itertools.chain(*teachers)), tokenizer)
   )
-  unknown = _unknown_id(tokenizer)
+  unknown = unknown_id(tokenizer)
   fitting, empty = [], collections.Counter()
   for row, ids, expert, expert_id, trains, teacher in zip(
     rows, prompts, experts, expert_ids, trained, teachers
@@ -402,6 +406,7 @@ def _written(
     f' {tokenizer.name_or_path!r} has'
     f' {"one" if tokenizer.chat_template else "none"}',
   )
+  call = missing_call(tokenizer) if talk else ''
   kept, conversations = [], {}
   for row in rows:
     try:
@@ -414,7 +419,7 @@ def _written(
         )
         if group.experts and 'expert_turns' in row:
           conversations[len(kept)] = chat.write(
-            asked, row['expert_turns'], tokenizer
+            asked, row['expert_turns'], tokenizer, call
           )
         else:
           chat.check(asked, tokenizer)
@@ -475,10 +480,37 @@ def encode_prompts(
       )
     ]
   # The template writes BOS where the model wants one.
-  rendered = tokenizer.apply_chat_template(
-    messages, tokenize=False, add_generation_prompt=True
+  return list(_encode(chat_prompts(messages, tokenizer), tokenizer))
+
+
+def encode_groups(
+  prompts: list[str],
+  texts: list[list[str]],
+  config: DataConfig,
+  tokenizer: transformers.PreTrainedTokenizerBase,
+) -> tuple[Prompts, Responses]:
+  """Texts of B prompts with G answers each, an EOS behind every answer.
+
+  Widths are rounded up to multiples of `MULTIPLE`, so that few programs are
+  compiled.
+  """
+  asked = Ragged(encode_prompts(prompts, config, tokenizer))
+  ids = list(_encode(list(itertools.chain(*texts)), tokenizer))
+  answered = Ragged([[*row, tokenizer.eos_token_id] for row in ids])
+
+  def width(lengths):
+    return -(-int(lengths.max(initial=1)) // MULTIPLE) * MULTIPLE
+
+  rows = np.arange(len(prompts))
+  tokens, length = asked.padded(rows, width(asked.length))
+  given, given_length = answered.padded(
+    np.arange(len(ids)).reshape(len(prompts), -1), width(answered.length)
   )
-  return list(_encode(rendered, tokenizer))
+  zeros = np.zeros(given.shape, np.float32)
+  return (
+    Prompts(tokens, length, rows.astype(np.int32)),
+    Responses(given, given_length, zeros),
+  )
 
 
 def _uses_template(
@@ -497,7 +529,7 @@ def _encode_answers(
   ]
 
 
-def _unknown_id(tokenizer: transformers.PreTrainedTokenizerBase) -> int | None:
+def unknown_id(tokenizer: transformers.PreTrainedTokenizerBase) -> int | None:
   """The id that stands for unreadable text and for nothing else."""
   others = (
     tokenizer.bos_token_id,

@@ -1,7 +1,9 @@
 """Files as users have them: every defect is one line, never a traceback."""
 
+import csv
 import json
 import pathlib
+import time
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -89,7 +91,14 @@ def test_wrong_columns_are_named(tmp_path, columns, message):
   'name, content, message',
   [
     ('none.jsonl', None, 'none.jsonl does not exist; did you mean nine.jsonl'),
-    ('a.csv', b'prompt,answer\n', 'neither .jsonl nor .parquet'),
+    ('a.tsv', b'prompt\tanswer\n', 'neither .jsonl nor .json nor .csv nor'),
+    ('a.csv', b'', 'has no rows'),
+    ('a.csv', b'prompt,answer\n', 'has no rows'),
+    ('a.csv', b'prompt,prompt\n1,2\n', 'has two columns prompt'),
+    ('a.json', b'{"prompt": "p"}', 'a.json is not a list of JSON objects'),
+    ('a.json', b'[{"prompt": "p"}', 'a.json is not JSON'),
+    ('a.json', b'[{"a": 1, "a": 2}]', "a.json has the key 'a' twice"),
+    ('a.json', b'["p"]', 'no rows that can be read; row 1 is not a JSON obj'),
     ('a.jsonl', b'', 'has no rows'),
     ('a.jsonl', b'not json\n[1]\n', 'has no rows'),
     ('a.jsonl', b'{"text": "x"}\n', 'no column for the prompt among text'),
@@ -113,7 +122,19 @@ def test_malformed_files_are_one_line(tmp_path, name, content, message):
     ({'prompt': None, 'answer': '1'}, 'prompt is missing'),
     ({'prompt': ' \n', 'answer': '1'}, 'prompt is empty'),
     ({'prompt': 'p', 'answer': ''}, 'answer is empty'),
-    ({'prompt': ['p'], 'answer': '1'}, 'prompt is a list, not text'),
+    (
+      {'prompt': ['p'], 'answer': '1'},
+      'prompt: turn 1 is a str, not an object',
+    ),
+    (
+      {'prompt': 'p' * 10_000_000, 'answer': '1'},
+      'prompt is longer than 4,000',
+    ),
+    (
+      b'{"prompt": "p", "answer": 1, "answer": 2}',
+      "has the key 'answer' twice",
+    ),
+    (b'{"prompt": {"a": 1, "a": 2}, "answer": 1}', "has the key 'a' twice"),
     ({'prompt': 7, 'answer': '1'}, 'prompt is a int, not text'),
     ({'prompt': 'p', 'answer': True}, 'answer is a bool, not text'),
     ({**GOOD, 'teacher': 'one'}, 'teacher is a str, not a list'),
@@ -131,7 +152,7 @@ def test_bad_rows_are_named(tmp_path, row, reason):
   found = list(files.rows(path, files.column_map(path, '')))
   assert [number for number, _ in found] == [1, 2, 3]
   assert isinstance(found[1][1], files.BadRow)
-  assert str(found[1][1]) == reason
+  assert str(found[1][1]).startswith(reason)
   assert found[0][1] == found[2][1]
 
 
@@ -149,10 +170,314 @@ def test_what_is_read_as_it_is(tmp_path):
   assert rows[1]['prompt'] == ' p\n'
 
 
-def test_final_answers():
-  assert files.final_answer('so 1 #### 2\n#### 70,000 ') == '70000'
-  with pytest.raises(files.BadRow, match='no ####'):
-    files.final_answer('The answer is 4.')
+@pytest.mark.parametrize(
+  'expert, answer',
+  [
+    ('so 1 #### 2\n#### 70,000 ', '70000'),
+    ('The answer is 4.', ''),
+    (r'Thus $x = \boxed{\frac{1}{2}}$.', r'\frac{1}{2}'),
+    (r'\boxed{1} or rather \boxed{2}.', '2'),
+    (r'\boxed{ \{1, 2\} } and a stray } { brace', r'\{1, 2\}'),
+    (r'\boxed{7}, and \boxed{8 without an end', '7'),
+    (r'\boxed{a \boxed{b}}', r'a \boxed{b}'),
+    # A heading of Markdown is no answer.
+    ('#### Step 1\nWe add.\n#### Step 2\nSo \\boxed{1,000}.', '1,000'),
+    ('#### Step 1\nWe add to get 3.', ''),
+    (r'#### So \boxed{3}', '3'),
+  ],
+)
+def test_final_answers(expert, answer):
+  assert files.final_answer(expert) == answer
+
+
+def test_a_final_answer_is_found_in_linear_time():
+  start = time.perf_counter()
+  assert files.final_answer(r'\boxed{' * 300_000) == ''
+  assert time.perf_counter() - start < 3  # a second scan for each takes hours
+
+
+def turns(*contents):
+  """user, assistant, user, ..."""
+  return [
+    {'role': ('user', 'assistant')[i % 2], 'content': content}
+    for i, content in enumerate(contents)
+  ]
+
+
+SYSTEM = {'role': 'system', 'content': 'Be terse.'}
+VERL = {
+  'data_source': 'numina',
+  'prompt': [{'role': 'user', 'content': 'What is 6 / 2? Think.'}],
+  'ability': 'math',
+  'reward_model': {'style': 'rule', 'ground_truth': '3'},
+  'extra_info': {
+    'split': 'train',
+    'index': 0,
+    'question': 'What is 6 / 2?',
+    'answer': r'It is \boxed{3}.',
+    'model_answer': ['Three.', '3'],
+  },
+}
+MATH = {
+  'problem': 'What is 6 / 2?',
+  'level': 'Level 1',
+  'type': 'Algebra',
+  'solution': r'It is $\boxed{3}$.',
+}
+# As their publishers name the columns.
+SHAPES = {
+  'verl': (
+    VERL,
+    {
+      'prompt': 'What is 6 / 2? Think.',
+      'answer': '3',
+      'expert': r'It is \boxed{3}.',
+      'teacher': ['Three.', '3'],
+    },
+  ),
+  'verl, with a system turn': (
+    {**VERL, 'prompt': [SYSTEM, *VERL['prompt']]},
+    {
+      'prompt': 'What is 6 / 2? Think.',
+      'prompt_turns': [SYSTEM, *VERL['prompt']],
+      'answer': '3',
+      'expert': r'It is \boxed{3}.',
+      'teacher': ['Three.', '3'],
+    },
+  ),
+  'NuminaMath-CoT': (
+    {
+      'source': 'olympiads',
+      'problem': 'What is 6 / 2?',
+      'solution': r'#### Step 1' + '\n' + r'It is $\boxed{3}$.',
+      'messages': turns('What is 6 / 2?', 'three'),
+    },
+    {
+      'prompt': 'What is 6 / 2?',
+      'answer': '3',
+      'expert': '#### Step 1\n' + r'It is $\boxed{3}$.',
+      'teacher': [],
+    },
+  ),
+  'MATH': (
+    MATH,
+    {
+      'prompt': 'What is 6 / 2?',
+      'answer': '3',
+      'expert': r'It is $\boxed{3}$.',
+      'teacher': [],
+    },
+  ),
+  'a proof': (
+    {**MATH, 'solution': 'It is evident.'},
+    {
+      'prompt': 'What is 6 / 2?',
+      'answer': '',
+      'expert': 'It is evident.',
+      'teacher': [],
+    },
+  ),
+  'GSM8K': (
+    {'question': 'How many?', 'answer': '3 x 2,000 is 6,000.\n#### 6,000'},
+    {
+      'prompt': 'How many?',
+      'answer': '6000',
+      'expert': '3 x 2,000 is 6,000.\n#### 6,000',
+      'teacher': [],
+    },
+  ),
+  'TRL, prompt and completion': (
+    {'prompt': 'What is 6 / 2?', 'completion': r'\boxed{3}'},
+    {
+      'prompt': 'What is 6 / 2?',
+      'answer': '3',
+      'expert': r'\boxed{3}',
+      'teacher': [],
+    },
+  ),
+  'TRL, prompt and completion of turns': (
+    {
+      'prompt': [SYSTEM, *turns('What is 6 / 2?')],
+      'completion': turns('', r'\boxed{3}')[1:],
+    },
+    {
+      'prompt': 'What is 6 / 2?',
+      'prompt_turns': [SYSTEM, *turns('What is 6 / 2?')],
+      'answer': '3',
+      'expert': r'\boxed{3}',
+      'teacher': [],
+    },
+  ),
+  'TRL, prompt and answer': (
+    {'prompt': turns('What is 6 / 2?'), 'answer': 3},
+    {'prompt': 'What is 6 / 2?', 'answer': '3', 'expert': '', 'teacher': []},
+  ),
+  'TRL, messages of one answer': (
+    {'messages': turns('What is 6 / 2?', r'\boxed{3}')},
+    {
+      'prompt': 'What is 6 / 2?',
+      'answer': '3',
+      'expert': r'\boxed{3}',
+      'teacher': [],
+    },
+  ),
+  'TRL, messages': (
+    {'messages': [SYSTEM, *turns('1 + 1?', '2', 'And 2 + 2?', '#### 4')]},
+    {
+      'prompt': '1 + 1?',
+      'prompt_turns': [SYSTEM, *turns('1 + 1?')],
+      'answer': '4',
+      'expert': '#### 4',
+      'expert_turns': turns('1 + 1?', '2', 'And 2 + 2?', '#### 4')[1:],
+      'teacher': [],
+    },
+  ),
+}
+
+
+@pytest.mark.parametrize('kind', ['jsonl', 'json', 'parquet'])
+@pytest.mark.parametrize('name', SHAPES)
+def test_public_shapes_need_no_column_map(tmp_path, name, kind):
+  raw, expected = SHAPES[name]
+  path = tmp_path / f'a.{kind}'
+  if kind == 'parquet':
+    pq.write_table(pa.Table.from_pylist([raw, raw]), path)
+  elif kind == 'json':
+    path.write_text(json.dumps([raw, raw], indent=1))
+  else:
+    write(path, raw, raw)
+  found = list(files.rows(path, files.column_map(path, '')))
+  assert found == [(1, expected), (2, expected)]
+
+
+def test_a_dot_leads_into_a_nested_column(tmp_path):
+  raw = {'q': {'text': 'p'}, 'a.b': 'e', 'reward_model': {'ground_truth': 7}}
+  path = write(tmp_path / 'a.jsonl', raw, {**raw, 'reward_model': None})
+  columns = files.column_map(
+    path, 'prompt=q.text,expert=a.b,answer=reward_model.ground_truth'
+  )
+  (_, good), (_, bad) = files.rows(path, columns)
+  assert (good['prompt'], good['expert'], good['answer']) == ('p', 'e', '7')
+  assert str(bad) == 'answer is missing'
+  with pytest.raises(ConfigError, match='did you mean reward_model'):
+    files.column_map(path, 'prompt=q.text,answer=reward_model.groundtruth')
+
+
+def test_messages_stand_alone_in_a_column_map(tmp_path):
+  path = write(tmp_path / 'a.jsonl', {'chat': turns('a', 'b'), 'q': 'c'})
+  columns = files.column_map(path, 'messages=chat')
+  ((_, row),) = files.rows(path, columns)
+  assert (row['prompt'], row['expert']) == ('a', 'b')
+  with pytest.raises(ConfigError, match='messages holds the prompt and the'):
+    files.column_map(path, 'messages=chat,prompt=q')
+
+
+@pytest.mark.parametrize(
+  'messages, reason',
+  [
+    (None, 'messages is missing'),
+    ([], 'messages is empty'),
+    ('hello', 'messages is a str, not a list of turns'),
+    (['hello'], 'messages: turn 1 is a str, not an object'),
+    ([{'content': 'a'}], 'messages: turn 1 has no role'),
+    (
+      [{'role': 'robot', 'content': 'a'}],
+      "messages: turn 1 has the role 'robot', which is not one of system, user,",
+    ),
+    (
+      [{'role': ['user'], 'content': 'a'}],
+      'messages: turn 1 has the role "[\'user\']", which is not',
+    ),
+    (
+      [*turns('a'), {'role': 'assistant'}],
+      'messages: turn 2: content is missing',
+    ),
+    (turns('a', ''), 'messages: turn 2: content is empty'),
+    (turns('a', 7), 'messages: turn 2: content is a int, not text'),
+    (turns('a', '\ud800'), 'messages: turn 2: content is not UTF-8'),
+    (turns('a'), 'messages has no turn of the assistant'),
+    (turns('a', 'b')[1:], 'messages: the assistant speaks before the user'),
+    (
+      [SYSTEM, *turns('a', 'b')[1:]],
+      'messages: the assistant speaks before the user',
+    ),
+    (turns('a', 'b', 'c'), 'expert ends with the user, not the assistant'),
+  ],
+)
+def test_bad_conversations_are_named(tmp_path, messages, reason):
+  good = {'messages': turns('a', 'b')}
+  path = write(tmp_path / 'a.jsonl', good, {'messages': messages}, good)
+  found = list(files.rows(path, files.column_map(path, '')))
+  assert isinstance(found[1][1], files.BadRow)
+  assert str(found[1][1]).startswith(reason)
+  assert found[0][1] == found[2][1]
+
+
+@pytest.mark.parametrize(
+  'row, reason',
+  [
+    (
+      {'prompt': turns('a', 'b'), 'completion': 'c'},
+      'prompt ends with the assistant, not the user',
+    ),
+    (
+      {'prompt': turns('a'), 'completion': turns('b')},
+      'expert begins with the user, not the assistant',
+    ),
+  ],
+)
+def test_bad_halves_of_conversations_are_named(tmp_path, row, reason):
+  path = write(tmp_path / 'a.jsonl', row)
+  ((_, bad),) = files.rows(path, files.column_map(path, ''))
+  assert str(bad) == reason
+
+
+def test_csv_is_read_as_it_is(tmp_path):
+  path = tmp_path / 'a.csv'
+  path.write_bytes(
+    b'\xef\xbb\xbfquestion,answer,teacher\r\n'
+    b'"1+1,\r\n""now""?",2,"[""t"", ""u""]"\r\n'
+    b'\r\n'
+    b'no teacher,27.0,\r\n'
+    b'no answer,,[]\r\n'
+    b'too,many,cells,here\r\n'
+    b'\xff,3,\r\n'
+    b'"a quote"s end,4,\r\n'
+    b'[1] + [2]?,"[1, 2]",\r\n'
+    + b'long,'
+    + b'5' * 200_000
+    + b',\r\n"no end,6,\r\n'
+  )
+  found = dict(files.rows(path, files.column_map(path, '')))
+  assert found[1] == {
+    'prompt': '1+1,\r\n"now"?',
+    'answer': '2',
+    'expert': '',
+    'teacher': ['t', 'u'],
+  }
+  assert found[2]['answer'] == '27.0' and found[2]['teacher'] == []
+  assert found[7]['prompt'] == '[1] + [2]?' and found[7]['answer'] == '[1, 2]'
+  assert len(found[8]['answer']) == 200_000
+  bad = {n: str(row) for n, row in found.items() if not isinstance(row, dict)}
+  assert bad == {
+    3: 'answer is missing',
+    4: 'has 4 cells for 3 columns',
+    5: 'prompt is not UTF-8',
+    6: "is not CSV: ',' expected after '\"'",
+    9: 'is not CSV: unexpected end of data',
+  }
+
+
+def test_messages_in_a_cell_are_json(tmp_path):
+  path = tmp_path / 'a.csv'
+  with path.open('w', newline='') as file:
+    csv.writer(file).writerows(
+      [['messages'], [json.dumps(turns('a', 'b'))], ['not json'], ['[1']]
+    )
+  found = dict(files.rows(path, files.column_map(path, '')))
+  assert (found[1]['prompt'], found[1]['expert']) == ('a', 'b')
+  assert str(found[2]) == 'messages is a str, not a list of turns'
+  assert str(found[3]) == 'messages is a str, not a list of turns'
 
 
 def test_parquet_equals_jsonl(tmp_path):
@@ -188,6 +513,21 @@ def test_parquet_text_that_is_not_utf8_spoils_its_row_only(tmp_path):
   found = dict(files.rows(path, files.column_map(path, '')))
   assert found[1]['prompt'] == 'p'
   assert str(found[2]) == 'prompt is not UTF-8'
+
+
+def test_nested_text_that_is_not_utf8_spoils_its_row_only(tmp_path):
+  raw = [{'messages': turns('a', 'b')}, {'messages': turns('a', 'x')}]
+  path = tmp_path / 'a.parquet'
+  # Plain pages, so that the text can be spoilt where it lies.
+  pq.write_table(
+    pa.Table.from_pylist(raw), path, compression='none', use_dictionary=False
+  )
+  content = path.read_bytes()
+  assert content.count(b'\1\0\0\0x') == 1
+  path.write_bytes(content.replace(b'\1\0\0\0x', b'\1\0\0\0\xff'))
+  found = dict(files.rows(path, files.column_map(path, '')))
+  assert found[1]['expert'] == 'b'
+  assert str(found[2]) == 'messages: turn 2: content is not UTF-8'
 
 
 def test_every_row_of_gsm8k_is_read(shared):

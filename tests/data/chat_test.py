@@ -1,0 +1,207 @@
+"""An answer of several turns is the template's text, and its own words train."""
+
+import pathlib
+
+import pytest
+import tokenizers
+import transformers
+
+from gft_jax.config import ConfigError
+from gft_jax.data import chat
+from gft_jax.models.tokenizer import missing_call
+
+SMOLLM2 = pathlib.Path('~/.cache/gft_jax/SmolLM2-135M-Instruct').expanduser()
+
+CHATML = (
+  '{% for m in messages %}'
+  "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
+  '{% endfor %}'
+  "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# The same text; what the assistant writes is marked.
+MARKED = (
+  '{% for m in messages %}'
+  "{{ '<|im_start|>' + m['role'] + '\n' }}"
+  "{% if m['role'] == 'assistant' %}"
+  "{% generation %}{{ m['content'] + '<|im_end|>\n' }}{% endgeneration %}"
+  "{% else %}{{ m['content'] + '<|im_end|>\n' }}{% endif %}"
+  '{% endfor %}'
+  "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# It writes thoughts into the last turn only, as Qwen 3 does.
+THINKING = (
+  '{% for m in messages %}'
+  "{{ '<|im_start|>' + m['role'] + '\n' }}"
+  "{% if m['role'] == 'assistant' and loop.last %}<think></think>{% endif %}"
+  "{{ m['content'] + '<|im_end|>\n' }}"
+  '{% endfor %}'
+  "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+REFUSING = (
+  "{% if messages[0]['role'] == 'system' %}"
+  "{{ raise_exception('System role not supported') }}{% endif %}" + CHATML
+)
+
+ASKED = [
+  {'role': 'system', 'content': 'Be terse.'},
+  {'role': 'user', 'content': 'What is 1+1?'},
+]
+ANSWERED = [
+  {'role': 'assistant', 'content': '2, of course'},
+  {'role': 'user', 'content': 'And\n2+2?'},
+  {'role': 'assistant', 'content': '4, él dijo  '},
+]
+
+
+def bytes_tokenizer(template, eos='<|im_end|>'):
+  """A token for every byte, and for what opens and closes a turn."""
+  alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+  model = tokenizers.models.BPE({c: i for i, c in enumerate(alphabet)}, [])
+  backend = tokenizers.Tokenizer(model)
+  backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
+    add_prefix_space=False
+  )
+  backend.decoder = tokenizers.decoders.ByteLevel()
+  backend.add_special_tokens(['<|im_start|>', '<|im_end|>', '<|endoftext|>'])
+  tokenizer = transformers.PreTrainedTokenizerFast(
+    tokenizer_object=backend, eos_token=eos
+  )
+  tokenizer.chat_template = template
+  return tokenizer
+
+
+def smollm2():
+  if not SMOLLM2.is_dir():
+    pytest.skip(f'no weights at {SMOLLM2}; experiments/fetch_smollm2.py')
+  return transformers.AutoTokenizer.from_pretrained(SMOLLM2)
+
+
+TOKENIZERS = {
+  'SmolLM2': smollm2,
+  'ChatML': lambda: bytes_tokenizer(CHATML),
+  'marked': lambda: bytes_tokenizer(MARKED),
+}
+
+
+def plain_ids(text, tokenizer):
+  return tokenizer(text, add_special_tokens=False)['input_ids']
+
+
+def render(turns, tokenizer, prompt=False):
+  return tokenizer.apply_chat_template(
+    turns, tokenize=False, add_generation_prompt=prompt
+  )
+
+
+def encoded(asked, answered, tokenizer):
+  (found,) = chat.encode([chat.write(asked, answered, tokenizer)], tokenizer)
+  return found
+
+
+@pytest.mark.parametrize('name', TOKENIZERS)
+def test_prompt_and_answer_are_the_conversation(name):
+  """Up to the line end after the last turn, which nobody is asked to write."""
+  tokenizer = TOKENIZERS[name]()
+  prompt = plain_ids(render(ASKED, tokenizer, prompt=True), tokenizer)
+  ids, trained = encoded(ASKED, ANSWERED, tokenizer)
+  whole = plain_ids(render(ASKED + ANSWERED, tokenizer), tokenizer)
+  assert prompt + ids == whole[:-1]
+  assert tokenizer.decode(whole[-1:]) == '\n'
+  assert len(ids) == len(trained) and ids[-1] == tokenizer.eos_token_id
+
+
+def test_a_template_without_a_generation_prompt_calls_all_the_same():
+  """The call is asked, not answered; so it does not train."""
+  silent = CHATML.partition('{% if add')[0]
+  tokenizer, other = bytes_tokenizer(silent), bytes_tokenizer(CHATML)
+  call = missing_call(tokenizer)
+  assert call == '<|im_start|>assistant\n'
+  written = chat.write(ASKED, ANSWERED, tokenizer, call)
+  assert written == chat.write(ASKED, ANSWERED, other)
+
+
+@pytest.mark.parametrize('name', TOKENIZERS)
+def test_the_words_of_the_assistant_train_with_their_end(name):
+  tokenizer = TOKENIZERS[name]()
+  ids, trained = encoded(ASKED, ANSWERED, tokenizer)
+  runs, previous = [], False
+  for token, trains in zip(ids, trained):
+    if trains and not previous:
+      runs.append([])
+    if trains:
+      runs[-1].append(token)
+    previous = trains
+  assert [tokenizer.decode(run) for run in runs] == [
+    '2, of course<|im_end|>',
+    '4, él dijo  <|im_end|>',
+  ]
+
+
+def test_marks_of_the_template_equal_its_prefixes():
+  marked, plain = (bytes_tokenizer(t) for t in (MARKED, CHATML))
+  assert chat.write(ASKED, ANSWERED, marked) == chat.write(
+    ASKED, ANSWERED, plain
+  )
+  assert encoded(ASKED, ANSWERED, marked) == encoded(ASKED, ANSWERED, plain)
+
+
+@pytest.mark.parametrize('template', [CHATML, MARKED])
+def test_former_turns_of_the_assistant_are_asked_not_answered(template):
+  tokenizer = bytes_tokenizer(template)
+  history = [*ASKED, *ANSWERED[:2]]
+  ids, trained = encoded(history, ANSWERED[2:], tokenizer)
+  assert tokenizer.decode(ids) == '4, él dijo  <|im_end|>'
+  assert all(trained)
+
+
+def test_an_answer_of_one_turn_is_its_text_with_eos():
+  tokenizer = bytes_tokenizer(CHATML)
+  ids, trained = encoded(ASKED, ANSWERED[:1], tokenizer)
+  text = plain_ids(ANSWERED[0]['content'], tokenizer)
+  assert ids == [*text, tokenizer.eos_token_id] and all(trained)
+
+
+def test_eos_ends_an_answer_that_the_template_ends_otherwise():
+  tokenizer = bytes_tokenizer(CHATML, eos='<|endoftext|>')
+  ids, trained = encoded(ASKED, ANSWERED, tokenizer)
+  assert tokenizer.decode(ids).endswith('dijo  <|im_end|><|endoftext|>')
+  assert trained[-2:] == [True, True]
+
+
+@pytest.mark.parametrize(
+  'template, message',
+  [
+    (REFUSING, 'that the chat template refuses: System role not supported'),
+    (THINKING, 'with turns that the chat template rewrites later'),
+  ],
+)
+def test_a_template_that_cannot_write_them(template, message):
+  tokenizer = bytes_tokenizer(template)
+  with pytest.raises(chat.TurnsError) as caught:
+    chat.write(ASKED, ANSWERED, tokenizer)
+  assert str(caught.value) == message
+
+
+def test_what_is_asked_is_checked_alone():
+  chat.check(ASKED, bytes_tokenizer(CHATML))
+  with pytest.raises(chat.TurnsError, match='System role not supported'):
+    chat.check(ASKED, bytes_tokenizer(REFUSING))
+
+
+def test_an_instruction_follows_the_last_turn():
+  assert chat.instructed(ASKED, 'Box it.') == [
+    ASKED[0],
+    {'role': 'user', 'content': 'What is 1+1?\nBox it.'},
+  ]
+  assert chat.instructed(ASKED, '') == ASKED
+
+
+def test_a_slow_tokenizer_is_one_line():
+  tokenizer = bytes_tokenizer(CHATML)
+  written = chat.write(ASKED, ANSWERED, tokenizer)
+
+  class Slow:
+    is_fast, name_or_path = False, 'slow'
+
+  with pytest.raises(ConfigError, match="fast tokenizer, and 'slow' is none"):
+    chat.encode([written], Slow())
