@@ -12,7 +12,7 @@ from gft_jax.data import builders
 
 pytest.importorskip('reasoning_gym')
 
-from gft_jax.data import gym  # noqa: E402 -- it needs the package
+from gft_jax.data import gym
 
 
 def source(tmp_path, split='train', seed=0, **settings):
