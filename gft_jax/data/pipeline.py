@@ -103,7 +103,7 @@ class _Row(NamedTuple):
   answer: str
   ids: list[int]
   given: list[tuple[str, list[int]]]
-  trained: list[bool] | None
+  trained: np.ndarray | None
 
 
 class Dataset:
@@ -134,10 +134,12 @@ class Dataset:
     self._prompts = Ragged([row.ids for row in rows])
     self._given = Ragged([ids for row in rows for _, ids in row.given])
     self._trained = None
-    if any(row.trained for row in rows):
+    if any(row.trained is not None for row in rows):
       self._trained = Ragged(
         [
-          row.trained if slot == 0 and row.trained else [True] * len(ids)
+          row.trained
+          if slot == 0 and row.trained is not None
+          else [True] * len(ids)
           for row in rows
           for slot, (_, ids) in enumerate(row.given)
         ]
@@ -353,7 +355,7 @@ def _fit(
     ['' if i in conversations else text for i, text in enumerate(experts)],
     tokenizer,
   )
-  trained: list[list[bool] | None] = [None] * len(rows)
+  trained: list[np.ndarray | None] = [None] * len(rows)
   for i, answer in zip(
     conversations, chat.encode(list(conversations.values()), tokenizer)
   ):
@@ -361,7 +363,7 @@ def _fit(
   teacher_ids = iter(
     _encode_answers(list(itertools.chain(*teachers)), tokenizer)
   )
-  unknown = _unknown_id(tokenizer)
+  unknown = unknown_id(tokenizer)
   fitting, empty = [], collections.Counter()
   for row, ids, expert, expert_id, trains, teacher in zip(
     rows, prompts, experts, expert_ids, trained, teachers
@@ -490,7 +492,7 @@ def _encode_answers(
   ]
 
 
-def _unknown_id(tokenizer: transformers.PreTrainedTokenizerBase) -> int | None:
+def unknown_id(tokenizer: transformers.PreTrainedTokenizerBase) -> int | None:
   """The id that stands for unreadable text and for nothing else."""
   others = (
     tokenizer.bos_token_id,

@@ -93,8 +93,9 @@ def render(turns, tokenizer, prompt=False):
 
 
 def encoded(asked, answered, tokenizer):
-  (found,) = chat.encode([chat.write(asked, answered, tokenizer)], tokenizer)
-  return found
+  written = chat.write(asked, answered, tokenizer)
+  ((ids, trained),) = chat.encode([written], tokenizer)
+  return ids.tolist(), trained.tolist()
 
 
 @pytest.mark.parametrize('name', TOKENIZERS)
@@ -185,6 +186,21 @@ def test_an_instruction_follows_the_last_turn():
   assert chat.instructed(ASKED, '') == ASKED
 
 
+def test_parts_change_nothing(monkeypatch):
+  tokenizer = bytes_tokenizer(CHATML)
+  written = [
+    chat.write(ASKED, [{'role': 'assistant', 'content': 'ab' * i}], tokenizer)
+    for i in range(1, 6)
+  ]
+  whole = list(chat.encode(written, tokenizer))
+  monkeypatch.setattr(chat, 'PART', 2)
+  parts = list(chat.encode(written, tokenizer))
+  assert [ids.tolist() for ids, _ in parts] == [
+    ids.tolist() for ids, _ in whole
+  ]
+  assert [len(ids) for ids, _ in parts] == [3, 5, 7, 9, 11]
+
+
 def test_a_slow_tokenizer_is_one_line():
   tokenizer = bytes_tokenizer(CHATML)
   written = chat.write(ASKED, ANSWERED, tokenizer)
@@ -193,4 +209,4 @@ def test_a_slow_tokenizer_is_one_line():
     is_fast, name_or_path = False, 'slow'
 
   with pytest.raises(ConfigError, match="fast tokenizer, and 'slow' is none"):
-    chat.encode([written], Slow())
+    list(chat.encode([written], Slow()))
