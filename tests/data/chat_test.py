@@ -36,6 +36,13 @@ THINKING = (
   '{% endfor %}'
   "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+# The same, but it says which words are the assistant's.
+THINKING_MARKED = THINKING.replace(
+  "{{ m['content'] + '<|im_end|>\n' }}",
+  "{% if m['role'] == 'assistant' %}"
+  "{% generation %}{{ m['content'] + '<|im_end|>\n' }}{% endgeneration %}"
+  "{% else %}{{ m['content'] + '<|im_end|>\n' }}{% endif %}",
+)
 REFUSING = (
   "{% if messages[0]['role'] == 'system' %}"
   "{{ raise_exception('System role not supported') }}{% endif %}" + CHATML
@@ -135,10 +142,24 @@ def test_marks_of_the_template_equal_its_prefixes():
   assert encoded(ASKED, ANSWERED, marked) == encoded(ASKED, ANSWERED, plain)
 
 
+def test_what_a_template_marks_it_may_rewrite():
+  ids, trained = encoded(ASKED, ANSWERED, bytes_tokenizer(THINKING_MARKED))
+  tokenizer = bytes_tokenizer(THINKING)
+  text = tokenizer.decode(ids)
+  assert (
+    text.startswith('2, of course<|im_end|>') and '<think></think>4' in text
+  )
+  assert tokenizer.decode([i for i, t in zip(ids, trained) if t]) == (
+    '2, of course<|im_end|>4, él dijo  <|im_end|>'
+  )
+
+
 @pytest.mark.parametrize('template', [CHATML, MARKED])
 def test_former_turns_of_the_assistant_are_asked_not_answered(template):
   tokenizer = bytes_tokenizer(template)
   history = [*ASKED, *ANSWERED[:2]]
+  written = chat.write(history, ANSWERED[2:], tokenizer)
+  assert written == ('4, él dijo  <|im_end|>', [(0, 22)])
   ids, trained = encoded(history, ANSWERED[2:], tokenizer)
   assert tokenizer.decode(ids) == '4, él dijo  <|im_end|>'
   assert all(trained)

@@ -9,7 +9,7 @@ import pytest
 import tokenizers
 import transformers
 
-from gft_jax import data
+from gft_jax import data, evaluate
 from gft_jax.batch import EXPERT, TEACHER
 from gft_jax.config import ConfigError, DataConfig, GroupConfig
 from gft_jax.data import arithmetic
@@ -372,12 +372,30 @@ def test_of_a_conversation_the_answers_train(load, talk):
   assert found.prompts == ['how many ?', 'how ?'], 'what the grader sees'
   assert found.given_texts == [['2 2'], ['2']]
   assert dataset.statistics.tokens['expert'].tolist() == [9, 2]
+  given = evaluate.given_of(found)
+  np.testing.assert_array_equal(given.trained, found.given_trained)
   # An epoch carries the mask along.
   batches = dataset.batches(2, 0)
   for _ in range(3):
     batch = next(batches)
     assert batch.given_trained.sum() == 7
     assert batch.given_trained.shape == batch.given_tokens.shape
+
+
+def test_another_mask_is_other_data(load, talk):
+  some = [{'messages': turns('how many ?', 'two', 'how ?', '2 2')}] * 2
+  one = load(some, DEMONSTRATIONS, talk)
+  talk.chat_template = TALK.replace(
+    "{{ m['content'] }}",
+    '{% generation %}'  # also of a user: all of the answer trains
+    "{{ m['content'] }}"
+    '{% endgeneration %}',
+  )
+  other = load(some, DEMONSTRATIONS, talk)
+  (a,), (b,) = one.first(1).given_tokens, other.first(1).given_tokens
+  np.testing.assert_array_equal(a, b)
+  assert read(talk, other.first(1))[2] == 'two how ? 2 2 </s>'
+  assert one.fingerprint != other.fingerprint
 
 
 def test_teachers_of_a_conversation_train_whole(load, talk):
