@@ -15,16 +15,13 @@ import transformers
 from transformers.utils import chat_template_utils
 
 from gft_jax.config import require
+from gft_jax.data.files import BadRow
 
 # Texts that are tokenised together: their offsets take far more than their ids.
 PART = 1024
 
 Turns = list[dict[str, str]]
 Tokenizer = transformers.PreTrainedTokenizerBase
-
-
-class TurnsError(ValueError):
-  """The template cannot write these turns; the message says why."""
 
 
 class Written(NamedTuple):
@@ -61,7 +58,7 @@ def write(asked: Turns, answered: Turns, tokenizer: Tokenizer) -> Written:
   writes a turn alike whatever follows it.
 
   Raises:
-    TurnsError: the template refuses these turns, or it does not.
+    BadRow: the template refuses these turns, or writes one otherwise later.
   """
   turns = [*asked, *answered]
   try:
@@ -78,9 +75,9 @@ def write(asked: Turns, answered: Turns, tokenizer: Tokenizer) -> Written:
           parts += [before, after]
           spans.append((len(before), len(after)))
   except jinja2.TemplateError as error:
-    raise TurnsError(f'that the chat template refuses: {error}') from error
+    raise BadRow(f'that the chat template refuses: {error}') from error
   if not all(text.startswith(part) for part in parts):
-    raise TurnsError('with turns that the chat template rewrites later')
+    raise BadRow('with turns that the chat template rewrites later')
   start = len(prompt)
   # Turns of the assistant in what is asked do not train.
   spans = [
@@ -89,16 +86,16 @@ def write(asked: Turns, answered: Turns, tokenizer: Tokenizer) -> Written:
     if end > start
   ]
   if not spans:
-    raise TurnsError('whose answer the chat template does not write')
+    raise BadRow('whose answer the chat template does not write')
   return Written(text[start : start + spans[-1][1]], spans)
 
 
 def check(asked: Turns, tokenizer: Tokenizer) -> None:
-  """Raises TurnsError where the template cannot write what is asked."""
+  """Raises BadRow where the template cannot write what is asked."""
   try:
     _render(asked, tokenizer, prompt=True)
   except jinja2.TemplateError as error:
-    raise TurnsError(f'that the chat template refuses: {error}') from error
+    raise BadRow(f'that the chat template refuses: {error}') from error
 
 
 def encode(

@@ -404,7 +404,7 @@ def _written(
   for row in rows:
     try:
       if graded and not row['answer']:
-        raise chat.TurnsError('without a reference answer to grade by')
+        raise files.BadRow('without a reference answer to grade by')
       if files.TURNS & row.keys():
         asked = chat.instructed(
           row.get('prompt_turns') or chat.user(row['prompt']),
@@ -416,8 +416,8 @@ def _written(
           )
         else:
           chat.check(asked, tokenizer)
-    except chat.TurnsError as error:
-      dropped[str(error)].append(row['row'])
+    except files.BadRow as bad:
+      dropped[str(bad)].append(row['row'])
     else:
       kept.append(row)
   return kept, conversations
@@ -469,6 +469,8 @@ def encode_prompts(
         [turns[-1]['content'] for turns in messages], tokenizer
       )
     ]
+  if not messages:
+    return []  # apply_chat_template looks at the first
   # The template writes BOS where the model wants one.
   rendered = tokenizer.apply_chat_template(
     messages, tokenize=False, add_generation_prompt=True

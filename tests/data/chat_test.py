@@ -7,7 +7,7 @@ import tokenizers
 import transformers
 
 from gft_jax.config import ConfigError
-from gft_jax.data import chat
+from gft_jax.data import chat, files
 
 SMOLLM2 = pathlib.Path('~/.cache/gft_jax/SmolLM2-135M-Instruct').expanduser()
 
@@ -188,14 +188,14 @@ def test_eos_ends_an_answer_that_the_template_ends_otherwise():
 )
 def test_a_template_that_cannot_write_them(template, message):
   tokenizer = bytes_tokenizer(template)
-  with pytest.raises(chat.TurnsError) as caught:
+  with pytest.raises(files.BadRow) as caught:
     chat.write(ASKED, ANSWERED, tokenizer)
   assert str(caught.value) == message
 
 
 def test_what_is_asked_is_checked_alone():
   chat.check(ASKED, bytes_tokenizer(CHATML))
-  with pytest.raises(chat.TurnsError, match='System role not supported'):
+  with pytest.raises(files.BadRow, match='System role not supported'):
     chat.check(ASKED, bytes_tokenizer(REFUSING))
 
 

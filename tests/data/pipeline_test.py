@@ -476,6 +476,8 @@ def test_what_cannot_be_graded_is_only_shown(load, talk):
     ConfigError, match=r'1 of 2 rows are dropped \(1 without a'
   ):
     load(some, graded, talk)
+  with pytest.raises(ConfigError, match=r'1 of 1 rows are dropped \(1 without'):
+    load(some[:1], graded, talk, max_dropped=1.0)
 
 
 def test_pad_that_is_eos_keeps_its_eos(load):
