@@ -143,10 +143,15 @@ class ModelConfig:
 class DataConfig:
   path: str = setting(
     '',
-    'JSONL or parquet file of prompts; empty: the embedded arithmetic task,'
-    ' with its other expert where it says arithmetic/verbose',
+    'JSONL, JSON, CSV or parquet file of prompts or conversations;'
+    ' hub:OWNER/NAME[:CONFIG[:SPLIT]] of the Hugging Face hub;'
+    ' reasoning_gym/TASK, graded by reward.function=gft_jax.data.gym:score;'
+    ' empty: the embedded arithmetic task, with its other expert where it says'
+    ' arithmetic/verbose',
   )
-  eval_path: str = setting('', 'held-out file; empty: rows cut off path')
+  eval_path: str = setting(
+    '', 'held-out rows, named like path; empty: rows cut off it'
+  )
   cache: str = setting(
     '~/.cache/gft_jax', 'where prepared datasets are kept (ArrayRecord)'
   )
@@ -154,7 +159,9 @@ class DataConfig:
   columns: str = setting(
     '',
     'columns of the file as role=name pairs, for instance'
-    ' prompt=question,expert=answer; empty: guessed from the names',
+    ' prompt=question,answer=reward_model.ground_truth, with a dot into a nested'
+    ' column; roles: prompt, answer, expert, teacher (a list), or messages for'
+    ' prompt and expert; empty: guessed from the names',
   )
   template: str = setting(
     'auto', 'prompt format: plain, chat (the tokenizer has a template) or auto'

@@ -41,6 +41,24 @@ def test_join_without_samples_is_what_was_given():
   assert origins.tolist() == [[EXPERT], [EXPERT]]
 
 
+def test_sampled_answers_train_whole_beside_given_ones_that_do_not():
+  given, own = responses_of([[3], [2]]), responses_of([[2], [3]], 50)
+  trained = np.array([[[1, 0, 1]], [[0, 1, 0]]], bool)
+  joined, _ = groups.join(
+    given.replace(trained=trained), np.full((2, 1), EXPERT), own
+  )
+  assert joined.trained.astype(int).tolist() == [
+    [[1, 0, 1], [1, 1, 1]],
+    [[0, 1, 0], [1, 1, 1]],
+  ]
+  alone, _ = groups.join(
+    given.replace(trained=trained), np.full((2, 1), EXPERT), None
+  )
+  np.testing.assert_array_equal(alone.trained, trained)
+  # Where everything trains, there is no mask to carry.
+  assert groups.join(given, np.full((2, 1), EXPERT), own)[0].trained is None
+
+
 def test_pack_puts_the_longest_first_wherever_they_fit():
   """Prompts of 2 and 1 tokens and answers up to 3: rows of 5."""
   batch = groups.build(
@@ -110,6 +128,19 @@ def test_flat_groups_stay_where_nothing_can_replace_them():
   assert groups.flat(filled).tolist() == [False, True]
 
 
+def test_a_group_that_replaces_another_brings_its_mask():
+  def masked(rewards, first, trained):
+    batch = batch_of(rewards, first)
+    mask = np.full(batch.responses.tokens.shape, trained)
+    return batch.replace(responses=batch.responses.replace(trained=mask))
+
+  filled = groups.refill(
+    masked([[1.0, 1.0], [0.0, 1.0]], 0, True),
+    masked([[0.0, 0.0], [1.0, 0.0]], 100, False),
+  )
+  assert filled.responses.trained.all(axis=(1, 2)).tolist() == [False, True]
+
+
 def test_build_names_both_shapes():
   with pytest.raises(ValueError, match=r'\(2, 1\).*\(2, 2\)'):
     groups.build(
@@ -165,7 +196,10 @@ def test_a_stop_string_cuts_tokens_and_log_probabilities_alike():
     length=length[None],
     behavior_logp=-1.0 * (tokens[None] > 0),
   )
+  trained = np.ones(tokens[None].shape, bool)
+  responses = responses.replace(trained=trained)
   cut = groups.cut(tokenizer, responses, ('#3', '34'))
+  np.testing.assert_array_equal(cut.trained, trained)
   assert cut.length.tolist() == [[4, 3, 3]]
   for ours, whole in (
     (cut.tokens, responses.tokens),

@@ -6,7 +6,7 @@ the assistant's own words train, each turn with the token that ends it.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jinja2
@@ -15,13 +15,13 @@ import transformers
 from transformers.utils import chat_template_utils
 
 from gft_jax.config import require
+from gft_jax.data.files import BadRow
+
+# Texts that are tokenised together: their offsets take far more than their ids.
+PART = 1024
 
 Turns = list[dict[str, str]]
 Tokenizer = transformers.PreTrainedTokenizerBase
-
-
-class TurnsError(ValueError):
-  """The template cannot write these turns; the message says why."""
 
 
 class Written(NamedTuple):
@@ -66,7 +66,7 @@ def write(
     call: of `tokenizer.missing_call`.
 
   Raises:
-    TurnsError: the template refuses these turns, or it does not.
+    BadRow: the template refuses these turns, or writes one otherwise later.
   """
   turns = [*asked, *answered]
   try:
@@ -83,9 +83,9 @@ def write(
           parts += [before, after]
           spans.append((len(before), len(after)))
   except jinja2.TemplateError as error:
-    raise TurnsError(f'that the chat template refuses: {error}') from error
+    raise BadRow(f'that the chat template refuses: {error}') from error
   if not all(text.startswith(part) for part in parts):
-    raise TurnsError('with turns that the chat template rewrites later')
+    raise BadRow('with turns that the chat template rewrites later')
   start = len(prompt)
   # Turns of the assistant in what is asked do not train.
   spans = [
@@ -94,52 +94,54 @@ def write(
     if end > start
   ]
   if not spans:
-    raise TurnsError('whose answer the chat template does not write')
+    raise BadRow('whose answer the chat template does not write')
   return Written(text[start : start + spans[-1][1]], spans)
 
 
 def check(asked: Turns, tokenizer: Tokenizer) -> None:
-  """Raises TurnsError where the template cannot write what is asked."""
+  """Raises BadRow where the template cannot write what is asked."""
   try:
     _render(asked, tokenizer, prompt=True)
   except jinja2.TemplateError as error:
-    raise TurnsError(f'that the chat template refuses: {error}') from error
+    raise BadRow(f'that the chat template refuses: {error}') from error
 
 
 def encode(
   answers: Sequence[Written], tokenizer: Tokenizer
-) -> list[tuple[list[int], list[bool]]]:
-  """Ids of each answer and which train; EOS ends it, if nothing else did.
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """Ids [n] of each answer and bool [n], which of them train.
 
-  A token trains where its first character does.
+  A token trains where its first character does. EOS ends the answer, and
+  trains, where the template ends it with another token.
+
+  Raises:
+    ConfigError: the tokenizer cannot tell where its tokens stand.
   """
-  if not answers:
-    return []
   require(
-    tokenizer.is_fast,
-    f'conversations of several answers need a fast tokenizer, and'
+    tokenizer.is_fast or not answers,
+    'conversations of several answers need a fast tokenizer, and'
     f' {tokenizer.name_or_path!r} is none',
   )
-  encoded = tokenizer(
-    [answer.text for answer in answers],
-    add_special_tokens=False,
-    return_attention_mask=False,
-    return_token_type_ids=False,
-    return_offsets_mapping=True,
-    verbose=False,
-  )
-  found = []
-  for ids, offsets, answer in zip(
-    encoded['input_ids'], encoded['offset_mapping'], answers
-  ):
-    at = np.array(offsets, np.int64).reshape(-1, 2)[:, 0]
-    begin, end = np.array(answer.spans).T
-    span = np.searchsorted(begin, at, side='right') - 1
-    trained = ((span >= 0) & (at < end[span])).tolist()
-    if ids[-1:] != [tokenizer.eos_token_id]:
-      ids, trained = [*ids, tokenizer.eos_token_id], [*trained, True]
-    found.append((ids, trained))
-  return found
+  eos = tokenizer.eos_token_id
+  for part in (answers[i : i + PART] for i in range(0, len(answers), PART)):
+    encoded = tokenizer(
+      [answer.text for answer in part],
+      add_special_tokens=False,
+      return_attention_mask=False,
+      return_token_type_ids=False,
+      return_offsets_mapping=True,
+      verbose=False,
+    )
+    for answer, ids, offsets in zip(
+      part, encoded['input_ids'], encoded['offset_mapping']
+    ):
+      at = np.array(offsets, np.int64).reshape(-1, 2)[:, 0]
+      begin, end = np.array(answer.spans).T
+      span = np.searchsorted(begin, at, side='right') - 1
+      trains = (span >= 0) & (at < end[span])
+      if ids[-1:] != [eos]:
+        ids, trains = [*ids, eos], np.append(trains, True)
+      yield np.array(ids, np.int32), trains
 
 
 def _render(turns: Turns, tokenizer: Tokenizer, *, prompt: bool = False) -> str:

@@ -11,8 +11,8 @@ empty; SPLIT is train where none is named. To fetch it anew, remove the file.
 | GSM8K | hub:openai/gsm8k:main |
 | MATH, a config per subject | hub:EleutherAI/hendrycks_math:algebra |
 
-Their columns need no map, and data.eval_path may be a split for tests, such as
-hub:openai/gsm8k:main:test.
+The columns that their publishers or, for the first, the official code name need
+no map. data.eval_path may be a split for tests, as in hub:openai/gsm8k:main:test.
 """
 
 import os

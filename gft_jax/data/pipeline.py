@@ -111,7 +111,7 @@ class _Row(NamedTuple):
   answer: str
   ids: list[int]
   given: list[tuple[str, Sequence[int]]]
-  trained: list[bool] | None
+  trained: np.ndarray | None
 
 
 class Dataset:
@@ -142,10 +142,12 @@ class Dataset:
     self._prompts = Ragged([row.ids for row in rows])
     self._given = Ragged([ids for row in rows for _, ids in row.given])
     self._trained = None
-    if any(row.trained for row in rows):
+    if any(row.trained is not None for row in rows):
       self._trained = Ragged(
         [
-          row.trained if slot == 0 and row.trained else [True] * len(ids)
+          row.trained
+          if slot == 0 and row.trained is not None
+          else [True] * len(ids)
           for row in rows
           for slot, (_, ids) in enumerate(row.given)
         ]
@@ -361,7 +363,7 @@ def _fit(
     ['' if i in conversations else text for i, text in enumerate(experts)],
     tokenizer,
   )
-  trained: list[list[bool] | None] = [None] * len(rows)
+  trained: list[np.ndarray | None] = [None] * len(rows)
   for i, answer in zip(
     conversations, chat.encode(list(conversations.values()), tokenizer)
   ):
@@ -411,7 +413,7 @@ def _written(
   for row in rows:
     try:
       if graded and not row['answer']:
-        raise chat.TurnsError('without a reference answer to grade by')
+        raise files.BadRow('without a reference answer to grade by')
       if files.TURNS & row.keys():
         asked = chat.instructed(
           row.get('prompt_turns') or chat.user(row['prompt']),
@@ -423,8 +425,8 @@ def _written(
           )
         else:
           chat.check(asked, tokenizer)
-    except chat.TurnsError as error:
-      dropped[str(error)].append(row['row'])
+    except files.BadRow as bad:
+      dropped[str(bad)].append(row['row'])
     else:
       kept.append(row)
   return kept, conversations
@@ -479,6 +481,8 @@ def encode_prompts(
         [turns[-1]['content'] for turns in messages], tokenizer
       )
     ]
+  if not messages:
+    return []  # apply_chat_template looks at the first
   # The template writes BOS where the model wants one.
   return list(_encode(chat_prompts(messages, tokenizer), tokenizer))
 

@@ -167,6 +167,60 @@ def test_bad_rows_are_named_and_limited(tmp_path):
   )
 
 
+def test_reasons_that_quote_their_row_are_bounded(tmp_path):
+  lines = [f'{{"prompt": "p", "k{i}": 1, "k{i}": 2}}' for i in range(120)]
+  rows = [*lines, *lines, *(json.dumps(row) for row in numbered(20))]
+  (tmp_path / 'a.jsonl').write_text('\n'.join(rows))
+  dropped = builders.source(
+    config(tmp_path, path=str(tmp_path / 'a.jsonl'), max_dropped=1.0), 'train'
+  ).dropped
+  assert len(dropped) == 101
+  assert dropped["has the key 'k0' twice"] == [1, 121]
+  others = [*range(101, 121), *range(221, 241)]
+  assert dropped['other reasons'] == others
+
+
+CHAT = [
+  {'role': 'system', 'content': 's'},
+  {'role': 'user', 'content': 'ä'},
+  {'role': 'assistant', 'content': 'a'},
+  {'role': 'user', 'content': 'u'},
+  {'role': 'assistant', 'content': '#### 1'},
+]
+
+
+def test_a_conversation_comes_back_as_written(tmp_path):
+  path = jsonl(
+    tmp_path / 'a.jsonl', [{'messages': CHAT}, {'messages': CHAT[1:3]}] * 10
+  )
+  one, other, *_ = builders.source(config(tmp_path, path=path), 'train').rows
+  assert one == {
+    'row': 1,
+    'prompt': 'ä',
+    'prompt_turns': CHAT[:2],
+    'answer': '1',
+    'expert': '#### 1',
+    'expert_turns': CHAT[2:],
+    'teacher': [],
+  }
+  assert other == {
+    'row': 2,
+    'prompt': 'ä',
+    'answer': '',
+    'expert': 'a',
+    'teacher': [],
+  }
+
+
+def test_a_conversation_far_into_a_file_of_texts_is_a_bad_row(tmp_path):
+  rows = [*numbered(1000), {'prompt': CHAT[:2], 'answer': '1'}]
+  path = jsonl(tmp_path / 'a.jsonl', rows)
+  source = builders.source(config(tmp_path, path=path), 'train')
+  assert source.dropped == {
+    'is a conversation, and the first rows are not': [1001]
+  }
+
+
 def test_a_file_of_bad_rows_only(tmp_path):
   path = jsonl(tmp_path / 'a.jsonl', [{'prompt': '', 'answer': '1'}] * 3)
   with pytest.raises(ConfigError, match='every row is bad; row 1: prompt is'):

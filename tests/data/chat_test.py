@@ -7,7 +7,7 @@ import tokenizers
 import transformers
 
 from gft_jax.config import ConfigError
-from gft_jax.data import chat
+from gft_jax.data import chat, files
 from gft_jax.models.tokenizer import missing_call
 
 SMOLLM2 = pathlib.Path('~/.cache/gft_jax/SmolLM2-135M-Instruct').expanduser()
@@ -36,6 +36,13 @@ THINKING = (
   "{{ m['content'] + '<|im_end|>\n' }}"
   '{% endfor %}'
   "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# The same, but it says which words are the assistant's.
+THINKING_MARKED = THINKING.replace(
+  "{{ m['content'] + '<|im_end|>\n' }}",
+  "{% if m['role'] == 'assistant' %}"
+  "{% generation %}{{ m['content'] + '<|im_end|>\n' }}{% endgeneration %}"
+  "{% else %}{{ m['content'] + '<|im_end|>\n' }}{% endif %}",
 )
 REFUSING = (
   "{% if messages[0]['role'] == 'system' %}"
@@ -94,8 +101,9 @@ def render(turns, tokenizer, prompt=False):
 
 
 def encoded(asked, answered, tokenizer):
-  (found,) = chat.encode([chat.write(asked, answered, tokenizer)], tokenizer)
-  return found
+  written = chat.write(asked, answered, tokenizer)
+  ((ids, trained),) = chat.encode([written], tokenizer)
+  return ids.tolist(), trained.tolist()
 
 
 @pytest.mark.parametrize('name', TOKENIZERS)
@@ -145,10 +153,24 @@ def test_marks_of_the_template_equal_its_prefixes():
   assert encoded(ASKED, ANSWERED, marked) == encoded(ASKED, ANSWERED, plain)
 
 
+def test_what_a_template_marks_it_may_rewrite():
+  ids, trained = encoded(ASKED, ANSWERED, bytes_tokenizer(THINKING_MARKED))
+  tokenizer = bytes_tokenizer(THINKING)
+  text = tokenizer.decode(ids)
+  assert (
+    text.startswith('2, of course<|im_end|>') and '<think></think>4' in text
+  )
+  assert tokenizer.decode([i for i, t in zip(ids, trained) if t]) == (
+    '2, of course<|im_end|>4, él dijo  <|im_end|>'
+  )
+
+
 @pytest.mark.parametrize('template', [CHATML, MARKED])
 def test_former_turns_of_the_assistant_are_asked_not_answered(template):
   tokenizer = bytes_tokenizer(template)
   history = [*ASKED, *ANSWERED[:2]]
+  written = chat.write(history, ANSWERED[2:], tokenizer)
+  assert written == ('4, él dijo  <|im_end|>', [(0, 22)])
   ids, trained = encoded(history, ANSWERED[2:], tokenizer)
   assert tokenizer.decode(ids) == '4, él dijo  <|im_end|>'
   assert all(trained)
@@ -177,14 +199,14 @@ def test_eos_ends_an_answer_that_the_template_ends_otherwise():
 )
 def test_a_template_that_cannot_write_them(template, message):
   tokenizer = bytes_tokenizer(template)
-  with pytest.raises(chat.TurnsError) as caught:
+  with pytest.raises(files.BadRow) as caught:
     chat.write(ASKED, ANSWERED, tokenizer)
   assert str(caught.value) == message
 
 
 def test_what_is_asked_is_checked_alone():
   chat.check(ASKED, bytes_tokenizer(CHATML))
-  with pytest.raises(chat.TurnsError, match='System role not supported'):
+  with pytest.raises(files.BadRow, match='System role not supported'):
     chat.check(ASKED, bytes_tokenizer(REFUSING))
 
 
@@ -196,6 +218,21 @@ def test_an_instruction_follows_the_last_turn():
   assert chat.instructed(ASKED, '') == ASKED
 
 
+def test_parts_change_nothing(monkeypatch):
+  tokenizer = bytes_tokenizer(CHATML)
+  written = [
+    chat.write(ASKED, [{'role': 'assistant', 'content': 'ab' * i}], tokenizer)
+    for i in range(1, 6)
+  ]
+  whole = list(chat.encode(written, tokenizer))
+  monkeypatch.setattr(chat, 'PART', 2)
+  parts = list(chat.encode(written, tokenizer))
+  assert [ids.tolist() for ids, _ in parts] == [
+    ids.tolist() for ids, _ in whole
+  ]
+  assert [len(ids) for ids, _ in parts] == [3, 5, 7, 9, 11]
+
+
 def test_a_slow_tokenizer_is_one_line():
   tokenizer = bytes_tokenizer(CHATML)
   written = chat.write(ASKED, ANSWERED, tokenizer)
@@ -204,4 +241,4 @@ def test_a_slow_tokenizer_is_one_line():
     is_fast, name_or_path = False, 'slow'
 
   with pytest.raises(ConfigError, match="fast tokenizer, and 'slow' is none"):
-    chat.encode([written], Slow())
+    list(chat.encode([written], Slow()))

@@ -9,12 +9,13 @@ import pytest
 import tokenizers
 import transformers
 
-from gft_jax import data
+from gft_jax import data, evaluate
 from gft_jax.batch import EXPERT, TEACHER
 from gft_jax.config import ConfigError, DataConfig, GroupConfig
 from gft_jax.data import arithmetic
 
 GROUP = GroupConfig(experts=1, teachers=2, samples=1)
+OWN = GroupConfig(experts=0, teachers=0, samples=1)
 
 
 def rows(count):
@@ -45,7 +46,9 @@ def load(tmp_path):
 
 def word_tokenizer(bos=False, **special):
   """One token per word; with `bos`, BOS in front, as Llama's does."""
-  words = '[UNK] <s> </s> [PAD] user assistant how many two 2 ?'.split()
+  words = (
+    '[UNK] <s> </s> [PAD] user assistant how many two 2 ? system ####'.split()
+  )
   model = tokenizers.models.WordLevel(
     {word: i for i, word in enumerate(words)}, unk_token='[UNK]'
   )
@@ -311,6 +314,170 @@ def test_the_instruction_follows_on_a_line(load):
   tokenizer = word_tokenizer(pad_token='[PAD]')
   found = load([QUESTION], tokenizer=tokenizer, instruction='two').first(1)
   assert found.tokens[0, :4].tolist() == tokenizer('how many ? two').input_ids
+
+
+# Each turn of the assistant ends with EOS.
+TALK = TEMPLATE.replace(
+  '{% endfor %}',
+  "{% if m['role'] == 'assistant' %} </s>{% endif %}{% endfor %}",
+)
+DEMONSTRATIONS = GroupConfig(experts=1, teachers=0, samples=0)
+
+
+@pytest.fixture
+def talk():
+  tokenizer = word_tokenizer(bos=True, pad_token='[PAD]')
+  tokenizer.chat_template = TALK
+  return tokenizer
+
+
+def turns(*contents):
+  """user, assistant, user, ..."""
+  return [
+    {'role': ('user', 'assistant')[i % 2], 'content': content}
+    for i, content in enumerate(contents)
+  ]
+
+
+SYSTEM = {'role': 'system', 'content': 'two ?'}
+
+
+def read(tokenizer, found, row=0):
+  """The prompt, the expert, and what of it trains."""
+  length = found.given_length[row, 0]
+  given = found.given_tokens[row, 0, :length]
+  trains = found.given_trained[row, 0, :length]
+  return (
+    tokenizer.decode(found.tokens[row, : found.length[row]]),
+    tokenizer.decode(given),
+    tokenizer.decode(given[trains]),
+  )
+
+
+def test_of_a_conversation_the_answers_train(load, talk):
+  messages = [SYSTEM, *turns('how many ?', 'two', 'how ?', '2 2')]
+  rows = [{'messages': messages}, {'messages': turns('how ?', '2')}]
+  dataset = load(rows, DEMONSTRATIONS, talk, instruction='many')
+  found = dataset.first(2)
+  assert read(talk, found) == (
+    '<s> system two ? user how many ? many assistant',
+    'two </s> user how ? assistant 2 2 </s>',
+    'two </s> 2 2 </s>',
+  )
+  assert read(talk, found, 1) == (
+    '<s> user how ? many assistant',
+    *['2 </s>'] * 2,
+  )
+  assert not found.given_trained[0, 0, found.given_length[0, 0] :].any()
+  assert found.prompts == ['how many ?', 'how ?'], 'what the grader sees'
+  assert found.given_texts == [['2 2'], ['2']]
+  assert dataset.statistics.tokens['expert'].tolist() == [9, 2]
+  given = evaluate.given_of(found)
+  np.testing.assert_array_equal(given.trained, found.given_trained)
+  # An epoch carries the mask along.
+  batches = dataset.batches(2, 0)
+  for _ in range(3):
+    batch = next(batches)
+    assert batch.given_trained.sum() == 7
+    assert batch.given_trained.shape == batch.given_tokens.shape
+
+
+def test_another_mask_is_other_data(load, talk):
+  some = [{'messages': turns('how many ?', 'two', 'how ?', '2 2')}] * 2
+  one = load(some, DEMONSTRATIONS, talk)
+  talk.chat_template = TALK.replace(
+    "{{ m['content'] }}",
+    '{% generation %}'  # also of a user: all of the answer trains
+    "{{ m['content'] }}"
+    '{% endgeneration %}',
+  )
+  other = load(some, DEMONSTRATIONS, talk)
+  (a,), (b,) = one.first(1).given_tokens, other.first(1).given_tokens
+  np.testing.assert_array_equal(a, b)
+  assert read(talk, other.first(1))[2] == 'two how ? 2 2 </s>'
+  assert one.fingerprint != other.fingerprint
+
+
+def test_teachers_of_a_conversation_train_whole(load, talk):
+  group = GroupConfig(experts=1, teachers=1, samples=1)
+  messages = turns('how many ?', 'two', 'how ?', '2')
+  some = [{'messages': messages, 'answer': '2', 'teacher': ['two 2']}] * 2
+  some += [{'messages': turns('how ?', '2'), 'answer': 2, 'teacher': ['2']}]
+  found = load(some, group, talk).first(3)
+  for row, count in ((0, 3), (2, 2)):
+    assert found.given_length[row, 1] == count
+    assert found.given_trained[row, 1].sum() == count
+  assert found.given_trained[2, 0].sum() == 2
+
+
+def test_messages_of_one_answer_equal_prompt_and_completion(load, talk):
+  text = {'prompt': 'how many ?', 'completion': 'two 2'}
+  one = load([text] * 2, DEMONSTRATIONS, talk, instruction='2')
+  other = load(
+    [{'messages': turns('how many ?', 'two 2')}] * 2,
+    DEMONSTRATIONS,
+    talk,
+    instruction='2',
+  )
+  assert one.fingerprint == other.fingerprint
+  assert same(one.first(2), other.first(2))
+  assert one.first(2).given_trained is None
+
+
+def test_a_prompt_of_turns_goes_through_the_template(load, talk):
+  asked = [SYSTEM, *turns('how many ?', 'two', 'how ?')]
+  row = {
+    'prompt': asked,
+    'reward_model': {'ground_truth': '2'},
+    'extra_info': {'answer': '2 2', 'model_answer': ['2', 'two']},
+  }
+  found = load([row] * 4, GROUP, talk).first(1)
+  assert talk.decode(found.tokens[0, : found.length[0]]) == (
+    '<s> system two ? user how many ? assistant two </s> user how ? assistant'
+  )
+  assert found.prompts == ['how ?'] and found.answers == ['2']
+  assert found.given_texts == [['2 2', '2', 'two']]
+  assert found.given_trained is None
+
+
+def test_a_conversation_needs_a_template(load, talk):
+  some = [QUESTION, {**QUESTION, 'prompt': [SYSTEM, *turns('how ?')]}]
+  with pytest.raises(ConfigError, match='row 2 is a conversation and needs a'):
+    load(some, OWN, talk, template='plain')
+  talk.chat_template = None
+  with pytest.raises(ConfigError, match=r'row 2 is a conv.*has none'):
+    load(some, OWN, talk)
+
+
+def test_turns_that_the_template_refuses_are_dropped_and_named(load, talk):
+  talk.chat_template = (
+    "{% if messages[0]['role'] == 'system' %}"
+    "{{ raise_exception('no system turns') }}{% endif %}" + TALK
+  )
+  some = [{'prompt': turns('how ?'), 'answer': '2'}] * 4
+  some[2] = {'prompt': [SYSTEM, *turns('?')], 'answer': '2'}
+  dataset = load(some, OWN, talk, max_dropped=0.5)
+  assert dataset.statistics.dropped == {
+    'that the chat template refuses: no system turns': [3]
+  }
+  assert dataset.first(4).index.tolist() == [1, 2, 4]
+
+
+def test_what_cannot_be_graded_is_only_shown(load, talk):
+  some = [{'prompt': 'how ?', 'completion': text} for text in ('2', '#### 2')]
+  assert len(load(some, DEMONSTRATIONS, talk)) == 2
+  graded = GroupConfig(experts=1, teachers=0, samples=1)
+  dataset = load(some, graded, talk, max_dropped=0.5)
+  assert dataset.first(2).answers == ['2']
+  assert dataset.statistics.dropped == {
+    'without a reference answer to grade by': [1]
+  }
+  with pytest.raises(
+    ConfigError, match=r'1 of 2 rows are dropped \(1 without a'
+  ):
+    load(some, graded, talk)
+  with pytest.raises(ConfigError, match=r'1 of 1 rows are dropped \(1 without'):
+    load(some[:1], graded, talk, max_dropped=1.0)
 
 
 def test_pad_that_is_eos_keeps_its_eos(load):
