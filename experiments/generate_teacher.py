@@ -13,13 +13,12 @@ counted; prepare_data.py names them.
 
 Finished batches (data.batch_size) are on disk: after an interruption the same
 command continues, and the file is bit for bit that of an uninterrupted run on
-the same machine. Beside it lies TEACHER.jsonl.settings: under any other
-settings the same --out is refused.
+the same machine. TEACHER.jsonl.settings/ beside it says under which settings:
+under any others the same --out is refused.
 """
 
 import collections
 import contextlib
-import dataclasses
 import fcntl
 import hashlib
 import json
@@ -31,15 +30,7 @@ from typing import Any, BinaryIO
 
 import command
 
-from gft_jax.config import (
-  Config,
-  ConfigError,
-  LogConfig,
-  differences,
-  from_dict,
-  require,
-  to_dict,
-)
+from gft_jax.config import Config, ConfigError, require
 
 # The prompts of all batches are as wide as the longest, rounded up to this.
 MULTIPLE = 32
@@ -213,31 +204,15 @@ def opened(
   Raises:
     ConfigError: another process writes it, or it was begun under others.
   """
+  from gft_jax import evaluate
+
   settings = pathlib.Path(f'{out}.settings')
-  config = dataclasses.replace(config, log=LogConfig())  # decides nothing
-  if out.exists() or settings.exists():
-    require(
-      settings.exists(),
-      f'--out {out} exists, and {settings.name} is not beside it: of another'
-      ' origin; name a new file',
-    )
-    begun = json.loads(settings.read_text())
-    changed = differences(from_dict(Config, begun['config']), config)
-    changed += [
-      f'{name}: {begun["facts"].get(name)!r} -> {value!r}'
-      for name, value in facts.items()
-      if begun['facts'].get(name) != value
-    ]
-    require(
-      not changed,
-      f'--out {out} was begun under other settings; changed:'
-      f' {"; ".join(changed)}; name a new file',
-    )
-  else:
-    text = json.dumps({'config': to_dict(config), 'facts': facts}, indent=1)
-    temporary = settings.with_suffix('.tmp')
-    temporary.write_text(text)
-    temporary.rename(settings)
+  require(
+    settings.exists() or not out.exists(),
+    f'--out {out} exists, and {settings.name} is not beside it: of another'
+    ' origin; name a new file',
+  )
+  evaluate.claim(settings, config, facts)
   with out.open('a+b') as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
