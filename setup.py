@@ -24,7 +24,9 @@ setuptools.setup(
     'chex>=0.1.91',
     'flax>=0.12,<0.13',
     'grain>=0.2.16',
+    'huggingface-hub>=1.31,<3',
     'jax>=0.10.2,<0.11',
+    'jinja2>=3.1',
     'math-verify>=0.9,<0.10',
     'matplotlib>=3.10',
     'numpy>=2.0',
@@ -45,6 +47,7 @@ setuptools.setup(
     # PyTorch is the reference that parity tests compare with; nothing else.
     'test': [
       'gguf==0.19.0',
+      'peft==0.21.2',
       'pytest==9.2.0',
       'reasoning-gym==0.1.25',
       'ruff==0.17.6',

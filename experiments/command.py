@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import runpy
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -58,7 +59,7 @@ def add_set(arguments: argparse.ArgumentParser, meaning: str) -> None:
 
 def add_model(arguments: argparse.ArgumentParser) -> None:
   """--model, or --workdir and --stage; see `model_config`."""
-  arguments.add_argument('--model', help='a Hugging Face folder')
+  arguments.add_argument('--model', help='a Hugging Face folder or hub id')
   arguments.add_argument('--workdir', help='a run, instead of --model')
   arguments.add_argument('--stage', help='the stage of the run')
 
@@ -160,7 +161,10 @@ def run(work: Callable[[], None]) -> int:
   except ConfigError as error:
     print(f'error: {error}', file=sys.stderr)
     return 2
-  except FloatingPointError as error:
+  except InterruptedError as error:
+    print(f'stopped: {error}', file=sys.stderr)
+    return 128 + signal.SIGTERM
+  except (FloatingPointError, OSError) as error:
     print(f'stopped: {error}', file=sys.stderr)
     return 1
   return 0

@@ -202,7 +202,13 @@ def base_policy(
   if not (folder / 'config.json').exists():
     policy = train.load_policy(shared)
     params, _ = train.result_of(policy, workdir, name)
-    huggingface.save(folder, policy.model, params, policy.tokenizer)
+    huggingface.save(
+      folder,
+      policy.model,
+      params,
+      policy.tokenizer,
+      source=shared.model.path or None,
+    )
   return str(folder), results[name]
 
 

@@ -67,7 +67,7 @@ class Tokens(NamedTuple):
 
 def main(arguments: list[str] | None = None) -> int:
   parser = command.parser(__doc__)
-  parser.add_argument('--model', default='', help='Hugging Face folder')
+  parser.add_argument('--model', default='', help='folder or hub id')
   parser.add_argument('--data', default='', help='JSONL or parquet file')
   parser.add_argument('--workdir', required=True, help='folder to write')
   parser.add_argument(

@@ -1,22 +1,35 @@
-"""Evaluates a stage of a run, or any Hugging Face folder.
+r"""Evaluates a stage of a run, or any Hugging Face folder.
 
   python experiments/evaluate.py --workdir runs/quickstart --stage gft
   python experiments/evaluate.py --config CONFIG.py --set model.path=FOLDER
-  python experiments/evaluate.py --model FOLDER --benchmarks svamp,amc23 \
-    --data FOLDER_OF_FILES --set eval.samples=16 eval.max_response=1024
 
-Prints a table and writes evaluation.json to --out. More samples, say, with
---set eval.samples=16 eval.ks=1,4,16. KL is to the policy that the run, or the
-folder, starts from. --benchmarks asks public benchmarks (data.benchmarks has
-their names) instead of the held-out splits: all rows, each graded by its own
-rule; --data holds their files, NAME.jsonl.
+prints a table and writes evaluation.json to --out. KL is to the policy that the
+run, or the folder, starts from.
 
-Every answer is kept under OUT/generations/ (OUT/NAME/generations/ of a
-benchmark); --regrade FILE grades such a file again, without the model:
+  python experiments/evaluate.py --model FOLDER --data FOLDER_OF_FILES \
+    --benchmarks amc23,math500 --samples 16 --temperature 0.5 --max-tokens 4096
 
-  python experiments/evaluate.py --regrade FILE --set reward.function=math
+asks public benchmarks instead of the held-out splits. data.benchmarks has
+their names and, as data, how each is asked and graded; --data holds their files,
+NAME.jsonl or NAME.parquet, and `all` asks every file that is there. The
+instruction of the paper follows each question unless data.instruction is set
+(--set data.instruction= for none). A second call with the same --out goes on
+where the first was interrupted, and refuses other settings. --out gets
+
+  generations/NAME.jsonl    every answer
+  settings.json             what decides about them
+  evaluation.json           every number
+  table.md, table.tex       avg@n, pass@k and maj@k
+
+Without the model, kept answers are graded again, or those of two evaluations are
+compared problem by problem: what did training gain, and what is forgotten?
+
+  python experiments/evaluate.py --regrade OUT/generations/NAME.jsonl \
+    --set reward.function=math
+  python experiments/evaluate.py --compare OUT_BEFORE OUT_AFTER
 """
 
+import hashlib
 import json
 import pathlib
 import sys
@@ -25,99 +38,227 @@ import command
 
 from gft_jax.config import Config, ConfigError, override
 
+# Answers that are written together, where nobody sets eval.batch_size.
+ROWS = 128
+
 
 def main(arguments: list[str] | None = None) -> int:
   parser = command.parser(__doc__)
   command.add_config(parser, required=False)
-  parser.add_argument('--model', help='a Hugging Face folder, instead of both')
-  parser.add_argument('--benchmarks', help='names, with commas')
-  parser.add_argument('--regrade', metavar='FILE', help='kept answers')
-  parser.add_argument('--data', default='.', help='folder of benchmark files')
-  parser.add_argument('--workdir', help='a run, instead of --config')
-  parser.add_argument('--stage', help='the stage of the run')
-  parser.add_argument(
-    '--out', help='folder to write; by default WORKDIR/evaluation-STAGE'
+  add = parser.add_argument
+  add('--model', help='a Hugging Face folder, instead of --config')
+  add('--workdir', help='a run, instead of --config')
+  add('--stage', help='the stage of the run')
+  add('--benchmarks', help='names with commas, or all')
+  add('--data', default='.', help='folder of benchmark files')
+  add('--limit', type=int, help='ask the first N problems of each benchmark')
+  add(
+    '--samples', type=int, help='eval.samples; eval.ks becomes 1, 2, 4, ..., N'
+  )
+  add('--temperature', type=float, help='eval.temperature; 0 is greedy')
+  add('--max-tokens', type=int, help='eval.max_response')
+  add('--out', help='folder to write; by default WORKDIR/evaluation-STAGE')
+  add('--regrade', metavar='FILE', help='kept answers to grade again')
+  add(
+    '--compare', nargs=2, metavar='OUT', help='two evaluations, before, after'
   )
   options = parser.parse_args(arguments)
+  if options.regrade:
+    return command.run(lambda: regrade(options))
+  if options.compare:
+    return command.run(lambda: compare(options))
+  return command.run(lambda: evaluate(options))
 
-  def work():
-    from gft_jax import evaluate, report, rewards, train
 
-    if options.regrade:
-      config = command.overridden(Config(), options.set)
-      path = pathlib.Path(options.regrade)
-      with rewards.Grader(config.reward) as grader:
-        metrics = evaluate.regrade(path, grader, config.eval.ks)
-      found = {f'eval/{path.stem}/{k}': v for k, v in metrics.items()}
-      print(report.table({'regraded': found}))
-      return
-    given = (options.workdir, options.config, options.model)
-    if sum(map(bool, given)) != 1:
-      raise ConfigError('give --workdir and --stage, or --config, or --model')
-    if options.workdir:
-      config = command.read_config(options.workdir)
-      command.check_stage(config, options.stage)
-    elif options.config:
-      config = command.load_recipe(options.config, []).config
-    else:
-      config = override(Config(), f'model.path={options.model}')
-    config = command.overridden(config, options.set)
-    # A mistake in the last file stops before the first is asked.
-    names = options.benchmarks.split(',') if options.benchmarks else []
-    rows = {name: read_benchmark(options.data, name) for name in names}
-    policy = train.load_policy(config)
-    params = policy.params
-    if options.workdir:
-      params, _ = train.result_of(policy, options.workdir, options.stage)
-      if config.eval.base:
-        base, _ = train.result_of(policy, options.workdir, config.eval.base)
-        policy = policy._replace(params=base)
-    name = options.stage or 'model'
-    out = pathlib.Path(
-      options.out or f'{options.workdir or "."}/evaluation-{name}'
+def evaluate(options) -> None:
+  from gft_jax import report, train
+
+  given = (options.workdir, options.config, options.model)
+  if sum(map(bool, given)) != 1:
+    raise ConfigError('give --workdir and --stage, or --config, or --model')
+  if options.workdir:
+    config = command.read_config(options.workdir)
+    command.check_stage(config, options.stage)
+  elif options.config:
+    config = command.load_recipe(options.config, []).config
+  else:
+    config = override(Config(), f'model.path={options.model}')
+  assignments = [*flags(options), *options.set]
+  config = command.overridden(config, assignments)
+  # A mistake in the last file stops before the first is asked.
+  rows = read_benchmarks(options)
+  policy = train.load_policy(config)
+  params = policy.params
+  if options.workdir:
+    params, _ = train.result_of(policy, options.workdir, options.stage)
+  name = options.stage or 'model'
+  out = pathlib.Path(
+    options.out or f'{options.workdir or "."}/evaluation-{name}'
+  )
+  if rows:
+    ask_benchmarks(config, assignments, out, policy, params, rows, options)
+    return
+  if options.workdir and config.eval.base:
+    base, _ = train.result_of(policy, options.workdir, config.eval.base)
+    policy = policy._replace(params=base)
+  metrics = train.evaluate_policy(config, out, policy, params)
+  (out / 'evaluation.json').write_text(json.dumps(metrics, indent=1))
+  print(report.table({name: metrics}))
+  print(f'{out}/evaluation.json')
+
+
+def flags(options) -> list[str]:
+  """The flags that stand for settings, as assignments."""
+  from gft_jax.evaluate import sensible_ks
+
+  assignments = []
+  if options.samples is not None:
+    ks = ','.join(map(str, sensible_ks(options.samples)))
+    # No k may exceed the samples at any time.
+    assignments += ['eval.ks=', f'eval.samples={options.samples}']
+    assignments += [f'eval.ks={ks}']
+  if options.temperature is not None:
+    assignments += [f'eval.temperature={options.temperature}']
+  if options.max_tokens is not None:
+    assignments += [f'eval.max_response={options.max_tokens}']
+  return assignments
+
+
+def read_benchmarks(options) -> dict[str, list[dict[str, str]]]:
+  """Name -> rows of the benchmarks that are asked for."""
+  from gft_jax.data import benchmarks
+
+  if options.limit is not None and options.limit < 1:
+    raise ConfigError(f'--limit {options.limit} is less than 1')
+  names = named(options)
+  if names == ['all']:
+    known = benchmarks.BENCHMARKS
+    names = [n for n in known if benchmarks.find(options.data, n).is_file()]
+    if not names:
+      raise ConfigError(
+        f'--benchmarks all: none of {", ".join(known)} (.jsonl or .parquet) is'
+        f' in --data {options.data}'
+      )
+  return {
+    name: benchmarks.rows(name, benchmarks.find(options.data, name))[
+      : options.limit
+    ]
+    for name in names
+  }
+
+
+def named(options) -> list[str]:
+  from gft_jax.data import benchmarks
+
+  names = options.benchmarks.split(',') if options.benchmarks else []
+  return names if names == ['all'] else [*map(benchmarks.canonical, names)]
+
+
+def ask_benchmarks(
+  config: Config,
+  assignments: list[str],
+  out: pathlib.Path,
+  policy,
+  params,
+  rows: dict[str, list[dict[str, str]]],
+  options,
+) -> None:
+  """Asks one after the other; what is finished is on disk at any time."""
+  from gft_jax import evaluate, report, train
+
+  config = for_benchmarks(config, assignments)
+  asked = {name: for_one(config, assignments, name) for name in rows}
+  facts = {
+    'weights': evaluate.fingerprint(params),
+    '--limit': options.limit or 'none',
+  } | {f'questions of {name}': digest(rows[name], asked[name]) for name in rows}
+  evaluate.claim(out, config, facts)
+  metrics = {}
+  for name in rows:
+    metrics |= train.evaluate_benchmark(
+      asked[name], out, policy, params, name, rows[name]
     )
-    metrics = {}
-    for benchmark, questions in rows.items():
-      asked = ask(config, benchmark, questions, out)
-      asked = command.overridden(asked, options.set)
-      found = train.evaluate_policy(asked, out / benchmark, policy, params)
-      metrics |= {
-        key.replace('/test/', f'/{benchmark}/'): value
-        for key, value in found.items()
-      }
-    if not rows:
-      metrics = train.evaluate_policy(config, out, policy, params)
+    table = report.benchmark_table(metrics)
     (out / 'evaluation.json').write_text(json.dumps(metrics, indent=1))
-    print(report.table({name: metrics}))
-    print(f'{out}/evaluation.json')
-
-  return command.run(work)
-
-
-def read_benchmark(folder: str, name: str) -> list[dict[str, str]]:
-  from gft_jax.data import benchmarks
-
-  return benchmarks.rows(name, pathlib.Path(folder) / f'{name}.jsonl')
+    write_table(out / 'table', table)
+  print(report.markdown(table), end='')
+  print(f'{out}/evaluation.json, table.md, table.tex, generations/')
 
 
-def ask(
-  config: Config, name: str, rows: list[dict[str, str]], out: pathlib.Path
-) -> Config:
-  """The settings under which all rows of a benchmark are the test split."""
-  from gft_jax.data import benchmarks
-
-  path = out / 'benchmarks' / f'{name}.jsonl'
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
-  assignments = [
-    *(f'data.path={path}', f'data.eval_path={path}', 'data.columns='),
-    *('data.max_prompt=1024', 'data.split=train'),
-    *('group.experts=0', 'group.teachers=0', 'group.samples=1'),
-    f'reward.function={benchmarks.BENCHMARKS[name].reward}',
-    *('reward.workers=2', 'eval.splits=test', f'eval.prompts={len(rows)}'),
-    *('eval.max_response=1024', 'eval.batch_size=32', 'eval.kl_prompts=0'),
+def for_benchmarks(config: Config, assignments: list[str]) -> Config:
+  """Settings that suit questions of any length; what the user set stands."""
+  devices = config.mesh.data * config.mesh.fsdp
+  batch = min(32, ROWS // config.eval.samples) // devices * devices
+  defaults = [
+    *('data.max_prompt=2048', 'eval.max_response=1024', 'reward.workers=2'),
+    f'eval.batch_size={max(batch, devices)}',
   ]
-  return command.overridden(config, assignments)
+  return command.overridden(config, [*defaults, *assignments])
+
+
+def for_one(config: Config, assignments: list[str], name: str) -> Config:
+  """Those of one benchmark, likewise."""
+  from gft_jax.data import benchmarks
+
+  benchmark = benchmarks.BENCHMARKS[name]
+  own = [
+    f'data.instruction={config.data.instruction or benchmark.instruction}',
+    f'reward.function={benchmark.reward}',
+  ]
+  return command.overridden(config, [*own, *assignments])
+
+
+def digest(rows: list[dict[str, str]], config: Config) -> str:
+  """Of the questions and of what their benchmark alone decides."""
+  text = json.dumps([rows, config.data.instruction, config.reward.function])
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def write_table(path: pathlib.Path, table) -> None:
+  from gft_jax import report
+
+  path.with_suffix('.md').write_text(report.markdown(table))
+  path.with_suffix('.tex').write_text(report.latex(table))
+
+
+def regrade(options) -> None:
+  from gft_jax import evaluate, report
+
+  config = command.overridden(Config(), ['eval.ks=', *options.set])
+  path = pathlib.Path(options.regrade)
+  metrics = evaluate.regrade(path, config.reward, config.eval.ks)
+  found = {f'eval/{path.stem}/{k}': v for k, v in metrics.items()}
+  print(report.markdown(report.benchmark_table(found)), end='')
+
+
+def compare(options) -> None:
+  from gft_jax import evaluate, report
+
+  before, after = (pathlib.Path(out) / 'generations' for out in options.compare)
+  kept = [
+    {p.stem for p in folder.glob('*.jsonl')} for folder in (before, after)
+  ]
+  for folder, names in zip((before, after), kept):
+    if not names:
+      raise ConfigError(f'--compare: no finished benchmark in {folder}')
+  names = named(options)
+  if names in ([], ['all']):
+    names = sorted(kept[0] & kept[1])
+    for name in sorted(kept[0] ^ kept[1]):
+      print(f'{name} is in one of the two only', file=sys.stderr)
+  if not names:
+    raise ConfigError(f'--compare: {before} and {after} share no benchmark')
+  found = {
+    name: evaluate.paired(before / f'{name}.jsonl', after / f'{name}.jsonl')
+    for name in names
+  }
+  table = report.comparison_table(found)
+  print(report.markdown(table), end='')
+  if options.out:
+    out = pathlib.Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / 'comparison.json').write_text(json.dumps(found, indent=1))
+    write_table(out / 'comparison', table)
 
 
 if __name__ == '__main__':

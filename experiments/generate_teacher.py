@@ -92,7 +92,7 @@ def generate(options) -> None:
   config, out = settings_of(options), pathlib.Path(options.out)
   require(out.suffix == '.jsonl', f'--out {out} does not end in .jsonl')
   require(out.parent.is_dir(), f'--out {out}: there is no folder {out.parent}')
-  rewards.resolve(config.reward.function)  # a mistake stops here
+  grader = rewards.Grader(config.reward)  # a mistake stops here
   policy, params = command.load_model(options, config)
   split, size = config.data.split, config.data.batch_size
   dataset = data.load(config.data, evaluate.OWN, policy.tokenizer, split)
@@ -107,16 +107,13 @@ def generate(options) -> None:
   facts = {
     '--keep-correct': options.keep_correct,
     'rows of --data': digest(rows.values()),
-    'weights': fingerprint(params),
+    'weights': evaluate.fingerprint(params),
   }
   mesh = parallel.make_mesh(config.mesh)
   engine = Engine(config, policy, mesh, graders={}, journal=None)
   width = -(-longest // MULTIPLE) * MULTIPLE
   left_out = collections.Counter()
-  with (
-    opened(out, config, facts) as file,
-    rewards.Grader(config.reward) as grader,
-  ):
+  with opened(out, config, facts) as file, grader:
     done = drop_half_batch(file, size, len(dataset))
     for start in tqdm.trange(done, len(dataset), size, disable=None):
       stop = min(start + size, len(dataset))
@@ -198,9 +195,11 @@ def kept(
 
 
 def line(row: dict[str, Any], teacher: list[str]) -> bytes:
-  entry = {'prompt': row['prompt'], 'answer': row['answer']}
-  if row['expert']:
-    entry['expert'] = row['expert']
+  prompt = row.get('prompt_turns') or row['prompt']
+  expert = row.get('expert_turns') or row['expert']
+  entry = {'prompt': prompt, 'answer': row['answer']}
+  if expert:
+    entry['expert'] = expert
   entry['teacher'] = teacher
   return (json.dumps(entry, ensure_ascii=False) + '\n').encode()
 
@@ -260,17 +259,6 @@ def digest(rows: Iterable[dict[str, Any]]) -> str:
   found = hashlib.sha256()
   for row in rows:
     found.update(json.dumps(row).encode())
-  return found.hexdigest()[:16]
-
-
-def fingerprint(params: Any) -> str:
-  """Tells policies apart: a digest of one row of each parameter."""
-  import jax
-  import numpy as np
-
-  found = hashlib.sha256()
-  for leaf in jax.tree.leaves(params):
-    found.update(np.asarray(leaf[(0,) * (leaf.ndim - 1)]).tobytes())
   return found.hexdigest()[:16]
 
 

@@ -52,7 +52,7 @@ MANIFEST = pathlib.Path(__file__).parents[1] / 'third_party/datasets.json'
 def main(arguments: list[str] | None = None) -> int:
   parser = command.parser(__doc__)
   command.add_config(parser, required=False)
-  parser.add_argument('--path', default='', help='JSONL or parquet file')
+  parser.add_argument('--path', default='', help='as data.path')
   parser.add_argument(
     '--tokenizer',
     default='',
@@ -97,7 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
     if graded:
       from gft_jax import rewards
 
-      rewards.resolve(config.reward.function)  # a mistake stops here
+      rewards.Grader(config.reward).close()  # a mistake stops here
     if options.json:
       _check_folder('--json', options.json)
     statistics = describe(config, options.tokenizer, options.split)

@@ -21,6 +21,10 @@ from orbax.checkpoint import v1 as ocp
 MANIFEST = 'manifest.json'
 
 
+class SaveError(OSError):
+  """A checkpoint could not be written; the message is one line."""
+
+
 class Restored(NamedTuple):
   """A verified checkpoint.
 
@@ -51,6 +55,10 @@ def save(
     state: a Flax train state, or any pytree of arrays.
     position: JSON types: data iterator, byte offset of metrics.jsonl.
     keep: at least 1; only verified steps are counted and deleted.
+
+  Raises:
+    SaveError: the disk is full, or takes no files for another reason. What was
+      written of this step is deleted, earlier ones stand.
   """
   directory = directory.absolute()  # Orbax takes no other path.
   target = directory / f'{step:08d}'
@@ -58,10 +66,18 @@ def save(
   shutil.rmtree(target, ignore_errors=True)
   target.parent.mkdir(parents=True, exist_ok=True)
   rest = flax.serialization.to_state_dict(state)
-  ocp.save(target / 'params', rest.pop('params'))
-  ocp.save(target / 'rest', rest)
-  _write(target / 'position.json', json.dumps(position))
-  _write(target / MANIFEST, json.dumps(_digests(target), indent=1))
+  try:
+    ocp.save(target / 'params', rest.pop('params'))
+    ocp.save(target / 'rest', rest)
+    _write(target / 'position.json', json.dumps(position))
+    _write(target / MANIFEST, json.dumps(_digests(target), indent=1))
+  except Exception as error:  # TensorStore has no class of its own for it.
+    shutil.rmtree(target, ignore_errors=True)
+    reason = ' '.join(str(error).split())
+    raise SaveError(
+      f'the checkpoint {target} could not be written ({reason[:200]}); earlier'
+      ' ones stand'
+    ) from error
   done = sorted(p.parent for p in directory.glob(f'*/{MANIFEST}'))
   for old in done[:-keep]:
     shutil.rmtree(old)

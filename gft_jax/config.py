@@ -8,6 +8,7 @@ checks raise ConfigError and name both numbers that disagree.
 import ast
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from typing import Any
@@ -79,23 +80,58 @@ class Architecture:
     )
 
 
+# The matrices of a decoder block.
+PROJECTIONS = ('query', 'key', 'value', 'output', 'gate', 'up', 'down')
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+  """Low-rank adapters beside frozen projections; see models.lora."""
+
+  rank: int = setting(
+    0, 'r of the adapters, which alone are trained; 0: no adapters'
+  )
+  alpha: float = setting(32.0, 'adapters are scaled by alpha / rank')
+  targets: tuple[str, ...] = setting(
+    PROJECTIONS, f'projections with an adapter, of {", ".join(PROJECTIONS)}'
+  )
+
+  def __post_init__(self):
+    require(self.rank >= 0, f'model.lora.rank={self.rank} is negative')
+    positive('model.lora.alpha', self.alpha)
+    require(bool(self.targets), 'model.lora.targets names no projection')
+    for target in self.targets:
+      one_of('model.lora.targets', target, PROJECTIONS)
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  path: str = setting('', 'Hugging Face folder; empty: train from scratch')
+  path: str = setting(
+    '',
+    'Hugging Face folder, or owner/name or owner/name@revision on the hub;'
+    ' empty: train from scratch',
+  )
   tokenizer: str = setting(
-    '', 'folder of the tokenizer when path is empty; empty: the embedded one'
+    '',
+    'folder or hub id of the tokenizer when path is empty; empty: the embedded'
+    ' one',
   )
   architecture: Architecture = setting(
     Architecture(), 'the shape when path is empty'
   )
   dtype: str = setting('float32', 'dtype of the computation')
-  param_dtype: str = setting('float32', 'dtype of the master parameters')
+  param_dtype: str = setting(
+    'float32',
+    'dtype of the master parameters; with lora that of the frozen ones, for'
+    ' adapters are float32',
+  )
   remat: str = setting(
     'dots',
     'what the backward pass recomputes: none, dots (all but products with'
     ' parameters and the results of attention) or full (all but the input of'
     ' each layer)',
   )
+  lora: LoraConfig = setting(LoraConfig(), 'low-rank adapters')
 
   def __post_init__(self):
     for name in ('dtype', 'param_dtype'):
@@ -203,17 +239,39 @@ class SamplerConfig:
 class RewardConfig:
   function: str = setting(
     'arithmetic',
-    'arithmetic, math (math-verify) or the import path of your own'
-    ' (prompt, answer, response) -> float, as package.module:function',
+    'a reward, or a weighted sum of them as in math + 0.2 * format: arithmetic,'
+    ' math (math-verify), choice (a letter), exact, numeric, format, length,'
+    ' model (of reward.model), or the import path of your own (prompt, answer,'
+    ' response) -> float, as package.module:function',
   )
   workers: int = setting(
     0, 'guarded processes; 0 grades in this process, for rewards you trust'
   )
   timeout_s: float = setting(5.0, 'seconds that one answer may take')
   memory_mb: int = setting(2048, 'address space of one worker')
+  model: str = setting(
+    '', 'Hugging Face folder of a sequence-classification reward model'
+  )
+  tolerance: float = setting(1e-4, 'relative, of the reward numeric')
+  pattern: str = setting(
+    r'\\boxed\{.+\}', 'regular expression that the reward format looks for'
+  )
+  length_limit: int = setting(
+    4096, 'characters at which the reward length is 1'
+  )
 
   def __post_init__(self):
     require(self.workers >= 0, f'reward.workers={self.workers} is negative')
+    require(
+      self.tolerance >= 0, f'reward.tolerance={self.tolerance} is negative'
+    )
+    try:
+      re.compile(self.pattern)
+    except re.error as error:
+      raise ConfigError(
+        f'reward.pattern={self.pattern!r} is no regular expression: {error}'
+      ) from None
+    positive('reward.length_limit', self.length_limit)
     positive('reward.timeout_s', self.timeout_s)
     positive('reward.memory_mb', self.memory_mb)
 
@@ -384,7 +442,12 @@ class EvalConfig:
   )
   prompts: int = setting(128, 'prompts per split')
   samples: int = setting(4, 'answers per prompt')
-  ks: tuple[int, ...] = setting((1, 4), 'k of the unbiased pass@k')
+  ks: tuple[int, ...] = setting(
+    (1, 4), 'k of the unbiased pass@k, and of maj@k'
+  )
+  reward: str = setting(
+    '', 'reward of evaluations; empty: the first part of reward.function'
+  )
   temperature: float = setting(0.5, 'temperature of the graded answers')
   max_response: int = setting(52, 'tokens of an answer')
   kl_prompts: int = setting(
@@ -400,7 +463,12 @@ class EvalConfig:
   )
 
   def __post_init__(self):
-    positive('eval.samples', self.samples)
+    for name in ('samples', 'max_response', 'batch_size'):
+      positive(f'eval.{name}', getattr(self, name))
+    require(
+      self.temperature >= 0,
+      f'eval.temperature={self.temperature} must not be negative',
+    )
     require(
       not self.ks or max(self.ks) <= self.samples,
       f'eval.ks={self.ks} has a k above eval.samples={self.samples}',

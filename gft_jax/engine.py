@@ -27,10 +27,14 @@ from gft_jax import (
 from gft_jax.batch import GroupBatch, Prompts, Responses
 from gft_jax.config import (
   Config,
+  DataConfig,
   OptimizerConfig,
   RewardConfig,
   SamplerConfig,
+  require,
 )
+from gft_jax.data import pipeline
+from gft_jax.models import lora, reward_model
 from gft_jax.ops.masking import WeightedMean
 from gft_jax.optimizer import make_optimizer
 
@@ -80,29 +84,39 @@ demonstration_tokens = jax.jit(
   static_argnames=('model', 'objective', 'settings', 'options'),
   donate_argnames='state',
 )
-def update(state, batch, reference, *, model, objective, settings, options):
+def update(
+  state, batch, reference, frozen, *, model, objective, settings, options
+):
   step = train_step.make_train_step(model, objective, settings, **dict(options))
-  return step(state, batch, reference)
+  return step(state, batch, reference, frozen)
 
+
+response_scores = jax.jit(reward_model.scores, static_argnames='model')
+compare_pairs = jax.jit(reward_model.compare, static_argnames='model')
+update_reward_model = jax.jit(
+  reward_model.update, static_argnames='model', donate_argnames='state'
+)
 
 # One optimizer object per setting: it is part of a train state's identity.
 optimizer_of = functools.cache(make_optimizer)
 
 
 class Policy(NamedTuple):
-  """What is trained.
+  """What is trained, and what that needs.
 
   Attributes:
     model: a Flax module with the entrances of models.transformer.
-    params: where the first stage starts, a plain pytree.
+    params: what is trained, where the first stage starts; a plain pytree.
     tokenizer: a transformers tokenizer with an EOS.
     stop_ids: tokens that end an answer: EOS and sampler.stop_ids.
+    frozen: the other parameters of the model, or None; see models.lora.
   """
 
   model: Any
   params: Any
   tokenizer: Any
   stop_ids: tuple[int, ...]
+  frozen: Any | None = None
 
 
 def key_of(seed: int, stream: str, step: int) -> jax.Array:
@@ -111,8 +125,52 @@ def key_of(seed: int, stream: str, step: int) -> jax.Array:
   return jax.random.fold_in(jax.random.fold_in(root, STREAMS[stream]), step)
 
 
+def spread(create: Any, params: Any, mesh: jax.sharding.Mesh) -> Any:
+  """`create(params)` in the shardings of the partition rules."""
+  shardings = parallel.parameter_shardings(jax.eval_shape(create, params), mesh)
+  return jax.jit(create, out_shardings=shardings)(params)
+
+
+class Judge:
+  """A reward model on the mesh: texts in, scores out."""
+
+  def __init__(self, policy: Policy, mesh: jax.sharding.Mesh):
+    """Takes what `huggingface.load_reward_model` gives."""
+    self._model, self._tokenizer = policy.model, policy.tokenizer
+    self._params = spread(lambda params: params, policy.params, mesh)
+    self._mesh = mesh
+
+  def scores(self, prompts: list[str], texts: list[list[str]]) -> np.ndarray:
+    """[B, G] float32 for B prompts with G answers each.
+
+    Raises:
+      ConfigError: an answer is longer than the model's positions allow.
+    """
+    asked, given = pipeline.encode_groups(
+      prompts, texts, DataConfig(), self._tokenizer
+    )
+    longest = (asked.length[:, None] + given.length).max()
+    room = self._model.architecture.max_positions
+    require(
+      longest <= room,
+      f'reward.model: a prompt and its answer take up to {longest} tokens, but'
+      f' the model has max_positions={room}',
+    )
+    shards = parallel.prompt_shards(self._mesh)
+    rows = -(-len(prompts) // shards) * shards
+    batch = evaluate.unscored(asked, given, rows)
+    scores = response_scores(
+      self._model, self._params, parallel.to_global(self._mesh, batch)
+    )
+    return parallel.to_local(self._mesh, scores)[: len(prompts)]
+
+
 class Engine:
-  """The compiled programs, the mesh and the graders of one run."""
+  """The compiled programs, the mesh and the graders of one run.
+
+  Its methods take parameters like those of the policy: what is trained. The
+  frozen ones are kept here, once for all of them.
+  """
 
   def __init__(
     self,
@@ -121,14 +179,20 @@ class Engine:
     mesh: jax.sharding.Mesh,
     graders: dict[RewardConfig, rewards.Grader],
     journal: rewards.Journal | None,
+    judges: dict[str, Judge] | None = None,
   ):
     self.model = policy.model
     self._tokenizer = policy.tokenizer
     self._stop_ids = policy.stop_ids
     self.key = functools.partial(key_of, config.seed)
     self._mesh = mesh
+    self._frozen = None
+    if policy.frozen is not None:
+      shardings = parallel.parameter_shardings(policy.frozen, mesh)
+      self._frozen = jax.device_put(policy.frozen, shardings)
     self._graders = graders
     self._journal = journal
+    self._judges = judges or {}
 
   def sample(
     self,
@@ -146,7 +210,7 @@ class Engine:
     """
     responses = sample(
       self.model,
-      params,
+      self._whole(params),
       self.put(prompts),
       key,
       mesh=self._mesh,
@@ -192,13 +256,18 @@ class Engine:
     finished: np.ndarray,
   ) -> groups.Scored:
     """Grades a batch of groups; time-outs are journalled under `name`."""
+    grader, judged = self._graders[settings], None
+    if grader.asks_model:
+      judge = self._judges[settings.model]
+      judged = judge.scores(examples.prompts, texts)
     scored = groups.score(
-      self._graders[settings],
+      grader,
       examples.prompts,
       examples.answers,
       texts,
       present,
       finished,
+      judged=judged,
       timed_out=self._journal.replay(name),
     )
     self._journal.record(name, scored.timed_out)
@@ -213,11 +282,12 @@ class Engine:
       self.model,
       optimizer=optimizer_of(settings, total_updates),
     )
-    return self._spread(create, params)
+    return spread(create, params, self._mesh)
 
   def copy(self, params: Any) -> Any:
     """Parameters on the mesh that no update donates."""
-    return self._spread(lambda params: jax.tree.map(jnp.copy, params), params)
+    copy = functools.partial(jax.tree.map, jnp.copy)
+    return spread(copy, params, self._mesh)
 
   def update(
     self,
@@ -243,6 +313,7 @@ class Engine:
       state,
       self.put(batch),
       reference,
+      self._frozen,
       model=self.model,
       objective=objective,
       settings=config.loss,
@@ -253,13 +324,16 @@ class Engine:
     self, params: Any, batch: GroupBatch, *, chunk: int
   ) -> np.ndarray:
     """[B, G, T] log-probabilities, on the host."""
-    logp, _ = token_logprobs(self.model, params, self.put(batch), chunk=chunk)
+    logp, _ = token_logprobs(
+      self.model, self._whole(params), self.put(batch), chunk=chunk
+    )
     return self._take(logp)
 
   def drift(
     self, params: Any, base: Any, batch: GroupBatch, *, chunk: int
   ) -> dict[str, WeightedMean]:
     """See evaluate.drift."""
+    params, base = self._whole(params), self._whole(base)
     return drift(self.model, params, base, self.put(batch), chunk=chunk)
 
   def demonstration_tokens(
@@ -267,25 +341,22 @@ class Engine:
   ) -> dict[str, np.ndarray]:
     """See evaluate.demonstration_tokens; on the host."""
     found = demonstration_tokens(
-      self.model, params, self.put(batch), chunk=chunk
+      self.model, self._whole(params), self.put(batch), chunk=chunk
     )
     return self._take(found)
 
-  def anywhere(self, flag: bool) -> bool:
-    """Whether any process says so."""
-    return parallel.anywhere(flag)
+  def anywhere(self, *flags: bool) -> tuple[bool, ...]:
+    """Which flags any process raises."""
+    return parallel.anywhere(*flags)
 
   def put(self, tree: Any) -> Any:
     """Host-local rows -> global arrays on the mesh."""
     return parallel.to_global(self._mesh, tree)
 
+  def _whole(self, params: Any) -> Any:
+    """All parameters of the model."""
+    return lora.join(self._frozen, params)
+
   def _take(self, tree: Any) -> Any:
     """Rows on the mesh -> those of this process, on the host."""
     return parallel.to_local(self._mesh, tree)
-
-  def _spread(self, create: Any, params: Any) -> Any:
-    """`create(params)` in the shardings of the partition rules."""
-    shardings = parallel.parameter_shardings(
-      jax.eval_shape(create, params), self._mesh
-    )
-    return jax.jit(create, out_shardings=shardings)(params)

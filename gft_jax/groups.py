@@ -159,11 +159,13 @@ class Scored(NamedTuple):
 
   Attributes:
     rewards: [B, G] float32; 0 at empty slots.
+    parts: name -> [B, G] float32, the summands of a reward without weights.
     failures: cause -> number of answers, from the grader.
     timed_out: flat positions b * G + g of answers that hit the time limit.
   """
 
   rewards: np.ndarray
+  parts: dict[str, np.ndarray]
   failures: dict[str, int]
   timed_out: tuple[int, ...]
 
@@ -246,6 +248,7 @@ def score(
   present: np.ndarray,
   finished: np.ndarray,
   *,
+  judged: np.ndarray | None = None,
   timed_out: Sequence[int] = (),
 ) -> Scored:
   """Grades every answer of every group.
@@ -257,6 +260,7 @@ def score(
     texts: [B][G] responses.
     present: [B, G] bool; an empty slot is not graded.
     finished: [B, G] bool, of `decode`.
+    judged: [B, G] float32, what a reward model says, or None.
     timed_out: flat positions that are replayed as time-outs, not graded.
   """
   size = present.shape[1]
@@ -266,12 +270,18 @@ def score(
     [answers[i // size] for i in positions],
     [texts[i // size][i % size] for i in positions],
     finished=finished.ravel()[positions],
+    judged=None if judged is None else judged.ravel()[positions],
     timed_out=np.searchsorted(positions, timed_out).tolist(),
   )
-  rewards = np.zeros(present.size, np.float32)
-  rewards[positions] = scores.values
+
+  def spread(values):
+    slots = np.zeros(present.shape, np.float32)
+    slots.ravel()[positions] = values
+    return slots
+
   return Scored(
-    rewards=rewards.reshape(present.shape),
+    rewards=spread(scores.values),
+    parts={name: spread(values) for name, values in scores.parts.items()},
     failures=dict(scores.failures),
     timed_out=tuple(positions[list(scores.timed_out)].tolist()),
   )

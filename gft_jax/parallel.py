@@ -33,9 +33,12 @@ BATCH_AXES = ('data', 'fsdp')
 
 # End of a parameter's path -> its partition. The first match counts, also for
 # the moments of the optimizer, whose paths end alike. blocks/* are stacked [L].
+# Of an adapter, A is cut like the input of its projection and B like the
+# output; the rank, r, is whole.
 PARTITION_RULES = (
   (r'embedding', PartitionSpec('tensor', 'fsdp')),  # [V, D]
   (r'head', PartitionSpec('fsdp', 'tensor')),  # [D, V]
+  (r'score', PartitionSpec('fsdp', None)),  # [D, 1], of a reward model
   (
     r'(query|key|value)/kernel',  # [L, D, H, K]
     PartitionSpec(None, 'fsdp', 'tensor', None),
@@ -48,6 +51,15 @@ PARTITION_RULES = (
   (r'(gate|up)/kernel', PartitionSpec(None, 'fsdp', 'tensor')),  # [L, D, M]
   (r'down/kernel', PartitionSpec(None, 'tensor', 'fsdp')),  # [L, M, D]
   (r'norm/scale', PartitionSpec()),  # [L, D] or [D]
+  (
+    r'(query|key|value|gate|up)/lora_a',  # [L, D, r]
+    PartitionSpec(None, 'fsdp', None),
+  ),
+  # [L, H, K, r] and [L, M, r]
+  (r'(output|down)/lora_a', PartitionSpec(None, 'tensor')),
+  # [L, r, H, K] and [L, r, M]
+  (r'(query|key|value|gate|up)/lora_b', PartitionSpec(None, None, 'tensor')),
+  (r'(output|down)/lora_b', PartitionSpec(None, None, 'fsdp')),  # [L, r, D]
 )
 
 
@@ -179,6 +191,11 @@ def to_local(mesh: Mesh, tree: Any) -> Any:
   return jax.tree.map(np.asarray, local)
 
 
+def prompt_shards(mesh: Mesh) -> int:
+  """Devices that hold different prompts."""
+  return mesh.shape['data'] * mesh.shape['fsdp']
+
+
 def over_prompts(
   function: Callable[..., Any], mesh: Mesh
 ) -> Callable[..., Any]:
@@ -191,7 +208,7 @@ def over_prompts(
     function: rows of prompts in, rows of results out, each by itself.
     mesh: of `make_mesh`.
   """
-  if mesh.shape['data'] * mesh.shape['fsdp'] == 1:
+  if prompt_shards(mesh) == 1:
     return function
   rows, whole = PartitionSpec(BATCH_AXES), PartitionSpec()
   return jax.shard_map(
@@ -204,9 +221,10 @@ def over_prompts(
   )
 
 
-def anywhere(flag: bool) -> bool:
-  """Whether any process of the run says so; every process must ask."""
-  return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
+def anywhere(*flags: bool) -> tuple[bool, ...]:
+  """Which flags any process of the run raises; every process must ask."""
+  raised = multihost_utils.process_allgather(np.array(flags))
+  return tuple(raised.reshape(-1, len(flags)).any(axis=0).tolist())
 
 
 def gft_loss(

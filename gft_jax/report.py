@@ -172,6 +172,142 @@ def table(source: str | pathlib.Path | Evaluations) -> str:
   )
 
 
+class Table(NamedTuple):
+  """Cells of text.
+
+  Attributes:
+    head: of the columns.
+    body: rows.
+    foot: the last row, set apart.
+  """
+
+  head: list[str]
+  body: list[list[str]]
+  foot: list[str]
+
+
+def benchmark_table(metrics: Mapping[str, float]) -> Table:
+  """Benchmarks in rows, in percent, as in the paper's Table 1.
+
+  The columns are avg@n with its 95 % interval over problems, and pass@k and
+  maj@k of the largest k, if more than 1. The foot is the plain mean over
+  benchmarks.
+
+  Args:
+    metrics: 'eval/BENCHMARK/avg@n' and so on -> number.
+  """
+  names = dict.fromkeys(
+    name.split('/')[1] for name in metrics if re.fullmatch(ACCURACY, name)
+  )
+  measured = dict.fromkeys(name.split('/')[-1] for name in metrics)
+  columns = []
+  for kind in ('avg', 'pass', 'maj'):
+    found = [n for n in measured if re.fullmatch(rf'{kind}@\d+', n)]
+    columns += sorted(found, key=lambda n: int(n.partition('@')[2]))[-1:]
+  columns = [n for n in columns if n.startswith('avg') or not n.endswith('@1')]
+
+  def percent(name: str) -> str:
+    return f'{100 * metrics[name]:.2f}' if name in metrics else '–'
+
+  def mean(column: str) -> str:
+    values = [metrics.get(f'eval/{name}/{column}') for name in names]
+    return f'{100 * np.mean(values):.2f}' if None not in values else '–'
+
+  body = []
+  for name in names:
+    first, *others = (f'eval/{name}/{column}' for column in columns)
+    interval = f'{percent(f"{first}_low")}–{percent(f"{first}_high")}'
+    problems = str(metrics.get(f'eval/{name}/problems', '–'))
+    others = [percent(other) for other in others]
+    body.append([name, problems, percent(first), interval, *others])
+  averages = [mean(column) for column in columns]
+  return Table(
+    ['benchmark', 'problems', columns[0], '95 % interval', *columns[1:]],
+    body,
+    ['average', '', averages[0], '', *averages[1:]],
+  )
+
+
+def comparison_table(found: Mapping[str, Mapping[str, float]]) -> Table:
+  """Before and after in percent, and their paired difference in points.
+
+  Args:
+    found: benchmark -> what `evaluate.paired` gives.
+  """
+
+  def points(value: float) -> str:
+    return f'{100 * value:+.2f}'.replace('-', '−')
+
+  body = [
+    [
+      name,
+      str(values['problems']),
+      f'{100 * values["before"]:.2f}',
+      f'{100 * values["after"]:.2f}',
+      points(values['difference']),
+      f'{points(values["difference_low"])} to'
+      f' {points(values["difference_high"])}',
+      str(values['gained']),
+      str(values['lost']),
+    ]
+    for name, values in found.items()
+  ]
+  mean = {
+    key: np.mean([values[key] for values in found.values()])
+    for key in ('before', 'after', 'difference')
+  }
+  return Table(
+    [
+      *('benchmark', 'problems', 'before', 'after', 'difference'),
+      *('95 % interval', 'gained', 'lost'),
+    ],
+    body,
+    [
+      *('average', '', f'{100 * mean["before"]:.2f}'),
+      *(f'{100 * mean["after"]:.2f}', points(mean['difference']), '', '', ''),
+    ],
+  )
+
+
+def markdown(table: Table) -> str:
+  """Aligned, so that it reads well in a terminal too."""
+  rows = [table.head, *table.body, table.foot]
+  widths = [max(map(len, column)) for column in zip(*rows)]
+
+  def line(cells: Sequence[str]) -> str:
+    first, *others = zip(cells, widths)
+    aligned = [first[0].ljust(first[1]), *(c.rjust(w) for c, w in others)]
+    return f'| {" | ".join(aligned)} |'
+
+  rule = ['-' * widths[0], *('-' * (width - 1) + ':' for width in widths[1:])]
+  lines = [line(table.head), line(rule), *map(line, rows[1:])]
+  return '\n'.join(lines) + '\n'
+
+
+def latex(table: Table) -> str:
+  """A tabular with the rules of the package booktabs."""
+  marks = {'_': r'\_', '%': r'\%', '&': r'\&', '–': '--', '−': '$-$'}
+  escape = str.maketrans(marks)
+
+  def line(cells: Sequence[str]) -> str:
+    return ' & '.join(cell.translate(escape) for cell in cells) + r' \\'
+
+  return '\n'.join(
+    [
+      rf'\begin{{tabular}}{{l{"r" * (len(table.head) - 1)}}}',
+      r'\toprule',
+      line(table.head),
+      r'\midrule',
+      *map(line, table.body),
+      r'\midrule',
+      line(table.foot),
+      r'\bottomrule',
+      r'\end{tabular}',
+      '',
+    ]
+  )
+
+
 def read_run(workdir: pathlib.Path) -> Run:
   """Reads a run directory; raises ConfigError if there is nothing to tell."""
   path = workdir / 'config.json'

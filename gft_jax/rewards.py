@@ -1,8 +1,7 @@
-r"""Text to score, in a guarded process pool.
+"""Text to score, in a guarded process pool.
 
-A reward is a function `(prompt, answer, response) -> float` of three texts:
-the question, the reference answer and what the policy wrote, without its stop
-token. Model output is data: it is parsed, never executed. It is still hostile
+`reward.function` names a reward of `answers`, or yours, or a weighted sum of
+several: `math + 0.2 * format - 0.1 * length`. Model output is hostile
 (`10^10^10` is a legal answer), so with `reward.workers > 0` it is graded in
 spawned processes under a deadline that the parent keeps and a limit on
 memory; a worker that breaks one is replaced. Whatever goes wrong scores 0 and
@@ -25,7 +24,6 @@ here, and none at the top level of a script.
 import contextlib
 import importlib
 import json
-import logging
 import multiprocessing
 import numbers
 import os
@@ -34,45 +32,55 @@ import re
 import resource
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pebble
 
+from gft_jax import answers as answers_lib
 from gft_jax import config as config_lib
+from gft_jax.answers import AnswerError, GoldError, Reward
 
-Reward = Callable[[str, str, str], float]
-Case = tuple[str, str, str]
-
-# The longest text that the mathematics parser sees: its regular expressions
-# are superlinear, and an answer stands at the end.
-MAX_CHARACTERS = 8192
+# Rewards for which an answer that never stopped is wrong whatever it says.
+MUST_STOP = frozenset({'arithmetic'})
+# The part of a sum that no text function gives; see Grader.score.
+MODEL = 'model'
 
 _LARGEST = float(np.finfo(np.float32).max)
 _EXIT_MEMORY = 77
 _CAUSE_OF_EXIT = {_EXIT_MEMORY: 'memory', -signal.SIGALRM: 'timeout'}
 
 
-class AnswerError(ValueError):
-  """The response holds no answer that can be read (cause 'parse')."""
+class Part(NamedTuple):
+  """One summand of a reward."""
+
+  weight: float
+  name: str
 
 
-class GoldError(ValueError):
-  """The reference answer cannot be read (cause 'gold')."""
+class Case(NamedTuple):
+  """What a worker grades; `stopped` says that the response ended by itself."""
+
+  prompt: str
+  answer: str
+  response: str
+  stopped: bool
 
 
 class Scores(NamedTuple):
   """What `Grader.score` gives for n answers.
 
   Attributes:
-    values: [n] float32, 0 where grading failed.
-    failures: cause -> count, only the causes that occurred.
+    values: [n] float32, the weighted sum; a part that failed counts 0.
+    parts: name -> [n] float32, each part without its weight.
+    failures: cause -> count of parts, only the causes that occurred.
     timed_out: positions whose time ran out. Time is the one cause that a
       second run need not repeat, so a journal of these makes it repeat.
   """
 
   values: np.ndarray
+  parts: dict[str, np.ndarray]
   failures: dict[str, int]
   timed_out: tuple[int, ...]
 
@@ -82,93 +90,53 @@ class _Outcome(NamedTuple):
   cause: str | None
 
 
-def arithmetic(prompt: str, answer: str, response: str) -> float:
-  """1 if the integer after the last '#' of `response` is `answer`, else 0."""
-  del prompt
-  return float(
-    _integer_after_hash(f'#{answer}', GoldError)
-    == _integer_after_hash(response, AnswerError)
-  )
-
-
-def mathematics(prompt: str, answer: str, response: str) -> float:
-  r"""1 if `response` ends in an expression equal to `answer`, else 0.
-
-  math-verify decides equality, so 1/2, 0.5 and \frac{1}{2} agree. A bare
-  reference answer is read as LaTeX. A response without \boxed but with the
-  '####' of GSM8K is read from that mark to the end of its line; of any other,
-  the last `MAX_CHARACTERS` characters.
+def parts_of(function: str) -> tuple[Part, ...]:
+  """The summands of `reward.function`.
 
   Raises:
-    AnswerError, GoldError: math-verify found no expression.
-    Exception: whatever its parsers raise; `raise_on_error` keeps them loud,
-      and its own time-outs, which swallow, are off: the pool has the deadline.
+    ConfigError: it is not of the form `name`, or `2 * name + name - name`.
   """
-  del prompt
-  import math_verify  # half a second that other rewards need not pay
-
-  # It warns in every process that its time-outs are off, as they should be.
-  logging.getLogger('math_verify').setLevel(logging.ERROR)
-  gold = math_verify.parse(
-    _as_latex(_marked(answer)), parsing_timeout=None, raise_on_error=True
+  terms = list(re.finditer(_TERM, function))
+  config_lib.require(
+    bool(terms)
+    and ''.join(term[0] for term in terms) == function
+    and all(term[1] for term in terms[1:]),
+    f'reward.function={function!r} is neither a name nor a weighted sum of'
+    ' names, such as math + 0.2 * format - 0.1 * length',
   )
-  if not gold:
-    raise GoldError(f'no expression in the reference answer {answer!r}')
-  found = math_verify.parse(
-    _marked(response[-MAX_CHARACTERS:]),
-    parsing_timeout=None,
-    raise_on_error=True,
+  parts = tuple(
+    Part(float(f'{sign or "+"}{weight or 1}'), name)
+    for sign, weight, name in (term.groups() for term in terms)
   )
-  if not found:
-    raise AnswerError('no expression in the response')
-  return float(
-    math_verify.verify(gold, found, timeout_seconds=None, raise_on_error=True)
+  names = [part.name for part in parts]
+  config_lib.require(
+    len(set(names)) == len(names),
+    f'reward.function={function!r} names a part twice',
   )
+  return parts
 
 
-def choice(prompt: str, answer: str, response: str) -> float:
-  r"""1 if `response` chooses the letter `answer` of A to J, else 0.
-
-  What counts is the last \boxed{X}; without one the last 'answer is X'; without
-  that the last letter before a bracket or at the end.
-
-  Raises:
-    AnswerError, GoldError: no letter.
-  """
-  del prompt
-  if not re.fullmatch('[A-J]', answer.strip()):
-    raise GoldError(f'the reference answer {answer!r} is not a letter')
-  for pattern in _CHOICES:
-    found = re.findall(pattern, response[-MAX_CHARACTERS:])
-    if found:
-      return float(found[-1] == answer.strip())
-  raise AnswerError('no letter in the response')
-
-
-# The third also takes the letter of '(B) 4' and of a response that ends in one.
-_CHOICES = (
-  r'\\boxed\{\s*(?:\\text\{)?\s*\(?([A-J])\b',
-  r'[Aa]nswer(?: is|:)[\s:*$]*\(?([A-J])\b',
-  r'(?:^|[\s(])([A-J])(?:\)|\.?\s*$)',
-)
-
-BUILT_IN: dict[str, Reward] = {
-  'arithmetic': arithmetic,
-  'choice': choice,
-  'math': mathematics,
-}
-
-# Rewards for which an answer that never stopped is wrong whatever it says.
-MUST_STOP = frozenset({'arithmetic'})
+_TERM = r'\s*([+-])?\s*(?:(\d*\.?\d+(?:e-?\d+)?)\s*\*)?\s*([A-Za-z_][\w.:]*)\s*'
 
 
 class Grader:
-  """Grades answers with one reward function; close it or use `with`."""
+  """Grades answers by one reward; close it or use `with`.
+
+  Attributes:
+    asks_model: a part is what a reward model says, so `score` needs `judged`.
+  """
 
   def __init__(self, config: config_lib.RewardConfig):
-    """Raises ConfigError if `config.function` names no function."""
+    """Raises ConfigError if `config.function` is no reward."""
     self._config = config
-    self._function = resolve(config.function)
+    self._parts = parts_of(config.function)
+    self.asks_model = any(part.name == MODEL for part in self._parts)
+    config_lib.require(
+      bool(config.model) or not self.asks_model,
+      f'reward.function={config.function!r} asks a reward model; name its'
+      ' folder in reward.model',
+    )
+    self._functions = _functions(config)
     self._pool = self._new_pool() if config.workers else None
 
   def __enter__(self) -> 'Grader':
@@ -190,9 +158,10 @@ class Grader:
     responses: Sequence[str],
     *,
     finished: Sequence[bool] | None = None,
+    judged: Sequence[float] | None = None,
     timed_out: Iterable[int] = (),
   ) -> Scores:
-    """Grades n answers; equal triples of texts are graded once.
+    """Grades n answers; equal ones are graded once.
 
     Args:
       prompts: n questions.
@@ -201,41 +170,55 @@ class Grader:
       finished: [n] bool, the response stopped by itself; None: all did. An
         unfinished one scores 0 under the rewards in `MUST_STOP`, which is no
         failure; other rewards grade what there is.
+      judged: [n], what a reward model says: the part named `model`.
       timed_out: positions that a journal says ran out of time; they are
         replayed as such, not graded.
 
     Raises:
       RuntimeError: workers cannot start, or died twice between answers.
     """
-    cases = list(zip(prompts, answers, responses, strict=True))
-    replayed = set(timed_out)
-    stopped = [True] * len(cases) if finished is None else finished
-    must_stop = self._config.function in MUST_STOP
-
-    def needs_grading(position: int) -> bool:
-      return position not in replayed and bool(
-        stopped[position] or not must_stop
+    if finished is None:
+      finished = [True] * len(responses)
+    cases = [
+      Case(*texts, bool(stopped))
+      for *texts, stopped in zip(
+        prompts, answers, responses, finished, strict=True
       )
-
-    graded = [i for i in range(len(cases)) if needs_grading(i)]
-    distinct = list(dict.fromkeys(cases[i] for i in graded))
-    outcome_of = dict(zip(distinct, self._grade(distinct)))
-    outcomes = [_Outcome(0.0, None)] * len(cases)
-    for i in graded:
-      outcomes[i] = outcome_of[cases[i]]
-    for i in replayed:
-      outcomes[i] = _Outcome(0.0, 'timeout')
+    ]
+    replayed = set(timed_out)
+    distinct = list(
+      dict.fromkeys(c for i, c in enumerate(cases) if i not in replayed)
+    )
+    known = dict(zip(distinct, self._grade(distinct)))
+    late = self._failed('timeout')
+    outcomes = [
+      late if i in replayed else known[case] for i, case in enumerate(cases)
+    ]
+    parts = {
+      name: np.array([row[name].value for row in outcomes], np.float32)
+      for name in self._functions
+    }
+    if self.asks_model:
+      parts[MODEL] = np.asarray(judged, np.float32).reshape(len(cases))
+    total = np.zeros(len(cases), np.float32)
+    for weight, name in self._parts:
+      total += np.float32(weight) * parts[name]
+    causes = Counter(o.cause for row in outcomes for o in row.values())
     return Scores(
-      values=np.array([outcome.value for outcome in outcomes], np.float32),
-      failures=dict(Counter(o.cause for o in outcomes if o.cause)),
-      timed_out=tuple(
-        i for i, outcome in enumerate(outcomes) if outcome.cause == 'timeout'
-      ),
+      values=total,
+      parts={part.name: parts[part.name] for part in self._parts},
+      failures={cause: n for cause, n in causes.items() if cause},
+      timed_out=tuple(i for i, row in enumerate(outcomes) if row == late),
     )
 
-  def _grade(self, cases: list[Case]) -> list[_Outcome]:
-    if self._pool is None:
-      return [_outcome(self._function, case) for case in cases]
+  def _failed(self, cause: str) -> dict[str, _Outcome]:
+    """What a case that took its worker down comes to: one failure."""
+    row = dict.fromkeys(self._functions, _Outcome(0.0, None))
+    return row | {name: _Outcome(0.0, cause) for name in list(row)[:1]}
+
+  def _grade(self, cases: list[Case]) -> list[dict[str, _Outcome]]:
+    if self._pool is None or not self._functions:
+      return [_outcomes(self._functions, case) for case in cases]
     try:
       return self._grade_in_pool(cases)
     except RuntimeError:
@@ -245,12 +228,20 @@ class Grader:
       self._pool = self._new_pool()
       return self._grade_in_pool(cases)
 
-  def _grade_in_pool(self, cases: list[Case]) -> list[_Outcome]:
+  def _grade_in_pool(self, cases: list[Case]) -> list[dict[str, _Outcome]]:
     futures = [
       self._pool.schedule(_work, args=(case,), timeout=self._config.timeout_s)
       for case in cases
     ]
-    return [_collect(future) for future in futures]
+    return [self._collect(future) for future in futures]
+
+  def _collect(self, future: pebble.ProcessFuture) -> dict[str, _Outcome]:
+    try:
+      return future.result()
+    except TimeoutError:
+      return self._failed('timeout')
+    except pebble.ProcessExpired as error:
+      return self._failed(_CAUSE_OF_EXIT.get(error.exitcode, 'crash'))
 
   def _new_pool(self) -> pebble.ProcessPool:
     return pebble.ProcessPool(
@@ -290,7 +281,7 @@ class Journal:
         os.fsync(file.fileno())
 
 
-def resolve(name: str) -> Reward:
+def resolve(name: str, settings: config_lib.RewardConfig) -> Reward:
   """The reward of a built-in name or of 'package.module:function'.
 
   Raises:
@@ -298,10 +289,11 @@ def resolve(name: str) -> Reward:
   """
   module_name, colon, function_name = name.partition(':')
   if not colon:
+    known = answers_lib.built_in(settings)
     config_lib.one_of(
-      'reward.function', name, (*BUILT_IN, 'package.module:function')
+      'reward.function', name, (*known, MODEL, 'package.module:function')
     )
-    return BUILT_IN[name]
+    return known[name]
   try:
     module = importlib.import_module(module_name)
   except (ImportError, ValueError) as error:
@@ -318,30 +310,28 @@ def resolve(name: str) -> Reward:
   return function
 
 
-def _integer_after_hash(text: str, error: type[ValueError]) -> int:
-  number = text.rpartition('#')[2].strip() if '#' in text else ''
-  # int() would also take '1_0', '+1' and digits of other scripts, and raises
-  # beyond 4300 digits.
-  if not re.fullmatch('-?[0-9]{1,1000}', number):
-    raise error(f"no integer after the last '#' of {text[-80:]!r}")
-  return int(number)
+def _functions(settings: config_lib.RewardConfig) -> dict[str, Reward]:
+  """The parts that are functions of text, by name."""
+  return {
+    part.name: resolve(part.name, settings)
+    for part in parts_of(settings.function)
+    if part.name != MODEL
+  }
 
 
-def _marked(text: str) -> str:
-  text = text.replace(r'\$', '')  # the currency, not the mark of mathematics
-  if '####' not in text or r'\boxed' in text:
-    return text
-  return text.rpartition('####')[2].strip().partition('\n')[0]
+def _outcomes(functions: dict[str, Reward], case: Case) -> dict[str, _Outcome]:
+  return {
+    name: _outcome(function, case[:3])
+    if case.stopped or name not in MUST_STOP
+    else _Outcome(0.0, None)
+    for name, function in functions.items()
+  }
 
 
-def _as_latex(text: str) -> str:
-  return text if '$' in text or r'\boxed' in text else f'${text}$'
-
-
-def _outcome(function: Reward, case: Case) -> _Outcome:
+def _outcome(function: Reward, texts: tuple[str, str, str]) -> _Outcome:
   """Calls `function`; what goes wrong becomes the cause, never an exception."""
   try:
-    value = function(*case)
+    value = function(*texts)
   except AnswerError:
     return _Outcome(0.0, 'parse')
   except GoldError:
@@ -359,17 +349,18 @@ def _outcome(function: Reward, case: Case) -> _Outcome:
   return _Outcome(0.0, 'invalid')
 
 
-# The reward of a worker process; the parent never sets it.
-_worker_function: Reward
+# The rewards of a worker process; the parent never sets them.
+_worker_functions: dict[str, Reward]
 _worker_seconds: float
 
 
 def _start_worker(config: config_lib.RewardConfig) -> None:
   """Runs once in each worker; what it loads is charged to no answer."""
-  global _worker_function, _worker_seconds
-  _worker_function = resolve(config.function)
-  if _worker_function is mathematics:
-    mathematics('', '1', r'\boxed{1}')  # sympy and the grammar: up to 2 s
+  global _worker_functions, _worker_seconds
+  _worker_functions = _functions(config)
+  if 'math' in _worker_functions:
+    # Sympy and the grammar: up to 2 s.
+    answers_lib.mathematics('', '1', r'\boxed{1}')
   _worker_seconds = config.timeout_s
   # Pebble's handler would run between two byte codes; a loop inside C never
   # gets there.
@@ -378,21 +369,12 @@ def _start_worker(config: config_lib.RewardConfig) -> None:
   resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-def _work(case: Case) -> _Outcome:
+def _work(case: Case) -> dict[str, _Outcome]:
   # The parent kills at the deadline. The alarm is for a worker whose parent
   # is dead: its default action ends the process.
   signal.setitimer(signal.ITIMER_REAL, 2 * _worker_seconds)
-  outcome = _outcome(_worker_function, case)
+  outcomes = _outcomes(_worker_functions, case)
   signal.setitimer(signal.ITIMER_REAL, 0)
-  if outcome.cause == 'memory':
+  if any(outcome.cause == 'memory' for outcome in outcomes.values()):
     os._exit(_EXIT_MEMORY)  # what it still holds would fail the next answer
-  return outcome
-
-
-def _collect(future: pebble.ProcessFuture) -> _Outcome:
-  try:
-    return future.result()
-  except TimeoutError:
-    return _Outcome(0.0, 'timeout')
-  except pebble.ProcessExpired as error:
-    return _Outcome(0.0, _CAUSE_OF_EXIT.get(error.exitcode, 'crash'))
+  return outcomes

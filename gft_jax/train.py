@@ -14,12 +14,15 @@ run repeats the uninterrupted one bit for bit.
 
 import contextlib
 import dataclasses
+import fcntl
 import functools
 import json
 import math
 import pathlib
+import signal
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -43,6 +46,7 @@ from gft_jax.batch import GroupBatch
 from gft_jax.config import (
   Config,
   ConfigError,
+  RewardConfig,
   Stage,
   differences,
   for_stage,
@@ -50,8 +54,8 @@ from gft_jax.config import (
   to_dict,
 )
 from gft_jax.data import arithmetic
-from gft_jax.engine import Engine, Policy, key_of
-from gft_jax.models import huggingface, transformer
+from gft_jax.engine import Engine, Judge, Policy, key_of
+from gft_jax.models import hub, huggingface, lora, transformer
 from gft_jax.optimizer import make_schedule
 
 Record = dict[str, Any]
@@ -61,6 +65,10 @@ FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 class NonFiniteError(FloatingPointError):
   """Loss or gradient is not finite; the message names stage and step."""
+
+
+class Preempted(InterruptedError):
+  """The run was asked to stop and has saved; the message says where."""
 
 
 class Job(NamedTuple):
@@ -127,9 +135,11 @@ def train(
     The last evaluation of each stage, by stage.
 
   Raises:
-    ConfigError: a setting that cannot work, or a workdir begun under another
-      config. Nothing has been written then.
+    ConfigError: a setting that cannot work, a workdir begun under another
+      config or in use by another run. Nothing has been written then.
     NonFiniteError: the last good checkpoint stands.
+    Preempted: SIGTERM came; the step in progress is done and saved.
+    checkpoint.SaveError: the disk is full; the last checkpoint stands.
   """
   workdir = pathlib.Path(workdir)
   check_workdir(workdir, config)
@@ -139,15 +149,21 @@ def train(
   with contextlib.ExitStack() as stack:
     graders = {
       settings: stack.enter_context(rewards.Grader(settings))
-      for settings in {job.config.reward for job in jobs}
+      for settings in {
+        reward
+        for job in jobs
+        for reward in (job.config.reward, evaluate.reward_of(job.config))
+      }
     }
-    _claim(workdir, config)
+    judges = load_judges(graders, mesh)
+    stack.enter_context(claim(workdir, config))
+    preempted = stack.enter_context(_sigterm())
     writer = stack.enter_context(
       contextlib.closing(writers.make_writer(workdir, config.log))
     )
     journal = rewards.Journal(workdir / 'timeouts.jsonl')
-    engine = Engine(config, policy, mesh, graders, journal)
-    loop = Loop(config, workdir, policy, engine, writer)
+    engine = Engine(config, policy, mesh, graders, journal, judges)
+    loop = Loop(config, workdir, policy, engine, writer, preempted)
     results = {job.stage.name: loop.run(job) for job in jobs}
   if config.log.report:
     report.write_report(workdir)
@@ -200,6 +216,44 @@ def evaluate_policy(
     )
 
 
+def evaluate_benchmark(
+  config: Config,
+  outdir: str | pathlib.Path,
+  policy: Policy,
+  params: Any,
+  name: str,
+  rows: Sequence[Mapping[str, str]],
+) -> dict[str, float]:
+  """Asks the rows of a public benchmark; see evaluate.benchmark.
+
+  Args:
+    config: the settings of this benchmark.
+    outdir: the answers go to its folder generations/.
+    policy: its model and tokenizer.
+    params: what answers.
+    name: of the benchmark.
+    rows: each with `prompt` and `answer`, of data.benchmarks.
+
+  Returns:
+    'eval/NAME/...' -> number.
+  """
+  outdir = pathlib.Path(outdir)
+  prompts = [row['prompt'] for row in rows]
+  unknown = data.unknown_id(policy.tokenizer)
+  encoded = data.encode_prompts(prompts, config.data, policy.tokenizer)
+  questions = evaluate.Questions(
+    name=name,
+    prompts=prompts,
+    answers=[row['answer'] for row in rows],
+    ids=[[] if unknown in ids else ids for ids in encoded],
+  )
+  with engine_of(config, policy, outdir) as engine:
+    metrics = evaluate.benchmark(
+      engine, params, questions, config, outdir / 'generations'
+    )
+  return {f'eval/{name}/{k}': v for k, v in metrics.items()}
+
+
 @contextlib.contextmanager
 def engine_of(
   config: Config, policy: Policy, outdir: pathlib.Path
@@ -209,23 +263,56 @@ def engine_of(
   Answers that hit the time limit are journalled in `outdir`.
   """
   mesh = parallel.make_mesh(config.mesh)
-  with rewards.Grader(config.reward) as grader:
+  with contextlib.ExitStack() as stack:
+    graders = {
+      settings: stack.enter_context(rewards.Grader(settings))
+      for settings in {config.reward, evaluate.reward_of(config)}
+    }
+    judges = load_judges(graders, mesh)
     outdir.mkdir(parents=True, exist_ok=True)
     journal = rewards.Journal(outdir / 'timeouts.jsonl')
-    yield Engine(config, policy, mesh, {config.reward: grader}, journal)
+    yield Engine(config, policy, mesh, graders, journal, judges)
+
+
+def load_judges(
+  graders: dict[RewardConfig, rewards.Grader], mesh: jax.sharding.Mesh
+) -> dict[str, Judge]:
+  """The reward models that the graders ask, by their folders."""
+  folders = {settings.model for settings, g in graders.items() if g.asks_model}
+  return {
+    folder: Judge(Policy(*huggingface.load_reward_model(folder), ()), mesh)
+    for folder in folders
+  }
 
 
 def load_policy(config: Config) -> Policy:
-  """The model of the config: a Hugging Face folder, or fresh parameters."""
+  """The model of the config, on its mesh, or fresh parameters.
+
+  With `model.lora` the model's are frozen, and fresh adapters trained.
+  """
   settings = config.model
+  key = key_of(config.seed, 'init', 0)
   dtypes = {
     'dtype': settings.dtype,
     'param_dtype': settings.param_dtype,
     'remat': settings.remat,
   }
   if settings.path:
-    model, params, tokenizer = huggingface.load(settings.path, **dtypes)
+    mesh = parallel.make_mesh(config.mesh)
+    shardings = functools.partial(parallel.parameter_shardings, mesh=mesh)
+    folder = hub.folder_of(settings.path)
+    model, params, tokenizer = huggingface.load(
+      folder, **dtypes, shardings=shardings
+    )
+    stop_ids = huggingface.stop_ids(
+      folder, tokenizer, model.architecture.vocab_size
+    )
   else:
+    if settings.lora.rank:
+      raise ConfigError(
+        f'model.lora.rank={settings.lora.rank} would freeze random weights; set'
+        ' model.path, or rank 0'
+      )
     if settings.tokenizer:
       tokenizer = huggingface.load_tokenizer(settings.tokenizer)
     else:
@@ -237,12 +324,17 @@ def load_policy(config: Config) -> Policy:
       )
     model = transformer.Transformer(architecture, **dtypes)
     params = jax.jit(model.init)(
-      key_of(config.seed, 'init', 0),
+      key,
       jnp.zeros((1, 1), jnp.int32),
       jnp.ones(1, jnp.int32),
     )['params']
-  stop_ids = (tokenizer.eos_token_id, *config.sampler.stop_ids)
-  return Policy(model, params, tokenizer, stop_ids)
+    stop_ids = (tokenizer.eos_token_id,)
+  frozen = None
+  if settings.lora.rank:
+    model, frozen = model.clone(lora=settings.lora), params
+    params = lora.create(model, key, shardings)
+  stop_ids = (*stop_ids, *config.sampler.stop_ids)
+  return Policy(model, params, tokenizer, stop_ids, frozen)
 
 
 def plan(config: Config, policy: Policy) -> list[Job]:
@@ -337,12 +429,48 @@ def check_workdir(workdir: pathlib.Path, config: Config) -> None:
       )
 
 
-def _claim(workdir: pathlib.Path, config: Config) -> None:
+@contextlib.contextmanager
+def claim(workdir: pathlib.Path, config: Config) -> Iterator[None]:
+  """Holds a workdir for this run; config.json is written whole.
+
+  The lock is process 0's and ends with it, however it ends.
+
+  Raises:
+    ConfigError: another run holds it.
+  """
   workdir.mkdir(parents=True, exist_ok=True)
-  path = workdir / 'config.json'
-  temporary = path.with_suffix('.tmp')
-  temporary.write_text(json.dumps(to_dict(config), indent=1))
-  temporary.rename(path)
+  with (workdir / 'lock').open('a') as lock:
+    held = False
+    if jax.process_index() == 0:
+      try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError:
+        held = True
+    if parallel.anywhere(held)[0]:
+      raise ConfigError(
+        f'{workdir} is in use by another run; wait for it, or use a new'
+        ' --workdir'
+      )
+    if jax.process_index() == 0:
+      path = workdir / 'config.json'
+      temporary = path.with_suffix('.tmp')
+      temporary.write_text(json.dumps(to_dict(config), indent=1))
+      temporary.rename(path)
+    yield
+
+
+@contextlib.contextmanager
+def _sigterm() -> Iterator[threading.Event]:
+  """An event that SIGTERM sets, where this thread may listen to signals."""
+  event = threading.Event()
+  if threading.current_thread() is not threading.main_thread():
+    yield event
+    return
+  before = signal.signal(signal.SIGTERM, lambda *_: event.set())
+  try:
+    yield event
+  finally:
+    signal.signal(signal.SIGTERM, before)
 
 
 class Loop:
@@ -355,12 +483,14 @@ class Loop:
     policy: Policy,
     engine: Engine,
     writer: writers.Writer,
+    preempted: threading.Event,
   ):
     self.config = config
     self.workdir = workdir
     self.policy = policy
     self.engine = engine
     self.writer = writer
+    self.preempted = preempted
     # How much of metrics.jsonl the last checkpoint vouches for.
     self.metrics_bytes = 0
 
@@ -402,9 +532,12 @@ class Loop:
         self.writer.write(pending())
       pending = read
       spent = Spent(spent.tokens + tokens, spent.seconds + watch.lap())
-      last = step == stage.steps or self.engine.anywhere(spent.reaches(stage))
+      spends, stops = self.engine.anywhere(
+        spent.reaches(stage), self.preempted.is_set()
+      )
+      last = step == stage.steps or spends
       evaluates = last or _due(step, job.config.eval.every)
-      saves = last or _due(step, job.config.checkpoint.every)
+      saves = last or stops or _due(step, job.config.checkpoint.every)
       if evaluates or saves:
         self.writer.write(pending())
         pending = None
@@ -424,6 +557,11 @@ class Loop:
         }
         keep = job.config.checkpoint.keep
         checkpoint.save(directory, step, state, position, keep=keep)
+      if stops:
+        raise Preempted(
+          f'SIGTERM: stage {stage.name} is saved at step {step}; the same'
+          ' command continues'
+        )
       if last:
         break
       watch.restart()
@@ -483,7 +621,7 @@ class Loop:
     """
     batch, record = self._groups(job, params, batches, step, 0, clock)
     most, used = job.config.group.refills, 0
-    while used < most and self.engine.anywhere(groups.flat(batch).any()):
+    while used < most and self.engine.anywhere(groups.flat(batch).any())[0]:
       used += 1
       further, counts = self._groups(job, params, batches, step, used, clock)
       batch = groups.refill(batch, further)
@@ -491,8 +629,9 @@ class Loop:
         name: record.get(name, 0) + counts.get(name, 0)
         for name in record | counts
       }
-    if 'train/truncated_fraction' in record:
-      record['train/truncated_fraction'] /= 1 + used
+    for name in record:  # These are means, the others counts.
+      if name.startswith(('train/truncated_fraction', 'train/reward_part/')):
+        record[name] /= 1 + used
     if most:
       record['train/refills'] = used
     return batch, record | {
@@ -552,6 +691,12 @@ class Loop:
         f'train/reward_failures/{cause}': count
         for cause, count in scored.failures.items()
       }
+      if len(scored.parts) > 1:
+        present = responses.length > 0
+        record |= {
+          f'train/reward_part/{part}': float(values[present].mean())
+          for part, values in scored.parts.items()
+        }
     return groups.build(prompts, responses, origin, scores), record
 
   def _evaluate(self, job: Job, params: Any, step: int) -> Record:

@@ -15,6 +15,7 @@ from flax.training.train_state import TrainState
 from gft_jax import compiler, objectives
 from gft_jax.batch import ORIGINS, SELF, GroupBatch
 from gft_jax.config import LossConfig
+from gft_jax.models import lora
 from gft_jax.models.transformer import response_states
 from gft_jax.objectives import Objective, View
 from gft_jax.ops import diagnostics, divergences, masking
@@ -63,7 +64,7 @@ def make_train_step(
   mini_batches: int = 1,
   micro_batches: int = 1,
 ) -> Callable[..., tuple[TrainState, Metrics, Maxima]]:
-  """Builds `step(state, batch, reference) -> (state, metrics, maxima)`.
+  """Builds `step(state, batch, reference, frozen)`.
 
   Advantages come from the whole rollout, before the first update. Then one
   optimizer update per mini-batch of whole groups. Inside a mini-batch the
@@ -82,9 +83,12 @@ def make_train_step(
     micro_batches: parts of a mini-batch; divides B / mini_batches.
 
   Returns:
-    A pure function. `reference` is the parameters of the policy that the
-    stage started from; it is read where `kl_weight` is not 0, and may be None
-    otherwise. Metrics are WeightedMeans; maxima are scalars.
+    A pure function that gives (state, metrics, maxima). `reference` is the
+    parameters of the policy that the stage started from; it is read where
+    `kl_weight` is not 0, and may be None otherwise. `frozen` is what the model
+    needs besides the parameters of the state and of the reference, see
+    models.lora; it gets no gradient. Metrics are WeightedMeans; maxima are
+    scalars.
   """
   compiler.return_freed_memory()  # before the caller compiles the step
   settings = objectives.resolve(settings, objective)
@@ -165,8 +169,9 @@ def make_train_step(
       for t, share in zip(terms, shares)
     )
 
-  def loss_of(params, micro, reference, step):
+  def loss_of(trained, frozen, micro, reference, step):
     batch, advantages, shares = micro
+    params = lora.join(frozen, trained)
     hidden, head = response_states(model, params, batch)
     referred = refer(reference, batch, hidden, head)
     known = known_of(batch, advantages, step) | referred
@@ -204,7 +209,7 @@ def make_train_step(
     value = sum(t.coefficient * x for t, x in zip(terms, summands))
     return loss, ((value, summands, metrics), maxima)
 
-  def update(state, mini, reference):
+  def update(state, mini, reference, frozen):
     batch, advantages = mini
     nothing = jnp.zeros(batch.token_mask.shape, jnp.float32)
     known = known_of(batch, advantages, state.step)
@@ -214,7 +219,9 @@ def make_train_step(
     names = [term.name for term in terms_of(view)]
     gradient_of = jax.grad(loss_of, has_aux=True)
     ((loss, summands, metrics), maxima), grads = _accumulate(
-      lambda micro: gradient_of(state.params, micro, reference, state.step),
+      lambda micro: gradient_of(
+        state.params, frozen, micro, reference, state.step
+      ),
       (batch, advantages, shares_of(view)),
       micro_batches,
     )
@@ -245,14 +252,21 @@ def make_train_step(
     responses = batch.responses.replace(behavior_logp=logp)
     return batch.replace(responses=responses), mismatch if comparable else {}
 
-  def step(state: TrainState, batch: GroupBatch, reference: Any = None):
+  def step(
+    state: TrainState,
+    batch: GroupBatch,
+    reference: Any = None,
+    frozen: Any = None,
+  ) -> tuple[TrainState, Metrics, Maxima]:
     with jax.named_scope('group_advantages'):
       advantages = objectives.advantages_of(objective, batch, settings)
+    if reference is not None:
+      reference = lora.join(frozen, reference)
     mismatch = {}
     if recomputed and mini_batches > 1:
-      batch, mismatch = remember(state.params, batch)
+      batch, mismatch = remember(lora.join(frozen, state.params), batch)
     state, (metrics, maxima) = jax.lax.scan(
-      lambda state, mini: update(state, mini, reference),
+      lambda state, mini: update(state, mini, reference, frozen),
       state,
       split((batch, advantages), mini_batches),
     )

@@ -4,8 +4,10 @@ import json
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -189,42 +191,197 @@ def test_evaluate_and_export_a_stage(scripts, whole, tmp_path, capsys):
   assert abs(logits.numpy() - ours).max() < 2e-4
 
 
-def test_evaluate_benchmarks(scripts, whole, tmp_path, monkeypatch, capsys):
-  """Two files of the embedded task's alphabet stand for public ones."""
+@pytest.fixture
+def ask(scripts, whole, tmp_path, monkeypatch):
+  """evaluate.py on two files of the embedded task's alphabet."""
   from gft_jax.data import benchmarks
 
   for name in ('sums', 'more_sums'):
-    row = benchmarks.Benchmark(6, '{q}:', '{a}', 'arithmetic')
+    row = benchmarks.Benchmark(6, '{q}:', '{a}', 'arithmetic', '')
     monkeypatch.setitem(benchmarks.BENCHMARKS, name, row)
     lines = [json.dumps({'q': f'{i}+3', 'a': i + 3}) for i in range(6)]
     (tmp_path / f'{name}.jsonl').write_text('\n'.join(lines))
+
+  def call(out, *arguments):
+    return scripts('evaluate').main(
+      [
+        *('--workdir', str(whole[0]), '--stage', 'gft', '--out', str(out)),
+        *('--data', str(tmp_path), '--samples', '2', '--max-tokens', '12'),
+        *('--set', 'reward.workers=0', 'eval.batch_size=4', *arguments),
+      ]
+    )
+
+  return call
+
+
+def kept_answers(out, name='sums'):
+  lines = (out / 'generations' / f'{name}.jsonl').read_text().splitlines()
+  return [json.loads(line) for line in lines]
+
+
+def test_evaluate_benchmarks(ask, scripts, tmp_path, monkeypatch, capsys):
   out = tmp_path / 'out'
-  arguments = [
-    *('--workdir', str(whole[0]), '--stage', 'gft', '--out', str(out)),
-    *('--benchmarks', 'sums,more_sums', '--data', str(tmp_path)),
-    *('--set', 'eval.max_response=12', f'data.cache={tmp_path}/cache'),
-    *('reward.workers=0', 'eval.batch_size=4'),
+  assert ask(out, '--benchmarks', 'sums,more_sums') == 0
+  shown = capsys.readouterr().out
+  table = (out / 'table.md').read_text()
+  assert table in shown
+  head, _, *rows = [
+    [cell.strip() for cell in line.split('|')[1:-1]]
+    for line in table.splitlines()
   ]
-  assert scripts('evaluate').main(arguments) == 0
-  assert 'more_sums/avg@2' in capsys.readouterr().out
+  assert head == [
+    *('benchmark', 'problems', 'avg@2', '95 % interval', 'pass@2', 'maj@2')
+  ]
+  assert [row[0] for row in rows] == ['sums', 'more_sums', 'average']
+  assert (out / 'table.tex').read_text().count(r'\\') == 4
   metrics = json.loads((out / 'evaluation.json').read_text())
   assert 0 <= metrics['eval/sums/avg@2'] <= metrics['eval/sums/pass@2'] <= 1
+  assert metrics['eval/sums/problems'] == 6
   # The same questions and bits.
   assert metrics['eval/sums/avg@2'] == metrics['eval/more_sums/avg@2']
+
   # Every answer is kept, and the same reward grades them the same.
-  kept = out / 'sums' / 'generations' / 'test.jsonl'
-  lines = [json.loads(line) for line in kept.read_text().splitlines()]
-  assert len(lines) == 12
+  lines = kept_answers(out)
+  assert [line['index'] for line in lines] == sorted([*range(6)] * 2)
   mean = sum(line['reward'] for line in lines) / 12
   assert mean == pytest.approx(metrics['eval/sums/avg@2'])
+  kept = out / 'generations' / 'sums.jsonl'
   regrade = ['--regrade', str(kept), '--set', 'eval.ks=1,2']
   assert scripts('evaluate').main(regrade) == 0
-  assert f'{mean:.3f}' in capsys.readouterr().out
-  kept.write_text('{"index": 1}')
-  assert scripts('evaluate').main(regrade) == 2
+  assert f'{100 * mean:.2f}' in capsys.readouterr().out
+  broken = tmp_path / 'broken.jsonl'
+  broken.write_text('{"index": 1}')
+  assert scripts('evaluate').main(['--regrade', str(broken)]) == 2
   assert 'line 1 is no answer' in capsys.readouterr().err
-  assert scripts('evaluate').main([*arguments, '--data', str(out)]) == 2
+  assert ask(out, '--benchmarks', 'sums', '--data', str(out)) == 2
   assert 'sums.jsonl does not exist' in capsys.readouterr().err
+
+  # What is finished is not asked again.
+  from gft_jax import engine
+
+  monkeypatch.setattr(engine.Engine, 'sample', None)
+  assert ask(out, '--benchmarks', 'sums,more_sums') == 0
+  assert json.loads((out / 'evaluation.json').read_text()) == metrics
+  assert kept_answers(out) == lines
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    (['eval.temperature=0.7'], 'eval.temperature: 0.5 -> 0.7'),
+    (['--samples', '1'], 'eval.samples: 2 -> 1'),
+    (['--limit', '5'], "--limit: 'none' -> 5"),
+    (['--stage', 'grpo'], "weights: '"),
+  ],
+)
+def test_an_evaluation_goes_on_under_its_settings_alone(
+  ask, tmp_path, capsys, arguments, message
+):
+  out = tmp_path / 'out'
+  assert ask(out, '--benchmarks', 'sums') == 0
+  before = {p: p.read_bytes() for p in out.rglob('*') if p.is_file()}
+  assert ask(out, 'seed=0', *arguments, '--benchmarks', 'sums,more_sums') == 2
+  captured = capsys.readouterr().err.splitlines()[-1]
+  assert message in captured and 'use a new --out' in captured
+  assert before == {p: p.read_bytes() for p in out.rglob('*') if p.is_file()}
+
+
+def test_the_width_of_the_prompts_is_no_part_of_the_answers(
+  ask, tmp_path, monkeypatch
+):
+  from gft_jax import evaluate
+
+  assert ask(tmp_path / 'narrow', '--benchmarks', 'sums') == 0
+  monkeypatch.setattr(evaluate, 'NARROWEST', 512)
+  assert ask(tmp_path / 'wide', '--benchmarks', 'sums') == 0
+  narrow, wide = (kept_answers(tmp_path / out) for out in ('narrow', 'wide'))
+  assert narrow == wide
+
+
+def test_every_benchmark_that_is_there_is_asked(ask, tmp_path, capsys):
+  out = tmp_path / 'out'
+  assert ask(out, '--benchmarks', 'all', '--limit', '3') == 0
+  asked = sorted(p.stem for p in (out / 'generations').iterdir())
+  assert asked == ['more_sums', 'sums']
+  assert len(kept_answers(out)) == 6
+  assert ask(tmp_path / 'x', '--benchmarks', 'all', '--data', str(out)) == 2
+  assert 'none of aime24' in capsys.readouterr().err
+
+
+def test_compare_two_evaluations(ask, scripts, tmp_path, capsys):
+  before, after = tmp_path / 'before', tmp_path / 'after'
+  assert ask(before, '--benchmarks', 'sums,more_sums') == 0
+  assert ask(after, '--benchmarks', 'sums') == 0
+  path = after / 'generations' / 'sums.jsonl'
+  lines = kept_answers(after)
+  for line in lines:
+    line['reward'] = 1.0 if line['index'] == 2 else 0.0
+  path.write_text('\n'.join(map(json.dumps, lines)))
+  capsys.readouterr()
+  arguments = ['--compare', str(before), str(after)]
+  out = ['--out', str(tmp_path / 'found')]
+  assert scripts('evaluate').main([*arguments, *out]) == 0
+  captured = capsys.readouterr()
+  assert captured.err == 'more_sums is in one of the two only\n'
+  found = json.loads((tmp_path / 'found' / 'comparison.json').read_text())
+  assert found['sums']['after'] == pytest.approx(1 / 6)
+  assert captured.out == (tmp_path / 'found' / 'comparison.md').read_text()
+  assert scripts('evaluate').main([*arguments, '--benchmarks', 'svamp']) == 2
+  assert 'svamp.jsonl does not exist' in capsys.readouterr().err
+  arguments = ['--compare', str(before), str(tmp_path / 'nowhere')]
+  assert scripts('evaluate').main(arguments) == 2
+  assert 'no finished benchmark in' in capsys.readouterr().err
+
+
+def test_a_killed_evaluation_goes_on_bit_for_bit(scripts, whole, tmp_path):
+  rows = [{'input': f'{i}+{i % 7}:', 'target': i + i % 7} for i in range(562)]
+  path = tmp_path / 'mawps_singleop.jsonl'
+  path.write_text('\n'.join(map(json.dumps, rows)))
+  arguments = [
+    *('--workdir', str(whole[0]), '--stage', 'gft', '--data', str(tmp_path)),
+    *('--benchmarks', 'mawps_singleop', '--limit', '120', '--samples', '2'),
+    *('--max-tokens', '30', '--set', 'eval.batch_size=2', 'reward.workers=0'),
+    # The embedded alphabet cannot spell the paper's instruction.
+    *('reward.function=arithmetic', 'data.instruction='),
+  ]
+
+  def main(out):
+    return scripts('evaluate').main([*arguments, '--out', str(out)])
+
+  at_once, killed = tmp_path / 'at_once', tmp_path / 'killed'
+  assert main(at_once) == 0
+  partial = killed / 'generations' / 'mawps_singleop.partial'
+  process = subprocess.Popen(
+    [sys.executable, 'experiments/evaluate.py', *arguments, '--out', killed],
+    cwd=ROOT,
+    env=os.environ | {'PYTHONPATH': str(ROOT)},
+  )
+  while not partial.exists() or partial.stat().st_size < 1000:
+    assert process.poll() is None
+    time.sleep(0.005)
+  process.kill()
+  assert process.wait() == -signal.SIGKILL
+  written = partial.read_bytes()
+  assert 0 < written.count(b'\n') < 240
+  assert not (killed / 'generations' / 'mawps_singleop.jsonl').exists()
+  partial.write_bytes(written + b'{"index": 3, "pro')  # A line cut by the kill.
+
+  from gft_jax import engine
+
+  asked = []
+  sample = engine.Engine.sample
+
+  def counted(*args):
+    asked.append(1)
+    return sample(*args)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(engine.Engine, 'sample', counted)
+    assert main(killed) == 0
+  assert len(asked) == 60 - written.count(b'\n') // 4
+  for name in ('generations/mawps_singleop.jsonl', 'evaluation.json'):
+    assert (at_once / name).read_bytes() == (killed / name).read_bytes(), name
+  assert not partial.exists()
 
 
 def test_generate_from_a_stage(scripts, whole, capsys):

@@ -17,6 +17,7 @@ HOUSE = pathlib.Path(__file__).parents[1] / 'gft_jax'
 FLOORS = (
   ('ops',),
   ('config', 'batch', 'compiler'),
+  ('answers',),
   ('models', 'sampler', 'optimizer'),
   ('data', 'rewards', 'groups'),
   ('objectives',),
@@ -24,6 +25,7 @@ FLOORS = (
   ('checkpoint', 'writers'),
   ('report', 'engine'),
   ('train',),
+  ('preferences',),
 )
 LEVEL = {room: level for level, floor in enumerate(FLOORS) for room in floor}
 

@@ -181,3 +181,12 @@ def pass_at_k_by_counting(correct, samples, k):
   """The same, by listing the subsets."""
   subsets = list(itertools.combinations(range(samples), k))
   return Fraction(sum(min(s) < correct for s in subsets), len(subsets))
+
+
+def vote(votes, correct):
+  """Whether the most frequent vote is right, the first of equals; -1 is none."""
+  cast = [v for v in votes if v >= 0]
+  if not cast:
+    return False
+  winner = max(dict.fromkeys(cast), key=cast.count)
+  return correct[votes.index(winner)]

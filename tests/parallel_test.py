@@ -9,7 +9,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from numpy.testing import assert_allclose, assert_array_equal
 
 from gft_jax import parallel
-from gft_jax.config import Architecture, ConfigError, MeshConfig
+from gft_jax.config import Architecture, ConfigError, LoraConfig, MeshConfig
+from gft_jax.models import reward_model
 from gft_jax.models.transformer import Transformer
 from gft_jax.ops import advantages, losses, masking
 
@@ -140,7 +141,9 @@ def test_check_divisible():
 
 def shapes(**changes):
   settings = {'vocab_size': 64, 'heads': 4, 'kv_heads': 2, 'qkv_bias': True}
-  model = Transformer(Architecture(**(settings | changes)))
+  model = Transformer(
+    Architecture(**(settings | changes)), lora=LoraConfig(rank=2)
+  )
   tokens, length = jnp.zeros((2, 3), int), jnp.ones(2, int)
   return jax.eval_shape(model.init, jax.random.key(0), tokens, length)['params']
 
@@ -160,6 +163,11 @@ def test_every_parameter_has_a_rule_and_every_rule_a_parameter():
   assert found['head'] == PartitionSpec('fsdp', 'tensor')
   assert found['blocks/down/kernel'] == PartitionSpec(None, 'tensor', 'fsdp')
   assert found['blocks/mlp_norm/scale'] == PartitionSpec()
+  head = jax.eval_shape(reward_model.init, jax.random.key(0), shapes())
+  found |= specs(head, mesh)
+  assert found['score'] == PartitionSpec('fsdp', None)
+  assert found['blocks/query/lora_a'] == PartitionSpec(None, 'fsdp', None)
+  assert found['blocks/down/lora_b'] == PartitionSpec(None, None, 'fsdp')
   for pattern, _ in parallel.PARTITION_RULES:
     assert any(re.search(pattern + '$', name) for name in found), pattern
 

@@ -2,6 +2,8 @@
 
 import itertools
 import os
+import pathlib
+import signal
 import sys
 import time
 
@@ -14,6 +16,15 @@ def by_response(prompt: str, answer: str, response: str) -> float:
   """Does what the response says; any other response is its own length."""
   if response in _MISDEEDS:
     return _MISDEEDS[response]()
+  return float(len(response))
+
+
+def terminated(prompt: str, answer: str, response: str) -> float:
+  """Its length; the process is asked to stop where a file says so, once."""
+  file = pathlib.Path(os.environ.get('GFT_JAX_TEST_TERMINATE', ''))
+  if file.is_file():
+    file.unlink()
+    os.kill(os.getpid(), signal.SIGTERM)
   return float(len(response))
 
 

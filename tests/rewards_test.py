@@ -1,9 +1,4 @@
-"""Rewards: what they give, and what each way of misbehaving costs.
-
-The cases of shared/reference/vectors.json ('reward_cases') come from the
-official code's own string matching. They are not asserted: 'the answer is 7
-because it must be' scores 0 there and is read as 7 here.
-"""
+"""Rewards: what they give, and what each way of misbehaving costs."""
 
 import os
 import signal
@@ -14,6 +9,7 @@ import time
 import numpy as np
 import pytest
 
+from gft_jax import answers as answers_lib
 from gft_jax import config, rewards
 
 MISBEHAVING = 'reward_functions:by_response'
@@ -21,7 +17,9 @@ MISBEHAVING = 'reward_functions:by_response'
 
 def grader(function, workers=0, timeout_s=5.0, memory_mb=1024):
   return rewards.Grader(
-    config.RewardConfig(function, workers, timeout_s, memory_mb)
+    config.RewardConfig(
+      function, workers=workers, timeout_s=timeout_s, memory_mb=memory_mb
+    )
   )
 
 
@@ -95,7 +93,7 @@ def test_other_rewards_grade_unfinished_answers():
     ('18', '', 0, {'parse': 1}),
     ('18', '__import__("os")._exit(9)', 0, {'parse': 1}),
     ('', '18', 0, {'gold': 1}),
-    ('18', '18 ' + 'x ' * rewards.MAX_CHARACTERS, 0, {'parse': 1}),
+    ('18', '18 ' + 'x ' * answers_lib.MAX_CHARACTERS, 0, {'parse': 1}),
   ],
 )
 def test_math(answer, response, value, failures):
@@ -216,6 +214,58 @@ def test_the_prompt_takes_part():
     assert g.score(['a', 'b'], ['', ''], ['', '']).values.tolist() == [1, 0]
 
 
+@pytest.mark.parametrize(
+  'function, parts',
+  [
+    ('math', [(1, 'math')]),
+    ('math+format', [(1, 'math'), (1, 'format')]),
+    (' 2 * math - length ', [(2, 'math'), (-1, 'length')]),
+    ('-1e-3*length + .5*a.b:c', [(-0.001, 'length'), (0.5, 'a.b:c')]),
+  ],
+)
+def test_parts_of_a_sum(function, parts):
+  assert rewards.parts_of(function) == tuple(parts)
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_a_weighted_sum_of_named_parts(workers):
+  settings = config.RewardConfig(
+    'exact + 0.5 * format - 0.1 * length + numeric',
+    length_limit=10,
+    workers=workers,
+  )
+  with rewards.Grader(settings) as g:
+    scores = g.score(
+      [''] * 3, ['8'] * 3, [r'\boxed{8}', r'\boxed{eight}', 'seven']
+    )
+  assert {name: x.tolist() for name, x in scores.parts.items()} == {
+    'exact': [1, 0, 0],
+    'format': [1, 1, 0],
+    'length': [pytest.approx(0.9), 1, 0.5],
+    'numeric': [1, 0, 0],
+  }
+  # A part that cannot read its answer costs itself alone.
+  assert scores.failures == {'parse': 2}
+  np.testing.assert_allclose(scores.values, [2.41, 0.4, -0.05], atol=1e-6)
+
+
+def test_a_case_that_takes_its_worker_down_scores_nothing_at_all():
+  with grader(f'{MISBEHAVING} + length', workers=1, timeout_s=1.0) as g:
+    scores = g.score(['', ''], ['', ''], ['hang', 'right'])
+  assert scores.values[0] == 0
+  assert scores.values[1] > 0
+  assert scores.failures == {'timeout': 1}
+  assert scores.timed_out == (0,)
+
+
+def test_what_a_model_judged_is_a_part_like_the_others():
+  settings = config.RewardConfig('exact + 2 * model', model='folder')
+  with rewards.Grader(settings) as g:
+    scores = g.score(['', ''], ['8', '8'], ['8', '9'], judged=[0.5, -1.0])
+  assert scores.values.tolist() == [2, -2]
+  assert scores.parts['model'].tolist() == [0.5, -1]
+
+
 def test_no_answers():
   scores = score('arithmetic', [])
   assert scores.values.shape == (0,)
@@ -247,7 +297,8 @@ def test_a_batch_takes_about_a_second():
 def test_a_hung_worker_does_not_outlive_its_parent():
   script = (
     'from gft_jax import config, rewards\n'
-    "c = config.RewardConfig('reward_functions:by_response', 1, 1.0)\n"
+    "c = config.RewardConfig('reward_functions:by_response',"
+    ' workers=1, timeout_s=1.0)\n'
     'with rewards.Grader(c) as g:\n'
     "  pid = g.score([''], [''], ['worker']).values[0]\n"
     '  print(int(pid), flush=True)\n'
@@ -287,11 +338,16 @@ def _alive(pid: int) -> bool:
     ('reward_functions:lenght', 'did you mean length'),
     ('reward_functions:not_a_function', "no function 'not_a_function'"),
     ('reward_functions:', "no function ''"),
-    (':length', "cannot import ''"),
+    (':length', "':length' is neither a name nor a weighted sum"),
+    ('math format', 'neither a name nor a weighted sum'),
+    ('2 * math + ', 'neither a name nor a weighted sum'),
+    ('math + math', 'names a part twice'),
+    ('exact + lenght', 'did you mean length'),
+    ('model', 'name its folder in reward.model'),
   ],
 )
 def test_a_wrong_name_is_one_clear_line(function, message):
   with pytest.raises(config.ConfigError, match=message) as error:
     grader(function)
   assert '\n' not in str(error.value)
-  assert repr(function) in str(error.value)
+  assert function.split()[-1] in str(error.value)

@@ -12,7 +12,9 @@ _HOME = {
   'Dataset': 'gft_jax.data.pipeline',
   'Examples': 'gft_jax.data.pipeline',
   'Statistics': 'gft_jax.data.pipeline',
+  'encode_prompts': 'gft_jax.data.pipeline',
   'load': 'gft_jax.data.pipeline',
+  'unknown_id': 'gft_jax.data.pipeline',
 }
 
 __all__ = sorted(_HOME)

@@ -1,4 +1,4 @@
-"""Public benchmarks as data: where prompt and answer stand, and how to grade.
+"""Public benchmarks as data: how to ask, where the answer stands, how to grade.
 
 A benchmark is a file of its publishers as it is (JSONL or parquet). `rows` turns
 it into rows of prompt and answer, which the file formats of this project share.
@@ -11,21 +11,30 @@ from typing import Any, NamedTuple
 from gft_jax.config import one_of, require
 from gft_jax.data import files
 
+# What the paper's evaluation adds to every question, in the user's turn
+# (ZJU-OmniAI/GFT at 763384d, math_evaluation/utils.py, qwen-boxed).
+INSTRUCTION = (
+  'Please reason step by step, and put your final answer within \\boxed{}.'
+)
+
 
 class Benchmark(NamedTuple):
   """One public file.
 
   Attributes:
-    count: its rows.
+    count: its rows; None where files of different sizes are in use.
     prompt: template over the columns of the file; see `_Template`.
     answer: likewise.
-    reward: what `reward.function` grades it with.
+    reward: what `reward.function` grades it with; `answers.extract` reads the
+      votes of maj@k by the same rule.
+    instruction: the `data.instruction` of whoever sets none.
   """
 
-  count: int
+  count: int | None
   prompt: str
   answer: str
   reward: str = 'math'
+  instruction: str = INSTRUCTION
 
 
 # Names and columns as in the evaluation of the official code (ZJU-OmniAI/GFT at
@@ -49,7 +58,48 @@ BENCHMARKS = {
   ),
   'sat_math': Benchmark(32, '{question}\n{options}', '{Answer}', 'choice'),
   'svamp': Benchmark(1000, '{Body} {Question}', '{Answer}'),
+  # Its test set has 7,686 rows and the subset of most papers 1,000.
+  'tabmwp': Benchmark(
+    None,
+    '{table_title:before}{table}\n{question}{choices:choices}',
+    '{answer}',
+  ),
 }
+
+FORMATS = ('jsonl', 'parquet')
+
+# Other names in use, after `canonical` has spelled them.
+ALIASES = {
+  'aime': 'aime24',
+  'aime2024': 'aime24',
+  'amc': 'amc23',
+  'gaokao': 'gaokao2023en',
+  'math': 'math_oai',
+  'math500': 'math_oai',
+  'math_500': 'math_oai',
+  'minerva': 'minerva_math',
+  'olympiad': 'olympiadbench',
+  'olympiad_bench': 'olympiadbench',
+  'sat': 'sat_math',
+}
+
+
+def canonical(name: str) -> str:
+  """The name in BENCHMARKS of what a paper calls 'MATH-500' or 'SAT Math'.
+
+  Raises:
+    ConfigError: no such benchmark.
+  """
+  spelled = name.strip().lower().replace('-', '_').replace(' ', '_')
+  spelled = ALIASES.get(spelled, spelled)
+  one_of('benchmark', spelled, BENCHMARKS)
+  return spelled
+
+
+def find(folder: str | pathlib.Path, name: str) -> pathlib.Path:
+  """The file of a benchmark in a folder, NAME.jsonl or NAME.parquet."""
+  paths = [pathlib.Path(folder) / f'{name}.{end}' for end in FORMATS]
+  return next((path for path in paths if path.is_file()), paths[0])
 
 
 def rows(name: str, path: str | pathlib.Path) -> list[dict[str, str]]:
@@ -60,8 +110,8 @@ def rows(name: str, path: str | pathlib.Path) -> list[dict[str, str]]:
     path: its file.
 
   Raises:
-    ConfigError: no such benchmark or file, a row that has not its columns, or
-      another number of rows than was published.
+    ConfigError: no such benchmark or file, a row that has not its columns, no
+      row, or another number of rows than was published.
   """
   one_of('benchmark', name, BENCHMARKS)
   benchmark = BENCHMARKS[name]
@@ -72,6 +122,7 @@ def rows(name: str, path: str | pathlib.Path) -> list[dict[str, str]]:
     try:
       if isinstance(raw, files.BadRow):
         raise raw
+      raw = _decoded(raw)
       prompt = _render(benchmark.prompt, raw)
       if not prompt:
         raise files.BadRow(f'has nothing for {benchmark.prompt!r}')
@@ -80,8 +131,9 @@ def rows(name: str, path: str | pathlib.Path) -> list[dict[str, str]]:
       found.append({'prompt': prompt, 'answer': answer})
     except files.BadRow as error:
       require(False, f'{path}: row {number} {error}')
+  require(bool(found), f'{path} has no rows')
   require(
-    len(found) == benchmark.count,
+    benchmark.count in (None, len(found)),
     f'{path} has {len(found)} rows, but {name} has {benchmark.count}',
   )
   return found
@@ -94,6 +146,7 @@ class _Template(string.Formatter):
   {column:letter}   the position of the right one as its letter
   {column:list}     a list of texts with commas
   {column:before}   a text and a line end, or nothing where it is null
+  {column:choices}  a list of texts as one more line, or nothing where it is null
   """
 
   def format_field(self, value: Any, kind: str) -> str:
@@ -106,6 +159,8 @@ class _Template(string.Formatter):
       return ', '.join(value)
     if kind == 'before':
       return f'{value}\n' if value else ''
+    if kind == 'choices':
+      return f'\nChoices: {", ".join(value)}' if value else ''
     value = files.number_as_text(value)
     if not isinstance(value, str):
       raise TypeError(f'is a {type(value).__name__}, not text')
@@ -120,3 +175,17 @@ def _render(template: str, raw: dict[str, Any]) -> str:
   except (TypeError, IndexError) as error:
     raise files.BadRow(f'does not fit {template!r}: {error}') from None
   return text
+
+
+def _decoded(value: Any) -> Any:
+  """Text for the bytes of a parquet file, at any depth."""
+  if isinstance(value, bytes):
+    try:
+      return value.decode()
+    except UnicodeDecodeError:
+      raise files.BadRow('is not UTF-8') from None
+  if isinstance(value, dict):
+    return {key: _decoded(item) for key, item in value.items()}
+  if isinstance(value, list):
+    return [_decoded(item) for item in value]
+  return value

@@ -49,7 +49,9 @@ def instructed(turns: Turns, instruction: str) -> Turns:
   return [*before, {**last, 'content': f'{last["content"]}\n{instruction}'}]
 
 
-def write(asked: Turns, answered: Turns, tokenizer: Tokenizer) -> Written:
+def write(
+  asked: Turns, answered: Turns, tokenizer: Tokenizer, call: str = ''
+) -> Written:
   """The answer as the template writes it after what is asked.
 
   What trains is what the template marks with {% generation %}; without it, the
@@ -57,12 +59,18 @@ def write(asked: Turns, answered: Turns, tokenizer: Tokenizer) -> Written:
   end of its turn, less the space between turns. That needs a template which
   writes a turn alike whatever follows it.
 
+  Args:
+    asked: turns of the prompt.
+    answered: the rest, from the first answer on.
+    tokenizer: with a chat template.
+    call: of `tokenizer.missing_call`.
+
   Raises:
     BadRow: the template refuses these turns, or writes one otherwise later.
   """
   turns = [*asked, *answered]
   try:
-    prompt = _render(asked, tokenizer, prompt=True)
+    prompt = _render(asked, tokenizer, prompt=True) + call
     parts = [prompt]
     if _marks(tokenizer):
       text, spans = _marked(turns, tokenizer)
@@ -70,7 +78,7 @@ def write(asked: Turns, answered: Turns, tokenizer: Tokenizer) -> Written:
       text, spans = _render(turns, tokenizer), []
       for i in range(len(asked), len(turns)):
         if turns[i]['role'] == 'assistant':
-          before = _render(turns[:i], tokenizer, prompt=True)
+          before = _render(turns[:i], tokenizer, prompt=True) + call
           after = _render(turns[: i + 1], tokenizer).rstrip()
           parts += [before, after]
           spans.append((len(before), len(after)))

@@ -14,11 +14,11 @@ import itertools
 import json
 import math
 import pathlib
-import re
 import sys
 from collections.abc import Iterator
 from typing import Any
 
+from gft_jax.answers import MARK, last_boxed
 from gft_jax.config import ConfigError, nearest, require
 
 ROLES = ('prompt', 'answer', 'expert', 'teacher', 'messages')
@@ -38,7 +38,6 @@ NAMES = {
   'teacher': ('teacher', 'model_answer', 'extra_info.model_answer'),
   'messages': ('messages',),
 }
-MARK = '####'
 # Rows that tell which columns a file has, and whether they hold conversations.
 FIRST_ROWS = 1000
 # What a row has of a conversation; see `rows`.
@@ -148,23 +147,7 @@ def final_answer(expert: str) -> str:
   line = line.strip()
   if mark and '\n' not in line and r'\boxed' not in line:
     return line.replace(',', '')
-  return _boxed(expert)
-
-
-# What opens or closes a group of TeX; an escaped brace does neither.
-_BRACES = re.compile(r'\\boxed\s*\{|\\.|[{}]', re.DOTALL)
-
-
-def _boxed(text: str) -> str:
-  answer, open_groups = '', []
-  for brace in _BRACES.finditer(text):
-    if brace[0].endswith('{') and brace[0] != r'\{':
-      open_groups.append(brace)
-    elif brace[0] == '}' and open_groups:
-      opened = open_groups.pop()
-      if opened[0] != '{':
-        answer = text[opened.end() : brace.start()].strip()
-  return answer
+  return last_boxed(expert) or ''
 
 
 def _siblings(folder: pathlib.Path) -> list[str]:
@@ -197,7 +180,7 @@ def _guessed(first: dict) -> dict[str, str]:
   }
   # GSM8K calls the worked solution its answer.
   if 'answer' in found and 'expert' not in found:
-    if MARK in str(_decoded(first[found['answer']])):
+    if MARK in str(decoded(first[found['answer']])):
       found['expert'] = found.pop('answer')
   # NuminaMath-CoT has its two columns in a conversation once more.
   both = 'prompt' in found and ('answer' in found or 'expert' in found)
@@ -451,7 +434,7 @@ def _turns(role: str, value: Any) -> list[dict]:
     where = f'{role}: turn {number}'
     if not isinstance(turn, dict):
       raise BadRow(f'{where} is a {type(turn).__name__}, not an object')
-    speaker = _decoded(turn.get('role'))
+    speaker = decoded(turn.get('role'))
     if speaker is None:
       raise BadRow(f'{where} has no role')
     if speaker not in SPEAKERS:
@@ -466,7 +449,7 @@ def _turns(role: str, value: Any) -> list[dict]:
 
 def _list(value: Any) -> Any:
   """The list in a text of JSON, as in a cell of CSV; else the value."""
-  value = _decoded(value)
+  value = decoded(value)
   if not isinstance(value, str) or not value.startswith('['):
     return value
   found = _loaded(value.encode(errors='surrogateescape'))
@@ -474,7 +457,7 @@ def _list(value: Any) -> Any:
 
 
 def _text(role: str, value: Any) -> str:
-  value = _decoded(value)
+  value = decoded(value)
   if value is None:
     raise BadRow(f'{role} is missing')
   if isinstance(value, float) and not math.isfinite(value):
@@ -492,7 +475,8 @@ def _text(role: str, value: Any) -> str:
   return value
 
 
-def _decoded(value: Any) -> Any:
+def decoded(value: Any) -> Any:
+  """Text of bytes; what is not UTF-8 stays recognisable as such."""
   if not isinstance(value, bytes):
     return value
   try:

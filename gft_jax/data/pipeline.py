@@ -17,9 +17,16 @@ import grain
 import numpy as np
 import transformers
 
-from gft_jax.batch import EXPERT, TEACHER
+from gft_jax.batch import EXPERT, TEACHER, Prompts, Responses
 from gft_jax.config import DataConfig, GroupConfig, require
 from gft_jax.data import builders, chat, files
+from gft_jax.models.tokenizer import chat_prompts, missing_call
+
+# Widths of what `encode_groups` encodes.
+MULTIPLE = 64
+
+# Texts that are tokenised together.
+ENCODED = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,8 +85,9 @@ class Ragged:
     self.length = np.fromiter(map(len, rows), np.int32, len(rows))
     self.start = np.cumsum(self.length, dtype=np.int64) - self.length
     # One id at least, for the padding of empty rows to read.
-    flat = itertools.chain([0], *rows)
-    self.tokens = np.fromiter(flat, np.int32, 1 + self.length.sum())
+    self.tokens = np.concatenate(
+      [np.asarray(row, np.int32) for row in ([0], *rows)]
+    )
 
   def padded(
     self, rows: np.ndarray, width: int
@@ -102,7 +110,7 @@ class _Row(NamedTuple):
   prompt: str
   answer: str
   ids: list[int]
-  given: list[tuple[str, list[int]]]
+  given: list[tuple[str, Sequence[int]]]
   trained: np.ndarray | None
 
 
@@ -322,7 +330,7 @@ def load(
     source.rows[:total], config, group, tokenizer, seed
   )
   lost = total - len(rows)
-  reasons = ', '.join(f'{len(lost)} {why}' for why, lost in dropped.items())
+  reasons = ', '.join(f'{len(n)} {why}' for why, n in dropped.items())
   require(
     lost <= config.max_dropped * total and lost < total,
     f'{source.name}: {lost} of {total} rows are dropped ({reasons}), a share of'
@@ -400,6 +408,7 @@ def _written(
     f' {tokenizer.name_or_path!r} has'
     f' {"one" if tokenizer.chat_template else "none"}',
   )
+  call = missing_call(tokenizer) if talk else ''
   kept, conversations = [], {}
   for row in rows:
     try:
@@ -412,7 +421,7 @@ def _written(
         )
         if group.experts and 'expert_turns' in row:
           conversations[len(kept)] = chat.write(
-            asked, row['expert_turns'], tokenizer
+            asked, row['expert_turns'], tokenizer, call
           )
         else:
           chat.check(asked, tokenizer)
@@ -425,16 +434,19 @@ def _written(
 
 def _encode(
   texts: list[str], tokenizer: transformers.PreTrainedTokenizerBase
-) -> list[list[int]]:
-  if not texts:
-    return []
-  return tokenizer(
-    texts,
-    add_special_tokens=False,
-    return_attention_mask=False,
-    return_token_type_ids=False,
-    verbose=False,
-  )['input_ids']
+) -> Iterator[list[int]]:
+  """Ids of each text.
+
+  In parts: what the tokenizer keeps of a token is thirty times its id.
+  """
+  for start in range(0, len(texts), ENCODED):
+    yield from tokenizer(
+      texts[start : start + ENCODED],
+      add_special_tokens=False,
+      return_attention_mask=False,
+      return_token_type_ids=False,
+      verbose=False,
+    )['input_ids']
 
 
 def encode_prompts(
@@ -472,10 +484,37 @@ def encode_prompts(
   if not messages:
     return []  # apply_chat_template looks at the first
   # The template writes BOS where the model wants one.
-  rendered = tokenizer.apply_chat_template(
-    messages, tokenize=False, add_generation_prompt=True
+  return list(_encode(chat_prompts(messages, tokenizer), tokenizer))
+
+
+def encode_groups(
+  prompts: list[str],
+  texts: list[list[str]],
+  config: DataConfig,
+  tokenizer: transformers.PreTrainedTokenizerBase,
+) -> tuple[Prompts, Responses]:
+  """Texts of B prompts with G answers each, an EOS behind every answer.
+
+  Widths are rounded up to multiples of `MULTIPLE`, so that few programs are
+  compiled.
+  """
+  asked = Ragged(encode_prompts(prompts, config, tokenizer))
+  ids = list(_encode(list(itertools.chain(*texts)), tokenizer))
+  answered = Ragged([[*row, tokenizer.eos_token_id] for row in ids])
+
+  def width(lengths):
+    return -(-int(lengths.max(initial=1)) // MULTIPLE) * MULTIPLE
+
+  rows = np.arange(len(prompts))
+  tokens, length = asked.padded(rows, width(asked.length))
+  given, given_length = answered.padded(
+    np.arange(len(ids)).reshape(len(prompts), -1), width(answered.length)
   )
-  return _encode(rendered, tokenizer)
+  zeros = np.zeros(given.shape, np.float32)
+  return (
+    Prompts(tokens, length, rows.astype(np.int32)),
+    Responses(given, given_length, zeros),
+  )
 
 
 def _uses_template(
@@ -486,10 +525,10 @@ def _uses_template(
 
 def _encode_answers(
   answers: list[str], tokenizer: transformers.PreTrainedTokenizerBase
-) -> list[list[int]]:
+) -> list[np.ndarray]:
   """Ids with EOS; an absent answer, '', has none."""
   return [
-    [*ids, tokenizer.eos_token_id] if answer else []
+    np.array([*ids, tokenizer.eos_token_id] if answer else [], np.int32)
     for answer, ids in zip(answers, _encode(answers, tokenizer))
   ]
 
@@ -505,7 +544,10 @@ def unknown_id(tokenizer: transformers.PreTrainedTokenizerBase) -> int | None:
 
 
 def _unfit(
-  prompt: list[int], expert: list[int], unknown: int | None, config: DataConfig
+  prompt: list[int],
+  expert: Sequence[int],
+  unknown: int | None,
+  config: DataConfig,
 ) -> str:
   """Why a row is dropped, or ''."""
   if not prompt:
@@ -520,13 +562,13 @@ def _unfit(
 
 
 def _choose(
-  offered: list[tuple[str, list[int]]],
+  offered: list[tuple[str, Sequence[int]]],
   row: int,
   config: DataConfig,
   group: GroupConfig,
   seed: int,
   empty: dict[str, int],
-) -> list[tuple[str, list[int]]]:
+) -> list[tuple[str, Sequence[int]]]:
   """The teachers of a row, (text, ids) per slot; counts the empty slots."""
   fitting = [pair for pair in offered if len(pair[1]) <= config.max_response]
   if len(fitting) > group.teachers:

@@ -1,58 +1,42 @@
-"""Hugging Face folders, in and out; the one file that knows their names.
+"""Hugging Face folders, in and out; the one file that knows their tensors.
 
-A folder is config.json, one or many safetensors and a tokenizer. What this
-model does not compute is refused by name: weights that load and then mean
-something else are worse than an error.
+A folder is config.json, one or many safetensors and a tokenizer. What is read
+stays on the disk until it goes to the device that wants it, part by part.
 """
 
-import contextlib
-import json
+import dataclasses
+import functools
 import pathlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
-import safetensors.numpy
 import transformers
 from flax import traverse_util
-from huggingface_hub.errors import StrictDataclassError
 
-from gft_jax.config import Architecture, ConfigError, one_of, require
+from gft_jax.config import Architecture, require
+from gft_jax.models import hub, tensor_files
+from gft_jax.models.config_json import config_of, read_architecture
+from gft_jax.models.json_files import read_json, write_json
+from gft_jax.models.tensor_files import StoredTensor
+from gft_jax.models.tokenizer import (
+  TOKEN_IDS,
+  check_vocabulary,
+  load_tokenizer,
+  read_generation,
+  save_tokenizer,
+  stop_ids,
+)
 from gft_jax.models.transformer import Transformer
 
-CLASSES = {'llama': 'LlamaForCausalLM', 'qwen2': 'Qwen2ForCausalLM'}
-WEIGHTS = 'model.safetensors'
-INDEX = 'model.safetensors.index.json'
-TOKENIZERS = ('tokenizer.json', 'tokenizer.model', 'vocab.json')
-
-# What transformers takes where config.json is silent.
-DEFAULTS = {
-  'attention_bias': False,
-  'head_dim': None,
-  'hidden_act': 'silu',
-  'layer_types': None,
-  'mlp_bias': False,
-  'num_key_value_heads': None,
-  'partial_rotary_factor': 1.0,
-  'quantization_config': None,
-  'rms_norm_eps': 1e-6,
-  'rope_parameters': None,
-  'rope_scaling': None,
-  'rope_theta': 10000.0,
-  'tie_word_embeddings': False,
-  'use_sliding_window': False,
-}
-# The only value of each field that this model computes.
-SUPPORTED = {
-  'attention_bias': False,
-  'hidden_act': 'silu',
-  'mlp_bias': False,
-  'partial_rotary_factor': 1.0,
-  'quantization_config': None,
-  'use_sliding_window': False,
-}
+# Parameter path -> name ({} is the layer) and shape of the torch tensor.
+Tensors = Mapping[str, tuple[str, tuple[int, ...]]]
+DTYPES = ('F32', 'F16', 'BF16')
+# How transformers calls a model with a `score`.
+CLASSIFIER = 'ForSequenceClassification'
+ONE_LABEL = {'id2label': {'0': 'reward'}, 'label2id': {'reward': 0}}
 
 
 def load(
@@ -61,20 +45,23 @@ def load(
   dtype: str = 'float32',
   param_dtype: str = 'float32',
   remat: str = 'dots',
+  shardings: Callable[[Any], Any] | None = None,
 ) -> tuple[Transformer, Any, transformers.PreTrainedTokenizerBase]:
   """Reads a model of the Llama or Qwen2 family.
 
-  The weights pass through the host one parameter at a time and land,
-  uncommitted, on JAX's default device. Where they do not fit on one device,
-  call this under `jax.default_device(jax.devices('cpu')[0])` and shard after.
+  The host holds one parameter at a time. With `shardings` each device is given
+  its part, and that part alone is read; a process reads what its own devices
+  want. Without, parameters land, uncommitted, on JAX's default device.
 
   Args:
-    directory: holds config.json (rope_theta and rope_scaling, or the
-      rope_parameters of transformers 5), safetensors in float32, float16 or
-      bfloat16, and the tokenizer.
+    directory: a folder or a hub id, see `hub.folder_of`: config.json,
+      safetensors in float32, float16 or bfloat16, and the tokenizer.
     dtype: of the computation.
-    param_dtype: of the parameters returned.
+    param_dtype: of the parameters returned. That of the folder keeps every
+      bit; float32 keeps every value.
     remat: see `Transformer`.
+    shardings: tree of shapes -> tree of shardings, such as
+      `parallel.parameter_shardings` on a mesh; heads are not cut.
 
   Returns:
     (model, params, tokenizer).
@@ -82,16 +69,31 @@ def load(
   Raises:
     ConfigError: something is missing, broken, or not supported.
   """
-  directory = pathlib.Path(directory).expanduser()
-  architecture = read_architecture(directory)
-  tokenizer = load_tokenizer(directory)
-  require(
-    len(tokenizer) <= architecture.vocab_size,
-    f'{directory}: the tokenizer has {len(tokenizer)} tokens, config.json'
-    f' says vocab_size={architecture.vocab_size}',
-  )
-  model = Transformer(architecture, dtype, param_dtype, remat)
-  return model, _read_params(directory, model), tokenizer
+  folder = hub.folder_of(directory)
+  model = Transformer(read_architecture(folder), dtype, param_dtype, remat)
+  return model, *_load(folder, model, {}, shardings)
+
+
+def load_reward_model(
+  directory: str | pathlib.Path,
+  *,
+  dtype: str = 'float32',
+  shardings: Callable[[Any], Any] | None = None,
+) -> tuple[Transformer, Any, transformers.PreTrainedTokenizerBase]:
+  """Reads a sequence classifier with one label; see `models.reward_model`.
+
+  Args and errors are those of `load`. The parameters are float32.
+
+  Returns:
+    (model, params, tokenizer) for `reward_model.scores`.
+  """
+  folder = hub.folder_of(directory)
+  architecture = read_architecture(folder, task=CLASSIFIER)
+  # It has no head for tokens.
+  architecture = dataclasses.replace(architecture, tied_head=True)
+  model = Transformer(architecture, dtype)
+  score = {'score': jax.ShapeDtypeStruct((architecture.width, 1), jnp.float32)}
+  return model, *_load(folder, model, score, shardings)
 
 
 def save(
@@ -99,174 +101,118 @@ def save(
   model: Transformer,
   params: Any,
   tokenizer: transformers.PreTrainedTokenizerBase,
+  *,
+  source: str | pathlib.Path | None = None,
+  max_shard_size: int = 5 * 10**9,
 ) -> None:
   """Writes a folder that `transformers` and `load` read, with equal logits.
 
-  Weights keep the dtype of `params`, which must be addressable from this
-  process. config.json comes last: a folder that has it is complete.
+  Parameters with a `score` become a sequence classifier with one label, for
+  `load_reward_model`. Weights keep the dtype of `params`, which must be
+  addressable from this process. config.json comes last: a folder that has it is
+  complete.
+
+  Args:
+    directory: to write; weights of an earlier model in it are deleted.
+    model: what `load` gave.
+    params: its parameters.
+    tokenizer: written with its chat template.
+    source: the folder or hub id that the policy came from. The files of its
+      tokenizer are copied, and its generation_config.json is carried over.
+    max_shard_size: bytes. More than these go into several files; the host
+      holds one at a time.
+
+  Raises:
+    ConfigError: `directory` is `source`, or holds something else.
   """
   directory = pathlib.Path(directory).expanduser()
-  directory.mkdir(parents=True, exist_ok=True)
+  require(
+    not directory.exists() or directory.is_dir(), f'{directory} is a file'
+  )
+  config = directory / 'config.json'
+  require(
+    not config.exists() or 'model_type' in read_json(config),
+    f'{config} is not of a model, and would be overwritten; write another'
+    ' folder',
+  )
+  if source is not None:
+    source = hub.folder_of(source)
+    require(
+      source.resolve() != directory.resolve(),
+      f'{directory} is the model that this one was made from; write another'
+      ' folder',
+    )
   architecture = model.architecture
   leaves = traverse_util.flatten_dict(params, sep='/')
-
-  tensors = {}
-  for path, (name, shape) in _tensors(architecture).items():
-    leaf = np.asarray(leaves[path])
-    layers = leaf if _stacked(path) else leaf[None]
-    for i, layer in enumerate(layers):
-      tensors[name.format(i)] = _to_torch(path, layer, shape)
-  safetensors.numpy.save_file(
-    tensors, directory / WEIGHTS, metadata={'format': 'pt'}
-  )
-  tokenizer.save_pretrained(directory)
-  ids = {
-    f'{kind}_token_id': getattr(tokenizer, f'{kind}_token_id')
-    for kind in ('bos', 'eos', 'pad')
+  tensors = _tensors(architecture, scored='score' in leaves)
+  places = {
+    name.format(i): (path, i)
+    for path, (name, _) in tensors.items()
+    for i in range(architecture.layers if _stacked(path) else 1)
   }
-  _write_json(directory / 'generation_config.json', ids)
-  _write_json(
-    directory / 'config.json',
-    _to_config(architecture) | ids | {'torch_dtype': leaf.dtype.name},
-  )
-
-
-def load_tokenizer(
-  directory: str | pathlib.Path,
-) -> transformers.PreTrainedTokenizerBase:
-  """Reads the tokenizer of a folder, never the network.
-
-  Raises:
-    ConfigError: no tokenizer, a broken one, or one without EOS.
-  """
-  directory = pathlib.Path(directory).expanduser()
-  require(
-    any((directory / name).is_file() for name in TOKENIZERS),
-    f'{directory} has no tokenizer ({", ".join(TOKENIZERS)})',
-  )
-  if (directory / TOKENIZERS[0]).is_file():
-    _read_json(directory / TOKENIZERS[0])
-  try:
-    tokenizer = transformers.AutoTokenizer.from_pretrained(
-      directory, local_files_only=True
-    )
-  except (OSError, ValueError, StrictDataclassError) as error:
-    raise ConfigError(
-      f'{directory}: transformers cannot read the tokenizer or config.json:'
-      f' {" ".join(str(error).split())}'
-    ) from error
-  require(
-    tokenizer.eos_token_id is not None,
-    f'{directory}: the tokenizer has no EOS, so no response could end; set'
-    ' eos_token in tokenizer_config.json',
-  )
-  return tokenizer
-
-
-def read_architecture(directory: str | pathlib.Path) -> Architecture:
-  """The shape that config.json of a folder describes.
-
-  Raises:
-    ConfigError: no config.json, or a feature that this model lacks.
-  """
-  path = pathlib.Path(directory).expanduser() / 'config.json'
-  config = DEFAULTS | _read_json(path)
-  _refuse_unsupported(config, path)
-
-  def field(name: str) -> Any:
-    require(name in config, f'{path} has no {name}')
-    return config[name]
-
-  theta, scaling = _rope(config, path)
-  heads = field('num_attention_heads')
-  return Architecture(
-    vocab_size=field('vocab_size'),
-    width=field('hidden_size'),
-    layers=field('num_hidden_layers'),
-    heads=heads,
-    kv_heads=field('num_key_value_heads') or heads,
-    head_size=field('head_dim') or field('hidden_size') // heads,
-    mlp_width=field('intermediate_size'),
-    rope_theta=theta,
-    rope_scaling=scaling,
-    norm_epsilon=field('rms_norm_eps'),
-    qkv_bias=field('model_type') == 'qwen2',
-    tied_head=field('tie_word_embeddings'),
-    max_positions=field('max_position_embeddings'),
-  )
-
-
-def _refuse_unsupported(config: dict[str, Any], path: pathlib.Path) -> None:
-  require('model_type' in config, f'{path} has no model_type')
-  one_of(f'{path}: model_type', config['model_type'], CLASSES)
-  for name, value in SUPPORTED.items():
-    require(
-      config[name] == value,
-      f'{path}: {name}={config[name]!r} is not supported, only {value!r}',
-    )
-  kinds = set(config['layer_types'] or ()) - {'full_attention'}
-  require(
-    not kinds,
-    f'{path}: layer_types has {", ".join(sorted(kinds))}; only full_attention'
-    ' is supported',
-  )
-
-
-def _rope(
-  config: dict[str, Any], path: pathlib.Path
-) -> tuple[float, tuple[float, float, float, int] | None]:
-  """Base and Llama-3 scaling, in the old or the transformers-5 spelling."""
-  given = config['rope_parameters'] or config['rope_scaling'] or {}
-  rope = {'rope_theta': config['rope_theta'], 'rope_type': 'default'} | given
-  if 'rope_type' not in given and 'type' in given:  # transformers < 4.43.
-    rope['rope_type'] = given['type']
-  one_of(f'{path}: rope_type', rope['rope_type'], ('default', 'llama3'))
-  if rope['rope_type'] == 'default':
-    return rope['rope_theta'], None
-  names = (
-    'factor',
-    'low_freq_factor',
-    'high_freq_factor',
-    'original_max_position_embeddings',
-  )
-  missing = [name for name in names if name not in rope]
-  require(not missing, f'{path}: rope_type llama3 without {", ".join(missing)}')
-  return rope['rope_theta'], tuple(rope[name] for name in names)
-
-
-def _to_config(a: Architecture) -> dict[str, Any]:
-  """config.json in the spelling that transformers 4 and 5 both read."""
-  family = 'qwen2' if a.qkv_bias else 'llama'
-  scaling = None
-  if a.rope_scaling is not None:
-    factor, low, high, original_context = a.rope_scaling
-    scaling = {
-      'rope_type': 'llama3',
-      'factor': factor,
-      'low_freq_factor': low,
-      'high_freq_factor': high,
-      'original_max_position_embeddings': original_context,
-    }
-  return {
-    'architectures': [CLASSES[family]],
-    'model_type': family,
-    'vocab_size': a.vocab_size,
-    'hidden_size': a.width,
-    'intermediate_size': a.mlp_width,
-    'num_hidden_layers': a.layers,
-    'num_attention_heads': a.heads,
-    'num_key_value_heads': a.kv_heads,
-    'head_dim': a.head_size,
-    'max_position_embeddings': a.max_positions,
-    'rms_norm_eps': a.norm_epsilon,
-    'rope_theta': a.rope_theta,
-    'rope_scaling': scaling,
-    'hidden_act': 'silu',
-    'tie_word_embeddings': a.tied_head,
+  shapes = {
+    name: jax.ShapeDtypeStruct(tensors[path][1], leaves[path].dtype)
+    for name, (path, _) in places.items()
   }
 
+  def read(name: str) -> np.ndarray:
+    path, i = places[name]
+    # A new array: one that stays keeps the host's copy of it.
+    leaf = leaves[path][i] if _stacked(path) else jnp.copy(leaves[path])
+    return _to_torch(path, np.asarray(leaf), tensors[path][1])
 
-def _tensors(a: Architecture) -> dict[str, tuple[str, tuple[int, ...]]]:
+  generation = _generation(source, tokenizer, architecture.vocab_size)
+  directory.mkdir(parents=True, exist_ok=True)
+  config.unlink(missing_ok=True)
+  tensor_files.write(directory, shapes, read, max_shard_size)
+  save_tokenizer(directory, tokenizer, source)
+  write_json(directory / 'generation_config.json', generation)
+  ids = {name: generation[name] for name in TOKEN_IDS}
+  dtype = {'torch_dtype': leaves['embedding'].dtype.name}
+  values = config_of(architecture)
+  if 'score' in leaves:
+    values = config_of(architecture, task=CLASSIFIER) | ONE_LABEL
+  write_json(config, values | ids | dtype)
+
+
+def _load(
+  folder: pathlib.Path,
+  model: Transformer,
+  more: dict[str, jax.ShapeDtypeStruct],
+  shardings: Callable[[Any], Any] | None,
+) -> tuple[Any, transformers.PreTrainedTokenizerBase]:
+  """Parameters of the model and of what stands on it, and the tokenizer."""
+  architecture = model.architecture
+  tensors = _tensors(architecture, scored='score' in more)
+  stored = tensor_files.scan(folder)
+  if 'score' in more and 'score.weight' in stored:
+    labels = stored['score.weight'].shape[0]
+    require(labels == 1, f'{folder}: score.weight has {labels} labels, not 1')
+  _check(folder, stored, tensors, architecture)
+  tokenizer = load_tokenizer(folder)
+  check_vocabulary(folder, tokenizer, architecture.vocab_size)
+  one = jnp.ones((1, 1), jnp.int32)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), one, one[0])['params']
+  params = _read_params(folder, stored, tensors, shapes | more, shardings)
+  return params, tokenizer
+
+
+def _generation(
+  source: pathlib.Path | None,
+  tokenizer: transformers.PreTrainedTokenizerBase,
+  vocab_size: int,
+) -> dict[str, Any]:
+  """generation_config.json of the source; the tokenizer gives what it lacks."""
+  values = {name: getattr(tokenizer, name) for name in TOKEN_IDS}
+  if source is None:
+    return values
+  carried = read_generation(source).items()
+  values |= {name: value for name, value in carried if value is not None}
+  stops = stop_ids(source, tokenizer, vocab_size)
+  return values | {'eos_token_id': stops[0] if len(stops) == 1 else [*stops]}
+
+
+def _tensors(a: Architecture, *, scored: bool) -> Tensors:
   """Parameter path -> name ({} is the layer) and shape of the torch tensor."""
   queries, keys = a.heads * a.head_size, a.kv_heads * a.head_size
   layer = {
@@ -292,14 +238,46 @@ def _tensors(a: Architecture) -> dict[str, tuple[str, tuple[int, ...]]]:
   }
   if not a.tied_head:
     top['head'] = ('lm_head.weight', (a.vocab_size, a.width))
+  if scored:
+    top['score'] = ('score.weight', (1, a.width))
   return top | {
     f'blocks/{path}': (f'model.layers.{{}}.{name}', shape)
     for path, (name, shape) in layer.items()
   }
 
 
+def tensor_name(architecture: Architecture, path: str) -> str:
+  """The torch tensor of a parameter, '{}' where the layer's number stands."""
+  return _tensors(architecture)[path][0]
+
+
 def _stacked(path: str) -> bool:
   return path.startswith('blocks/')
+
+
+def _torch_index(
+  path: str,
+  index: tuple[slice, ...],
+  shape: tuple[int, ...],
+  tensor_shape: tuple[int, ...],
+) -> list[slice]:
+  """Where a part of a parameter stands in its torch tensor; see `_from_torch`.
+
+  Heads and their size are one dimension there, so a part has whole heads.
+  """
+  if path == 'embedding':
+    return list(index)
+  parts, found = list(zip(index, shape)), []
+  for size in reversed(tensor_shape):
+    part, count = parts.pop(0)
+    each = size // count
+    start, stop, _ = part.indices(count)
+    found.append(slice(start * each, stop * each))
+    while each > 1:
+      part, count = parts.pop(0)
+      assert part.indices(count) == (0, count, 1), f'{path}: a head is cut'
+      each //= count
+  return found[::-1]
 
 
 def _from_torch(
@@ -318,108 +296,136 @@ def _to_torch(
   return np.ascontiguousarray(leaf.reshape(shape[::-1]).T)
 
 
-def _read_params(directory: pathlib.Path, model: Transformer) -> Any:
-  a = model.architecture
-  one = jnp.ones((1, 1), jnp.int32)
-  shapes = jax.eval_shape(model.init, jax.random.key(0), one, one[0])['params']
+def _read_params(
+  folder: pathlib.Path,
+  stored: dict[str, StoredTensor],
+  tensors: Tensors,
+  shapes: Any,
+  shardings: Callable[[Any], Any] | None,
+) -> Any:
+  """Fills a tree of shapes from tensors that `_check` has passed."""
+  flatten = functools.partial(traverse_util.flatten_dict, sep='/')
+  placed = flatten(shardings(shapes)) if shardings else {}
   leaves = {}
-  with contextlib.ExitStack() as stack:
-    files = _open(directory, stack)
-    _check(directory, files, a)
-    for path, leaf in traverse_util.flatten_dict(shapes, sep='/').items():
-      name, _ = _tensors(a)[path]
-      array = np.empty(leaf.shape, leaf.dtype)
-      layers = array if _stacked(path) else array[None]
-      for i, layer in enumerate(layers):
-        name_i = name.format(i)
-        tensor = files[name_i].get_tensor(name_i)
-        layer[...] = _from_torch(path, tensor, layer.shape)
-      leaves[path] = jnp.asarray(array)
+  for path, leaf in flatten(shapes).items():
+    read = functools.partial(_read_part, stored, tensors[path], path, leaf)
+    if placed:
+      leaves[path] = jax.make_array_from_callback(
+        leaf.shape, placed[path], _once(read), leaf.dtype
+      )
+    else:
+      leaves[path] = jnp.asarray(read((slice(None),) * len(leaf.shape)))
+  for path, holds in _are_finite(leaves).items():
+    name, _ = tensors[path]
+    require(
+      bool(holds),
+      f'{folder}: {name.format("*")} has a value that is not finite',
+    )
   return traverse_util.unflatten_dict(leaves, sep='/')
 
 
-def _open(
-  directory: pathlib.Path, stack: contextlib.ExitStack
-) -> dict[str, Any]:
-  """Tensor name -> open safetensors file that holds it."""
-  if (directory / WEIGHTS).is_file():
-    names = [WEIGHTS]
+@jax.jit
+def _are_finite(leaves: dict[str, jax.Array]) -> dict[str, jax.Array]:
+  """Where the parameters lie: no mask of their size, no copy on the host."""
+  return {path: jnp.isfinite(leaf).all() for path, leaf in leaves.items()}
+
+
+def _read_part(
+  stored: dict[str, StoredTensor],
+  tensor: tuple[str, tuple[int, ...]],
+  path: str,
+  leaf: jax.ShapeDtypeStruct,
+  index: tuple[slice, ...],
+) -> np.ndarray:
+  """The part of a parameter at `index`; a stacked one layer by layer."""
+  name, _ = tensor
+  size = [len(range(n)[part]) for part, n in zip(index, leaf.shape)]
+  array = np.empty(size, leaf.dtype)
+  if _stacked(path):
+    numbers, rows = range(leaf.shape[0])[index[0]], array
+    index, shape = index[1:], leaf.shape[1:]
   else:
-    require(
-      (directory / INDEX).is_file(),
-      f'{directory} has neither {WEIGHTS} nor {INDEX}',
-    )
-    names = sorted(set(_read_json(directory / INDEX)['weight_map'].values()))
-  files = {}
-  for name in names:
-    path = directory / name
-    require(path.is_file(), f'{directory} has no {name}, which {INDEX} lists')
-    try:
-      file = stack.enter_context(safetensors.safe_open(path, 'numpy'))
-    except safetensors.SafetensorError as error:
-      raise ConfigError(f'{path} is not readable: {error}') from error
-    files |= dict.fromkeys(file.keys(), file)
-  return files
+    numbers, rows, shape = [0], array[None], leaf.shape
+  for i, row in zip(numbers, rows):
+    source = stored[name.format(i)]
+    part = source.read(_torch_index(path, index, shape, source.shape))
+    row[...] = _from_torch(path, part, row.shape)
+  return array
+
+
+def _once(
+  read: Callable[[tuple[slice, ...]], np.ndarray],
+) -> Callable[[tuple[slice, ...]], np.ndarray]:
+  """`read`, which replicas on other devices do not call again."""
+  parts: dict[tuple, np.ndarray] = {}
+
+  def cached(index: tuple[slice, ...]) -> np.ndarray:
+    key = tuple((part.start, part.stop) for part in index)
+    if key not in parts:
+      parts[key] = read(index)
+    return parts[key]
+
+  return cached
 
 
 def _check(
-  directory: pathlib.Path, files: dict[str, Any], a: Architecture
+  folder: pathlib.Path,
+  stored: dict[str, StoredTensor],
+  tensors: Tensors,
+  a: Architecture,
 ) -> None:
-  """The folder holds exactly the tensors of the architecture."""
-  expected = {
-    name.format(i): shape
-    for path, (name, shape) in _tensors(a).items()
+  """The folder holds exactly these tensors, in shapes of the architecture."""
+  # One by one: of absurdly many layers the first is missing already.
+  names = (
+    (name.format(i), shape)
+    for path, (name, shape) in tensors.items()
     for i in range(a.layers if _stacked(path) else 1)
-  }
-  missing = sorted(expected.keys() - files.keys())
-  require(not missing, f'{directory} has no tensor {_some(missing)}')
-
+  )
+  expected, missing = {}, []
+  for name, shape in names:
+    if name in stored:
+      expected[name] = shape
+    else:
+      missing.append(name)
+    if len(missing) > 3:
+      break
+  require(not missing, f'{folder} has no tensor {_some(missing)}')
   # Derived from the configuration; early Llama checkpoints store it.
   extra = {
     name
-    for name in files.keys() - expected.keys()
+    for name in stored.keys() - expected.keys()
     if not name.endswith('rotary_emb.inv_freq')
   }
   if a.tied_head and 'lm_head.weight' in extra:
     extra.remove('lm_head.weight')
-    embedding = 'model.embed_tokens.weight'
     require(
-      np.array_equal(
-        files['lm_head.weight'].get_tensor('lm_head.weight'),
-        files[embedding].get_tensor(embedding),
-      ),
-      f'{directory}: lm_head.weight is not the embedding, although config.json'
+      _equal(stored['lm_head.weight'], stored['model.embed_tokens.weight']),
+      f'{folder}: lm_head.weight is not the embedding, although config.json'
       ' says tie_word_embeddings=true; it must say false',
     )
-  require(
-    not extra, f'{directory} has an unknown tensor {_some(sorted(extra))}'
-  )
+  require(not extra, f'{folder} has an unknown tensor {_some(sorted(extra))}')
   for name, shape in expected.items():
-    view = files[name].get_slice(name)
+    tensor = stored[name]
     require(
-      tuple(view.get_shape()) == shape,
-      f'{directory}: {name} is {tuple(view.get_shape())}, config.json makes it'
-      f' {shape}',
+      tensor.shape == shape,
+      f'{folder}: {name} is {tensor.shape}, config.json makes it {shape}',
     )
     require(
-      view.get_dtype() in ('F32', 'F16', 'BF16'),
-      f'{directory}: {name} is {view.get_dtype()}, not F32, F16 or BF16',
+      tensor.dtype in DTYPES,
+      f'{folder}: {name} is {tensor.dtype}, not {" or ".join(DTYPES)}',
     )
+
+
+def _equal(a: StoredTensor, b: StoredTensor, rows: int = 4096) -> bool:
+  """Whether two matrices hold the same, a few rows at a time."""
+  if a.shape != b.shape:
+    return False
+  starts = range(0, a.shape[0], rows)
+  whole = [slice(0, size) for size in a.shape[1:]]
+  parts = ([slice(i, min(i + rows, a.shape[0])), *whole] for i in starts)
+  return all(np.array_equal(a.read(part), b.read(part)) for part in parts)
 
 
 def _some(names: list[str]) -> str:
-  more = f' and {len(names) - 3} more' if len(names) > 3 else ''
+  more = ' and more' if len(names) > 3 else ''
   return ', '.join(names[:3]) + more
-
-
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
-  require(path.parent.is_dir(), f'no folder {path.parent}')
-  require(path.is_file(), f'{path.parent} has no {path.name}')
-  try:
-    return json.loads(path.read_text(encoding='utf-8'))
-  except ValueError as error:
-    raise ConfigError(f'{path} is not JSON: {error}') from error
-
-
-def _write_json(path: pathlib.Path, values: dict[str, Any]) -> None:
-  path.write_text(json.dumps(values, indent=2) + '\n', encoding='utf-8')

@@ -20,15 +20,14 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from gft_jax.batch import GroupBatch
-from gft_jax.config import Architecture
-from gft_jax.models import attention
+from gft_jax.config import Architecture, LoraConfig
+from gft_jax.models import attention, lora
 
 # What the backward pass finds stored; it recomputes the rest layer by layer.
 # Attention's result is small, and long sequences make their scores again anyway.
 REMAT_POLICIES = {
-  'dots': jax.checkpoint_policies.save_from_both_policies(
-    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    jax.checkpoint_policies.save_only_these_names('attention'),
+  'dots': jax.checkpoint_policies.save_only_these_names(
+    'projection', 'attention'
   ),
   'full': jax.checkpoint_policies.nothing_saveable,
 }
@@ -103,6 +102,7 @@ class Block(nn.Module):
   architecture: Architecture
   dtype: str
   param_dtype: str
+  lora: LoraConfig
 
   def setup(self):
     a = self.architecture
@@ -112,14 +112,17 @@ class Block(nn.Module):
       1 / (2 * a.layers), 'fan_in', 'normal'
     )
     self.attention_norm = self._norm()
-    self.query = self._linear((a.heads, a.head_size), use_bias=a.qkv_bias)
-    self.key = self._linear((a.kv_heads, a.head_size), use_bias=a.qkv_bias)
-    self.value = self._linear((a.kv_heads, a.head_size), use_bias=a.qkv_bias)
-    self.output = self._linear(a.width, axis=(-2, -1), kernel_init=to_stream)
+    heads, kv_heads = (a.heads, a.head_size), (a.kv_heads, a.head_size)
+    self.query = self._linear('query', heads, use_bias=a.qkv_bias)
+    self.key = self._linear('key', kv_heads, use_bias=a.qkv_bias)
+    self.value = self._linear('value', kv_heads, use_bias=a.qkv_bias)
+    self.output = self._linear(
+      'output', a.width, axis=(-2, -1), kernel_init=to_stream
+    )
     self.mlp_norm = self._norm()
-    self.gate = self._linear(a.mlp_width)
-    self.up = self._linear(a.mlp_width)
-    self.down = self._linear(a.width, kernel_init=to_stream)
+    self.gate = self._linear('gate', a.mlp_width)
+    self.up = self._linear('up', a.mlp_width)
+    self.down = self._linear('down', a.width, kernel_init=to_stream)
 
   def prompt(self, x, rotation, segments):
     query, key, value = self._project(x, rotation)
@@ -174,13 +177,19 @@ class Block(nn.Module):
     flat = flat + self.down(nn.silu(self.gate(y)) * self.up(y))
     return flat.reshape(x.shape)
 
-  def _linear(self, features, **settings):
+  def _linear(self, name, features, **settings):
     settings = {
       'kernel_init': nn.initializers.variance_scaling(1, 'fan_in', 'normal'),
       'use_bias': False,
     } | settings
-    return nn.DenseGeneral(
-      features, dtype=self.dtype, param_dtype=self.param_dtype, **settings
+    adapted = name in self.lora.targets
+    return lora.Linear(
+      features,
+      dtype=self.dtype,
+      param_dtype=self.param_dtype,
+      rank=self.lora.rank if adapted else 0,
+      alpha=self.lora.alpha,
+      **settings,
     )
 
   def _norm(self):
@@ -202,12 +211,14 @@ class Transformer(nn.Module):
     remat: 'none', 'dots' (keeps matrix products with parameters and the results
       of attention) or 'full' (keeps the input of each layer). 'dots' is also
       the fastest where memory is slow: on CPUs by 15 % (measured).
+    lora: which projections have adapters, that are then parameters too.
   """
 
   architecture: Architecture
   dtype: str = 'float32'
   param_dtype: str = 'float32'
   remat: str = 'dots'
+  lora: LoraConfig = LoraConfig()
 
   def setup(self):
     a = self.architecture
@@ -244,7 +255,7 @@ class Transformer(nn.Module):
         'response': over_layers | {'in_axes': (0, same, same)},
         'step': over_layers | {'in_axes': (0, 0, same, same, same, same)},
       },
-    )(a, self.dtype, self.param_dtype)
+    )(a, self.dtype, self.param_dtype, self.lora)
 
   def __call__(self, tokens: jax.Array, length: jax.Array) -> Prefix:
     """`prefill`, which touches every parameter: `model.init` calls this."""

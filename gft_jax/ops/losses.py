@@ -46,6 +46,25 @@ def sft_token_loss(logp: chex.Array) -> chex.Array:
   return -logp
 
 
+def preference_loss(chosen: chex.Array, rejected: chex.Array) -> chex.Array:
+  """Bradley-Terry: L = -log σ(r⁺ - r⁻), the surprise that r⁺ is preferred.
+
+  Only the difference counts, so scores are known up to a constant per prompt.
+
+  Args:
+    chosen: [...] scores r⁺.
+    rejected: [...] scores r⁻ of answers to the same prompts.
+
+  Returns:
+    [...].
+
+  Source: Bradley and Terry 1952; Ouyang et al. 2022 (arXiv 2203.02155), Eq. 1.
+  """
+  chex.assert_equal_shape([chosen, rejected])
+
+  return jax.nn.softplus(rejected - chosen)
+
+
 def dft_token_loss(
   logp: chex.Array, *, kept: chex.Array | None = None
 ) -> chex.Array:

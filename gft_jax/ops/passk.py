@@ -1,4 +1,4 @@
-"""pass@k, avg@k and how sure one may be of them."""
+"""pass@k, avg@k, maj@k and how sure one may be of them."""
 
 from typing import NamedTuple
 
@@ -63,7 +63,50 @@ def avg_at_k(correct: chex.Array, samples: chex.Array) -> chex.Array:
   return (correct / samples).astype(jnp.float32).mean()
 
 
-def interval(values: chex.Array) -> Interval:
+def majority_at_k(votes: chex.Array, correct: chex.Array, k: int) -> chex.Array:
+  """Share of blocks of k answers whose most frequent answer is right.
+
+      maj@k = mean over the n // k blocks of k consecutive answers of
+              correct[first answer of the block with the most votes]
+
+  A block is k independent answers, so every block, and their mean, estimates
+  the accuracy of a vote among k without bias. The mean over all k-subsets
+  would vary less, but has no closed form; k = n is the one vote of all, and
+  k = 1 is the mean of `correct` where every answer has a vote. Answers that do
+  not fill a last block are left out. Of equally frequent answers the first
+  wins; a block without a vote is wrong.
+
+  Args:
+    votes: [..., n] integers, equal where the answers to a problem are; -1 is an
+      answer that says nothing, and has no vote.
+    correct: [..., n] bool, the answer is right.
+    k: static, from 1 to n.
+
+  Returns:
+    [...] float32.
+
+  Raises:
+    ValueError: k is not in that range.
+
+  Source: Wang et al. 2022 (arXiv 2203.11171), self-consistency.
+  """
+  chex.assert_equal_shape((votes, correct))
+  n = votes.shape[-1]
+  if not 1 <= k <= n:
+    raise ValueError(f'maj@k with k={k} needs 1 to {n} answers')
+
+  blocks = (*votes.shape[:-1], n // k, k)
+  votes = votes[..., : n - n % k].reshape(blocks)
+  correct = correct[..., : n - n % k].reshape(blocks)
+  same = (votes[..., :, None] == votes[..., None, :]) & (votes >= 0)[..., None]
+  first = jnp.argmax(same.sum(axis=-1), axis=-1, keepdims=True)
+  right = jnp.take_along_axis(correct & (votes >= 0), first, axis=-1)
+  return right.astype(jnp.float32).mean(axis=(-2, -1))
+
+
+def interval(
+  values: chex.Array, bounds: tuple[float, float] = (0.0, 1.0)
+) -> Interval:
   """Mean over problems with a 95 % interval by the central limit theorem.
 
       mean ± 1.96 s / √n;  s with n - 1
@@ -72,17 +115,22 @@ def interval(values: chex.Array) -> Interval:
   average (or pass@k) them first. Approximate below about 30 problems.
 
   Args:
-    values: [n], one number in [0, 1] per problem.
+    values: [n], one number per problem, within `bounds`.
+    bounds: what a value can be at least and at most.
 
   Returns:
-    Scalars; the ends are cut to [0, 1]. One problem says nothing: [0, 1].
+    Scalars; the ends are cut to `bounds`. One problem says nothing: its
+    interval is `bounds`.
   """
   chex.assert_rank(values, 1)
+  lowest, highest = bounds
 
   mean = values.mean()
   if values.size == 1:
-    return Interval(mean, jnp.zeros_like(mean), jnp.ones_like(mean))
+    return Interval(
+      mean, jnp.full_like(mean, lowest), jnp.full_like(mean, highest)
+    )
   reach = 1.96 * values.std(ddof=1) / values.size**0.5
   return Interval(
-    mean, jnp.clip(mean - reach, 0, 1), jnp.clip(mean + reach, 0, 1)
+    mean, jnp.clip(mean - reach, *bounds), jnp.clip(mean + reach, *bounds)
   )

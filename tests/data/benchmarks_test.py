@@ -3,18 +3,23 @@
 import json
 import re
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from gft_jax import rewards
 from gft_jax.config import ConfigError, RewardConfig
 from gft_jax.data import benchmarks
 
+# Of TabMWP there is no file at hand, only rows written in its shape.
+AT_HAND = [name for name in benchmarks.BENCHMARKS if name != 'tabmwp']
+
 
 def file_of(shared, name):
   return shared / 'data' / 'benchmarks' / f'{name}.jsonl'
 
 
-@pytest.mark.parametrize('name', benchmarks.BENCHMARKS)
+@pytest.mark.parametrize('name', AT_HAND)
 def test_every_file_is_read_to_its_last_row(shared, name):
   rows = benchmarks.rows(name, file_of(shared, name))
   assert len(rows) == benchmarks.BENCHMARKS[name].count
@@ -38,6 +43,74 @@ def test_prompts_and_answers_of_each_kind(shared):
   assert first('sat_math')['answer'] == 'A'
   assert first('olympiadbench')['answer'] == '2'
   assert first('olympiadbench')['prompt'].startswith('Xenia and Sergey')
+
+
+def test_tables_of_tabmwp(tmp_path):
+  """Columns as its publishers write them: answers and choices are texts."""
+  rows = [
+    {
+      'table_title': 'Coins of Ann',
+      'table': 'Coin | Number\nPenny | 3\nDime | 1,200',
+      'question': 'How many dimes has Ann?',
+      'choices': None,
+      'answer': '1,200',
+      'ans_type': 'integer_number',
+    },
+    {
+      'table_title': None,
+      'table': 'Day | Rain\nMonday | yes',
+      'question': 'Was Monday dry?',
+      'choices': ['yes', 'no'],
+      'answer': 'no',
+      'ans_type': 'boolean_text',
+    },
+    {
+      'table_title': '',
+      'table': 'Part | Size\nA | half',
+      'question': 'Which share is A?',
+      'choices': None,
+      'answer': '1/2',
+      'ans_type': 'decimal_number',
+    },
+  ]
+  path = tmp_path / 'tabmwp.jsonl'
+  path.write_text('\n'.join(map(json.dumps, rows)))
+  found = benchmarks.rows('tabmwp', path)
+  assert [row['prompt'] for row in found] == [
+    'Coins of Ann\nCoin | Number\nPenny | 3\nDime | 1,200\n'
+    'How many dimes has Ann?',
+    'Day | Rain\nMonday | yes\nWas Monday dry?\nChoices: yes, no',
+    'Part | Size\nA | half\nWhich share is A?',
+  ]
+  responses = [r'\boxed{1200}', r'\boxed{\text{no}}', r'So \boxed{0.5}.']
+  answers = [row['answer'] for row in found]
+  with rewards.Grader(RewardConfig(function='math')) as grader:
+    right = grader.score([''] * 3, answers, responses)
+    wrong = grader.score([''] * 3, answers, [r'\boxed{\text{yes}}'] * 3)
+  assert right.values.tolist() == [1, 1, 1]
+  assert wrong.values.tolist() == [0, 0, 0]
+  # A parquet file of the same rows says the same.
+  parquet = tmp_path / 'tabmwp.parquet'
+  pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), parquet)
+  assert benchmarks.rows('tabmwp', parquet) == found
+  path.write_text('')
+  with pytest.raises(ConfigError, match='has no rows'):
+    benchmarks.rows('tabmwp', path)
+
+
+def test_the_benchmarks_of_the_paper_by_its_names():
+  paper = (
+    'AMC23, College Math, Gaokao2023En, MATH, Minerva Math, TabMWP,'
+    ' OlympiadBench, MMLU-STEM, SAT Math, MAWPS, SVAMP, AIME24, GSM8K'
+  )
+  found = [benchmarks.canonical(name) for name in paper.split(',')]
+  assert sorted([*found, 'mawps_singleop']) == sorted(benchmarks.BENCHMARKS)
+  assert benchmarks.canonical('math500') == 'math_oai'
+  assert benchmarks.canonical('MATH-500') == 'math_oai'
+  assert set(benchmarks.ALIASES.values()) <= set(benchmarks.BENCHMARKS)
+  assert not set(benchmarks.ALIASES) & set(benchmarks.BENCHMARKS)
+  with pytest.raises(ConfigError, match='did you mean svamp'):
+    benchmarks.canonical('swamp')
 
 
 @pytest.mark.parametrize(
@@ -96,8 +169,10 @@ UNVERIFIABLE = {'college_math': 30, 'gaokao2023en': 2}
 @pytest.mark.parametrize(
   'name',
   [
-    pytest.param(name, marks=pytest.mark.slow) if count > 2500 else name
-    for name, (count, *_) in benchmarks.BENCHMARKS.items()
+    pytest.param(name, marks=pytest.mark.slow)
+    if benchmarks.BENCHMARKS[name].count > 2500
+    else name
+    for name in AT_HAND
   ],
 )
 def test_the_reference_answers_are_right(shared, name):

@@ -8,6 +8,7 @@ import transformers
 
 from gft_jax.config import ConfigError
 from gft_jax.data import chat, files
+from gft_jax.models.tokenizer import missing_call
 
 SMOLLM2 = pathlib.Path('~/.cache/gft_jax/SmolLM2-135M-Instruct').expanduser()
 
@@ -115,6 +116,16 @@ def test_prompt_and_answer_are_the_conversation(name):
   assert prompt + ids == whole[:-1]
   assert tokenizer.decode(whole[-1:]) == '\n'
   assert len(ids) == len(trained) and ids[-1] == tokenizer.eos_token_id
+
+
+def test_a_template_without_a_generation_prompt_calls_all_the_same():
+  """The call is asked, not answered; so it does not train."""
+  silent = CHATML.partition('{% if add')[0]
+  tokenizer, other = bytes_tokenizer(silent), bytes_tokenizer(CHATML)
+  call = missing_call(tokenizer)
+  assert call == '<|im_start|>assistant\n'
+  written = chat.write(ASKED, ANSWERED, tokenizer, call)
+  assert written == chat.write(ASKED, ANSWERED, other)
 
 
 @pytest.mark.parametrize('name', TOKENIZERS)

@@ -45,12 +45,101 @@ def test_a_file_is_described(main, tmp_path, capsys):
   assert 'expert' in found.out, 'the lengths that say what to raise'
 
 
+def graded_file(tmp_path):
+  """12 rows: 2, 2, 1 and 0 of 2 teachers are right; experts 3 and 6 are not."""
+  right, wrong = '1+1=2#2', '1+1=3#3'
+  teachers = [[right, '#2'], [right, '#2'], [right, wrong], [wrong, '?']]
+  rows = [
+    {
+      'prompt': f'{i}+1-{i}+1:',
+      'answer': '2',
+      'expert': wrong if i in (3, 6) else right,
+      'teacher': [] if i == 9 else teachers[i % 4],
+    }
+    for i in range(1, 13)
+  ]
+  path = tmp_path / 'graded.jsonl'
+  path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  return path
+
+
+@pytest.mark.parametrize('flags', [['--reward'], ['--reward', 'arithmetic']])
+def test_given_answers_are_graded(main, tmp_path, capsys, flags):
+  path, out = graded_file(tmp_path), tmp_path / 'out.json'
+  settings = [f'data.cache={tmp_path}/c', f'data.eval_path={path}']
+  arguments = ['--path', str(path), '--json', str(out), '--set', *settings]
+  assert main([*arguments, *flags]) == 0
+  lines = capsys.readouterr().out.splitlines()[-6:]
+  assert lines == [
+    'expert: 83.33% of 12 answers pass arithmetic',
+    'expert: 2 rows without a pass: rows 3, 6',
+    'teacher: 59.09% of 22 answers pass arithmetic',
+    'teacher: 3 could not be graded: parse',
+    'rows by passes: 0: 3, 1: 3, 2: 5',
+    'teacher: 3 rows without a pass: rows 3, 7, 11',
+  ]
+  found = json.loads(out.read_text())['pass_rates']
+  assert found['reward'] == 'arithmetic'
+  assert found['expert']['rows_without_pass'] == [3, 6]
+  assert found['teacher']['pass_rate'] == pytest.approx(13 / 22)
+  assert found['teacher']['rows_by_passes'] == {'0': 3, '1': 3, '2': 5}
+
+
+def test_the_reward_of_a_config(main, tmp_path, capsys):
+  path, recipe = graded_file(tmp_path), tmp_path / 'recipe.py'
+  recipe.write_text(f"""
+from gft_jax.config import Config, DataConfig, RewardConfig
+
+def get_config():
+  data = DataConfig(path={str(path)!r}, eval_path={str(path)!r})
+  return Config(data=data, reward=RewardConfig(function='math'))
+""")
+  settings = ['--set', f'data.cache={tmp_path}/c', 'data.rows=2']
+  assert main(['--config', str(recipe), '--reward', *settings]) == 0
+  assert 'of 2 answers pass math\n' in capsys.readouterr().out
+
+
+def test_every_bad_row_has_a_number_and_a_reason(main, tmp_path, capsys):
+  """Also where there are too many: named first, refused then."""
+  good = {'prompt': '1+1:', 'answer': '2', 'expert': '#2'}
+  bad = [{'answer': '2'}] * 7 + [{'prompt': '1:', 'answer': '?'}]
+  long = [good | {'prompt': '1+1+1+1+1+1+1+1+1:'}]
+  path = tmp_path / 'a.jsonl'
+  rows = [good] * 30 + bad + long
+  path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  settings = [f'data.cache={tmp_path}/c', f'data.eval_path={path}']
+  arguments = ['--path', str(path), '--set', *settings]
+  named = [
+    'dropped: 7 prompt is missing: rows 31, 32, 33, 34, 35 and 2 more',
+    'dropped: 1 expert is missing: row 38',
+    'dropped: 1 prompts longer than data.max_prompt=16: row 39',
+  ]
+  out = tmp_path / 'out.json'
+  code = main([*arguments, 'data.max_dropped=0.3', '--json', str(out)])
+  assert code == 0
+  lines = capsys.readouterr().out.splitlines()
+  assert [line for line in lines if line.startswith('dropped')] == named
+  found = json.loads(out.read_text())['dropped']
+  assert list(found.values()) == [[*range(31, 38)], [38], [39]]
+
+  out.unlink()
+  assert main([*arguments, '--json', str(out)]) == 2
+  found = capsys.readouterr()
+  lines = found.out.splitlines()
+  assert [line for line in lines if line.startswith('dropped')] == named
+  assert found.err.count('\n') == 1 and '8 of 39 rows are bad' in found.err
+  assert not out.exists()
+
+
 @pytest.mark.parametrize(
   'arguments, message',
   [
     (['--path', 'none.jsonl'], 'none.jsonl does not exist'),
     (['--set', 'data.max_promt=3'], 'did you mean max_prompt'),
     (['--tokenizer', 'nowhere'], 'nowhere: no such folder'),
+    (['--reward', 'maths'], 'did you mean math'),
+    (['--json', 'nowhere/a.json'], 'there is no folder nowhere'),
+    (['--config', 'none.py'], 'none.py: no such file'),
     (['--reasoning-gym', 'gsm_symbolic'], 'needs --out'),
     (['--reasoning-gym', 'gsm_symbolc', '--out', 'x'], 'mean gsm_symbolic'),
   ],

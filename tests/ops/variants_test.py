@@ -40,12 +40,17 @@ REFERENCE = _bits.normal(size=(B, G, T, D)).astype('float32')
 HEAD = _bits.normal(size=(D, V)).astype('float32')
 TARGETS = _bits.integers(0, V, (B, G, T))
 CORRECT = _bits.integers(0, 9, (B, G))
+VOTES = _bits.integers(-1, 2, (B, G))
 
 # Every array has B in front, so that any of them can be mapped over.
 FORMULAS = {
   'group_normalized': (advantages.group_normalized, (REWARDS, MEMBERS)),
   'mean_centred': (advantages.mean_centred, (REWARDS, MEMBERS)),
   'leave_one_out': (advantages.leave_one_out, (REWARDS, MEMBERS)),
+  'majority_at_k': (
+    lambda votes, correct: passk.majority_at_k(votes, correct > 4, 2),
+    (VOTES, CORRECT),
+  ),
   'dynamic_coefficient': (
     lambda logp: rectification.dynamic_coefficient(logp, tau=0.4),
     (LOGP,),

@@ -1,0 +1,54 @@
+r"""RLHF after GFT: GRPO on what a reward model says, held to its start by KL.
+
+Paper item: Figure 4, GFT before RL, with a learned reward. After the quickstart,
+whose base policy answers the questions that the reward model learns from:
+
+  python experiments/evaluate.py --workdir runs/quickstart --stage base \
+    --set eval.splits=train eval.prompts=1024 eval.temperature=1 \
+    eval.kl_prompts=0
+  python experiments/export.py --workdir runs/quickstart --stage base \
+    --out runs/base
+  python experiments/train_reward_model.py --model runs/base \
+    --pairs runs/quickstart/evaluation-base/generations/train.jsonl \
+    --workdir runs/reward_model --epochs 3 \
+    --set data.max_response=52 data.batch_size=32
+  python experiments/export.py --workdir runs/quickstart --stage gft \
+    --out runs/gft
+  python experiments/train.py --config experiments/configs/rlhf.py \
+    --workdir runs/rlhf --set model.path=runs/gft \
+    reward.model=runs/reward_model/model
+
+Evaluations count right answers: they show what optimising a learned reward is
+worth, and where it stops being worth anything.
+"""
+
+import embedded
+
+from gft_jax.config import (
+  CheckpointConfig,
+  Config,
+  DataConfig,
+  EvalConfig,
+  OptimizerConfig,
+  RewardConfig,
+  Stage,
+)
+
+
+def get_config() -> Config:
+  return Config(
+    data=DataConfig(batch_size=16, max_prompt=14, max_response=40),
+    optimizer=OptimizerConfig(learning_rate=1e-4),
+    checkpoint=CheckpointConfig(every=15),
+    reward=RewardConfig(function='model', model='runs/reward_model/model'),
+    eval=EvalConfig(reward='arithmetic'),
+    stages=(
+      Stage(
+        'rlhf',
+        '',
+        'grpo',
+        45,
+        (*embedded.OWN_SAMPLES, 'loss.kl_weight=0.05'),
+      ),
+    ),
+  )

@@ -1,0 +1,267 @@
+"""Pairs of answers, one preferred -> a reward model (Bradley-Terry).
+
+A pair is a group of two, the chosen answer before the rejected one, so that its
+prompt is computed once. What comes out is a Hugging Face folder of a sequence
+classifier, which `reward.model` names.
+"""
+
+import contextlib
+import dataclasses
+import pathlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from gft_jax import (
+  checkpoint,
+  engine,
+  evaluate,
+  parallel,
+  train,
+  train_step,
+  writers,
+)
+from gft_jax.batch import GroupBatch
+from gft_jax.config import Config, require
+from gft_jax.data import files, pipeline
+from gft_jax.models import huggingface, reward_model
+
+# Pairs held out: a tenth, at most.
+MOST_HELD_OUT = 256
+STAGE = 'reward_model'
+
+
+class Pair(NamedTuple):
+  prompt: str
+  chosen: str
+  rejected: str
+
+
+def read_pairs(path: str | pathlib.Path) -> list[Pair]:
+  """Pairs of a file with the columns prompt, chosen and rejected.
+
+  Or answers that an evaluation has kept: of each prompt the best with the
+  worst, the second best with the second worst, while their rewards differ.
+
+  Raises:
+    ConfigError: no such file, a bad row (names it), or no pair.
+  """
+  path = pathlib.Path(path).expanduser()
+  files.check_exists(path)
+  rows = []
+  for number, row in files.raw_rows(path):
+    fault = _fault(row)
+    require(not fault, f'{path}: row {number} {fault}')
+    rows.append(row)
+  kept = bool(rows) and 'reward' in rows[0]
+  pairs = _of_kept(rows) if kept else [Pair(**_texts(row)) for row in rows]
+  require(bool(pairs), f'{path} has no pair of a better and a worse answer')
+  return pairs
+
+
+def train_reward_model(
+  config: Config, pairs: list[Pair], workdir: str | pathlib.Path, epochs: int
+) -> dict[str, float]:
+  """Trains, or goes on training, a reward model from a policy.
+
+  Afterwards `workdir` holds config.json, metrics.jsonl, checkpoints/ and
+  model/, the Hugging Face folder. A tenth of the pairs is held out, whole
+  prompts of it.
+
+  Args:
+    config: its model, data (lengths, template, batch_size), optimizer,
+      checkpoint, log, mesh and seed are used.
+    pairs: of `read_pairs`.
+    workdir: of this training alone.
+    epochs: how often each pair is seen.
+
+  Returns:
+    'eval/accuracy', 'eval/loss' and 'eval/margin' on the held-out pairs.
+    Pairs that are too long are left out, up to data.max_dropped of them.
+
+  Raises:
+    ConfigError: a setting that cannot work, too few pairs that fit, or a
+      workdir begun under another config.
+  """
+  require(
+    not config.model.lora.rank,
+    f'model.lora.rank={config.model.lora.rank}: a reward model is trained whole;'
+    ' set it to 0',
+  )
+  workdir = pathlib.Path(workdir)
+  train.check_workdir(workdir, config)
+  mesh = parallel.make_mesh(config.mesh)
+  policy = train.load_policy(config)
+  seen, held_out = _split(pairs)
+  train_set = encode(seen, config, policy.tokenizer)
+  test_set = encode(held_out, config, policy.tokenizer)
+  size = config.data.batch_size
+  parallel.check_divisible(size, config.mesh)
+  count = len(train_set.rewards)
+  fitting = count + len(test_set.rewards)
+  require(
+    len(pairs) - fitting <= config.data.max_dropped * len(pairs),
+    f'{len(pairs) - fitting} of {len(pairs)} pairs exceed data.max_prompt='
+    f'{config.data.max_prompt} or data.max_response={config.data.max_response},'
+    f' more than data.max_dropped={config.data.max_dropped} allows',
+  )
+  require(
+    count >= size and count < fitting,
+    f'of {fitting} pairs {count} are to train on; data.batch_size={size} needs'
+    ' more, and one must be held out',
+  )
+  steps = epochs * (count // size)
+
+  # The head of the policy is not the model's own.
+  architecture = dataclasses.replace(policy.model.architecture, tied_head=True)
+  model = policy.model.clone(architecture=architecture)
+  start = reward_model.init(
+    engine.key_of(config.seed, 'init', 0), policy.params
+  )
+  optimizer = engine.optimizer_of(config.optimizer, steps)
+  state = engine.spread(
+    lambda params: train_step.create_state(model, params, optimizer),
+    start,
+    mesh,
+  )
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(train.claim(workdir, config))
+    writer = stack.enter_context(
+      contextlib.closing(writers.make_writer(workdir, config.log))
+    )
+    state, evaluation = _run(
+      config, workdir, model, state, train_set, test_set, steps, mesh, writer
+    )
+  huggingface.save(workdir / 'model', model, state.params, policy.tokenizer)
+  return evaluation
+
+
+def _run(
+  config: Config,
+  workdir: pathlib.Path,
+  model: Any,
+  state: Any,
+  pairs: GroupBatch,
+  held_out: GroupBatch,
+  steps: int,
+  mesh: Any,
+  writer: writers.Writer,
+) -> tuple[Any, dict[str, float]]:
+  """The steps that are not done; the last state and its evaluation."""
+  size, directory = config.data.batch_size, workdir / 'checkpoints'
+  done, position = 0, {'metrics_bytes': 0, 'evaluation': {}}
+  restored = checkpoint.restore(directory, state)
+  if restored:
+    done, state, position = restored
+  writer.begin(STAGE, steps, done, position['metrics_bytes'])
+  for step, rows in enumerate(_order(len(pairs.rewards), config, steps), 1):
+    if step <= done:
+      continue
+    batch = parallel.to_global(mesh, _rows(pairs, rows))
+    state, metrics = engine.update_reward_model(state, batch, model=model)
+    head = {'stage': STAGE, 'step': step}
+    writer.write(head | _floats('train', [metrics]))
+    if step == steps or step % config.checkpoint.every == 0:
+      evaluation = _evaluate(model, state.params, held_out, size, mesh)
+      writer.write(head | evaluation)
+      position = {
+        'metrics_bytes': writer.position(),
+        'evaluation': evaluation,
+      }
+      keep = config.checkpoint.keep
+      checkpoint.save(directory, step, state, position, keep=keep)
+  return state, position['evaluation']
+
+
+def encode(pairs: list[Pair], config: Config, tokenizer: Any) -> GroupBatch:
+  """Groups [n, 2] of the pairs whose prompt and answers fit."""
+  prompts, responses = pipeline.encode_groups(
+    [pair.prompt for pair in pairs],
+    [[pair.chosen, pair.rejected] for pair in pairs],
+    config.data,
+    tokenizer,
+  )
+  fits = (prompts.length <= config.data.max_prompt) & np.all(
+    responses.length <= config.data.max_response, axis=1
+  )
+  prompts, responses = jax.tree.map(lambda x: x[fits], (prompts, responses))
+  return evaluate.unscored(prompts, responses, int(fits.sum()))
+
+
+def _fault(row: Any) -> str:
+  """Why a row is neither a pair nor a kept answer; '' where it is."""
+  if isinstance(row, files.BadRow):
+    return str(row)
+  texts = ('prompt', 'response') if 'reward' in row else Pair._fields
+  for name in texts:
+    if name not in row:
+      return f'has no column {name!r}; a pair has {", ".join(Pair._fields)}'
+    if not isinstance(files.decoded(row[name]), str):
+      return f'{name} is a {type(row[name]).__name__}, not text'
+  return ''
+
+
+def _texts(row: dict[str, Any]) -> dict[str, str]:
+  return {name: files.decoded(row[name]) for name in Pair._fields}
+
+
+def _of_kept(rows: list[dict[str, Any]]) -> list[Pair]:
+  answers: dict[str, dict[str, float]] = {}
+  for row in rows:
+    by_text = answers.setdefault(row['prompt'], {})
+    by_text[row['response']] = row['reward']
+  pairs = []
+  for prompt, rewards in answers.items():
+    ranked = sorted(rewards, key=rewards.get, reverse=True)
+    for best, worst in zip(ranked[: len(ranked) // 2], reversed(ranked)):
+      if rewards[best] > rewards[worst]:
+        pairs.append(Pair(prompt, best, worst))
+  return pairs
+
+
+def _split(pairs: list[Pair]) -> tuple[list[Pair], list[Pair]]:
+  """Those to train on and those held out; no prompt stands in both."""
+  prompts = list(dict.fromkeys(pair.prompt for pair in pairs))
+  count = max(1, min(len(prompts) // 10, MOST_HELD_OUT))
+  out = set(prompts[-count:])
+  return (
+    [pair for pair in pairs if pair.prompt not in out],
+    [pair for pair in pairs if pair.prompt in out],
+  )
+
+
+def _order(count: int, config: Config, steps: int) -> Iterator[np.ndarray]:
+  """Rows of each step, which depend on the seed and the step alone."""
+  size = config.data.batch_size
+  for step in range(steps):
+    epoch, batch = divmod(step, count // size)
+    if batch == 0:
+      generator = np.random.Generator(np.random.PCG64([config.seed, epoch]))
+      order = generator.permutation(count)
+    yield order[batch * size : (batch + 1) * size]
+
+
+def _evaluate(
+  model: Any, params: Any, pairs: GroupBatch, size: int, mesh: Any
+) -> dict[str, float]:
+  found = []
+  for start in range(0, len(pairs.rewards), size):
+    part = _rows(pairs, slice(start, start + size))
+    part = evaluate.unscored(part.prompts, part.responses, size)
+    found.append(
+      engine.compare_pairs(model, params, parallel.to_global(mesh, part))
+    )
+  return _floats('eval', found)
+
+
+def _floats(group: str, parts: list[dict[str, Any]]) -> dict[str, float]:
+  return {
+    f'{group}/{name}': float(sum(part[name] for part in parts).value)
+    for name in parts[0]
+  }
+
+
+def _rows(tree: Any, rows: Any) -> Any:
+  return jax.tree.map(lambda x: x[rows], tree)

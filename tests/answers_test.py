@@ -1,0 +1,243 @@
+r"""What an answer says and is worth, beside the official code's own results."""
+
+import functools
+import json
+import pathlib
+import time
+
+import pytest
+
+from gft_jax import answers, config
+from gft_jax.answers import AnswerError, GoldError
+
+OFFICIAL = json.loads(
+  (pathlib.Path(__file__).parent / 'golden/grading.json').read_text()
+)
+
+
+@pytest.mark.parametrize(
+  'text, content',
+  [
+    (r'so \boxed{18}.', '18'),
+    (r'\boxed{1} or \boxed{\frac{1}{2}}', r'\frac{1}{2}'),
+    (r'\fbox{ 7 }', '7'),
+    (r'\boxed {7}', '7'),
+    (r'\boxed{\{x | x > 0\}}', r'\{x | x > 0\}'),
+    (r'\boxed{3} and then \boxed{4', '3'),
+    (r'} \boxed{3}', '3'),
+    (r'\boxed{', None),
+    (r'{18}', None),
+    ('', None),
+  ],
+)
+def test_last_boxed(text, content):
+  assert answers.last_boxed(text) == content
+
+
+def test_braces_without_end_are_read_in_one_pass():
+  assert answers.last_boxed(r'\boxed{' * 200_000) is None
+
+
+@pytest.mark.parametrize(
+  'response, said',
+  [
+    (r'3, so \boxed{4} #### 5', '4'),
+    ('x = 3\n#### 1,450 \nQ: next', '1,450'),
+    ('The answer is 3.5 m. That is all.', '3.5 m'),
+    ('the answer is: (B)', '(B)'),
+    (' Paris\n', 'Paris'),
+    (r'\boxed{1}' + ' ' * answers.MAX_CHARACTERS, ''),
+  ],
+)
+def test_final(response, said):
+  assert answers.final(response) == said
+
+
+@pytest.mark.parametrize(
+  ('function', 'response', 'answer'),
+  [
+    ('math', r'\boxed{3} no, \boxed{ \dfrac{1}{2} }.', r'\frac{1}{2}'),
+    ('math', r'\boxed{\text{Evelyn}}', 'Evelyn'),
+    ('math', r'\boxed{\$1,200.00}', '1200'),
+    ('math', r'\boxed{\left(1, 2\right)}', '(1,2)'),
+    ('math', r'\boxed{1,2}', '1,2'),
+    ('math', r'\boxed{0.5', '0.5'),
+    ('math', 'so 7\n#### 1,800\nThat is all 3.', '1800'),
+    ('math', 'She makes 9 * 2 = $18.', '18'),
+    ('math', 'It is -3.50 or so', '-3.50'),
+    ('math', r'nothing in \boxed{}', None),
+    ('math', 'nothing', None),
+    ('mine:reward', 'about 7', '7'),
+    ('choice', r'(A) or \boxed{C}', 'C'),
+    ('choice', 'nothing', None),
+    ('arithmetic', '7+8=15#15', '15'),
+    ('arithmetic', '15', None),
+  ],
+)
+def test_extract(function, response, answer):
+  assert answers.extract(function, response) == answer
+
+
+def test_what_is_extracted_costs_little_whatever_it_is():
+  start = time.perf_counter()
+  for piece in (
+    '{',
+    r'\boxed{',
+    r'\text{',
+    r'\text ',
+    '1,',
+    '1,234',
+    '-',
+    '####',
+  ):
+    answers.extract('math', piece * 1_000_000)
+  assert time.perf_counter() - start < 2
+
+
+@pytest.mark.parametrize(
+  'answer, response, value',
+  [
+    ('Paris', r'It is \boxed{ paris}', 1),
+    ('New York', 'The answer is new  york.', 1),
+    ('Paris', 'It is Paris', 0),
+    ('0.5', r'\boxed{1/2}', 0),
+  ],
+)
+def test_exact(answer, response, value):
+  assert answers.exact('', answer, response) == value
+
+
+@pytest.mark.parametrize(
+  'answer, response, value',
+  [
+    ('1000', r'\boxed{1,000.09}', 1),
+    ('1000', r'\boxed{1000.11}', 0),
+    ('-2.5', r'\boxed{-5/2}', 1),
+    ('3e8', r'\boxed{300000000}', 1),
+    ('18', 'The answer is $18.00 a day', 1),
+    ('50', r'\boxed{50\%}', 1),
+    ('0', r'\boxed{0.0}', 1),
+    ('0', r'\boxed{1e-9}', 0),
+  ],
+)
+def test_numeric(answer, response, value):
+  assert answers.numeric('', answer, response, tolerance=1e-4) == value
+
+
+@pytest.mark.parametrize(
+  'answer, response, error',
+  [
+    ('18', 'no idea', AnswerError),
+    ('18', r'\boxed{1/0}', AnswerError),
+    ('18', r'\boxed{18x}', AnswerError),
+    ('18', r'\boxed{10**10**10}', None),  # Reads 10; nothing is computed.
+    ('many', '18', GoldError),
+  ],
+)
+def test_numeric_reads_numbers_only(answer, response, error):
+  grade = functools.partial(answers.numeric, '', answer, response)
+  if error is None:
+    assert grade(tolerance=1e-4) == 0
+  else:
+    with pytest.raises(error):
+      grade(tolerance=1e-4)
+
+
+def test_format_and_length():
+  assert answers.formatted('', '', 'a\nb', pattern='a.b') == 1
+  assert answers.formatted('', '', 'ab', pattern='a.b') == 0
+  assert answers.length('', '', 'x' * 5, limit=20) == 0.25
+  assert answers.length('', '', 'x' * 50, limit=20) == 1
+
+
+def test_the_default_format_is_a_box():
+  grade = answers.built_in(config.RewardConfig())['format']
+  assert grade('', '', r'so \boxed{18}') == 1
+  assert grade('', '', r'so \boxed{}') == 0
+  assert grade('', '', 'so 18') == 0
+
+
+# Where this project's grader and the official one differ, and why.
+REWARD_DIFFERENCES = {
+  'no_box_he_answer_is_with_tail': 'the words after a number are not part of it',
+  'fraction_vs_decimal_close': 'a rounded decimal is not the fraction',
+  'percent_times100': '50 is not 0.5',
+  'gt_units_text_raw': 'units of the reference do not count either',
+  'gt_degree_raw': 'nor do degrees',
+  'interval_paren_vs_mixed': 'an open end is not a closed one',
+  'list_order': 'a list without brackets has no order',
+  'gt_text_choice_raw': r'B is \text{B}',
+  'word_number': 'numbers in words are not read',
+  'equation': 'both sides of an equation count',
+}
+EVAL_DIFFERENCES = {
+  r'\boxed{(1,2]}': 'an open end is not a closed one',
+  r'\boxed{3.83 \times 10^{35}}': '3.83e35 is that number',
+}
+
+
+def graded(grade, answer, response):
+  try:
+    return grade('', answer, response)
+  except AnswerError:
+    return 0.0
+  except GoldError:
+    assert not answer  # A null in the official case.
+    return 0.0
+
+
+def test_the_official_reward_cases_agree_or_are_explained():
+  cases = OFFICIAL['reward_cases']['cases']
+  differ = {
+    case['id']
+    for case in cases
+    if graded(
+      answers.mathematics, case['ground_truth'] or '', case['solution_str']
+    )
+    != case['expected_score']
+  }
+  assert len(cases) == 37
+  assert differ == set(REWARD_DIFFERENCES)
+
+
+def test_the_official_evaluation_cases_agree_or_are_explained():
+  cases = OFFICIAL['eval_cases']['cases']
+  letters = ('mmlu_stem', 'aqua')
+  differ = set()
+  for case in cases:
+    grade = (
+      answers.choice if case['data_name'] in letters else answers.mathematics
+    )
+    answer = case['expected_gt']
+    if case['data_name'] == 'gaokao2023en':
+      answer = case['example']['answer']  # Theirs is stripped of its LaTeX.
+    if graded(grade, answer, case['response']) != case['expected_correct']:
+      differ.add(case['response'])
+  assert len(cases) == 19
+  assert differ == set(EVAL_DIFFERENCES)
+
+
+@pytest.mark.parametrize(
+  'name, solution',
+  [
+    ('math_oai', lambda row: row['solution']),
+    ('minerva_math', lambda row: row['solution']),
+    ('aime24', lambda row: row['solution']),
+    # Its solutions are proofs, with the answer somewhere inside.
+    ('olympiadbench', lambda row: rf'\boxed{{{row["final_answer"][0]}}}'),
+  ],
+)
+def test_the_experts_own_answers_are_right(shared, name, solution):
+  """All of them; the official grader refuses its own \\text and degrees."""
+  from gft_jax import rewards
+  from gft_jax.data import benchmarks
+
+  path = shared / f'data/benchmarks/{name}.jsonl'
+  golds = [row['answer'] for row in benchmarks.rows(name, path)]
+  lines = path.read_text().splitlines()
+  responses = [solution(json.loads(line)) for line in lines]
+  settings = config.RewardConfig('math', workers=2, timeout_s=20.0)
+  with rewards.Grader(settings) as grader:
+    scores = grader.score([''] * len(golds), golds, responses)
+  wrong = [i for i, value in enumerate(scores.values) if value != 1]
+  assert not wrong
