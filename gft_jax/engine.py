@@ -108,7 +108,8 @@ class Policy(NamedTuple):
     model: a Flax module with the entrances of models.transformer.
     params: what is trained, where the first stage starts; a plain pytree.
     tokenizer: a transformers tokenizer with an EOS.
-    stop_ids: tokens that end an answer: EOS and sampler.stop_ids.
+    stop_ids: tokens that end an answer: every EOS that the model's folder names,
+      and sampler.stop_ids.
     frozen: the other parameters of the model, or None; see models.lora.
   """
 

@@ -190,6 +190,10 @@ DAMAGE = {
     tensor('lm_head.weight', np.ones((70, 32), np.float32)),
     'lm_head.weight is not the embedding, although',
   ),
+  'no head': (
+    config(tie_word_embeddings=False),
+    'has no tensor lm_head.weight',
+  ),
   'absent file': (
     sharded(**{NORM: 'part-2.safetensors'}),
     'has no part-2.safetensors, which model.safetensors.index.json lists',
