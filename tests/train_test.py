@@ -17,6 +17,7 @@ from gft_jax.config import (
   Stage,
   override,
 )
+from gft_jax.models import huggingface
 
 
 def comparable(records):
@@ -291,6 +292,59 @@ def test_resume_repeats_the_uninterrupted_run_bit_for_bit(
   )
 
 
+def with_adapters(config, folder):
+  """Two stages that train adapters of a fresh model, written to `folder`."""
+  policy = train_lib.load_policy(config)
+  huggingface.save(folder, policy.model, policy.params, policy.tokenizer)
+  for assignment in (
+    f'model.path={folder}',
+    'model.lora.rank=2',
+    'eval.base=',
+    'eval.before=false',
+    'stages.gft.overrides=loss.kl_weight=0.1',
+  ):
+    config = override(config, assignment)
+  return dataclasses.replace(config, stages=config.stages[:2])
+
+
+def test_a_run_with_adapters_resumes_bit_for_bit_and_keeps_them_alone(
+  config, tmp_path, monkeypatch
+):
+  config = with_adapters(config, tmp_path / 'model')
+  whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+  results = train_lib.train(config, whole)
+  for kill in (('base', 3), ('gft', 3)):
+    with monkeypatch.context() as patch:
+      kill_at(patch, kill)
+      with pytest.raises(Stop):
+        train_lib.train(config, killed)
+  assert train_lib.train(config, killed) == results
+  records = writers.read_metrics(whole)
+  assert comparable(writers.read_metrics(killed)) == comparable(records)
+
+  policy = train_lib.load_policy(config)
+  found, _ = train_lib.result_of(policy, whole, 'gft')
+  chex.assert_trees_all_equal(
+    found, train_lib.result_of(policy, killed, 'gft')[0]
+  )
+  # Every adapter has moved, and what is kept are adapters alone.
+  for path, leaf in jax.tree_util.tree_leaves_with_path(found):
+    assert jax.tree_util.keystr(path).endswith(("lora_a']", "lora_b']"))
+    assert leaf.any()
+  # The drift is from the frozen model, which fresh adapters leave as it is.
+  assert 0 < results['base']['eval/kl_to_base'] < 1
+  steps = [r for r in training(whole) if r['stage'] == 'gft']
+  assert abs(steps[0]['train/loss_kl']) < 1e-6 < steps[-1]['train/loss_kl']
+  assert steps[0]['train/sampler_mismatch'] < 1e-5
+
+
+def test_adapters_of_random_weights_are_refused(config, tmp_path):
+  config = override(config, 'model.lora.rank=2')
+  with pytest.raises(ConfigError, match='would freeze random weights'):
+    train_lib.train(config, tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
+
+
 def test_a_changed_config_is_refused_by_name(config, whole):
   changed = override(config, 'loss.tau=0.1')
   with pytest.raises(ConfigError, match=r'changed: loss.tau: 0.7 -> 0.1;'):
@@ -388,6 +442,32 @@ def test_mesh_of_eight_gives_the_same_run(config, whole, tmp_path):
     for name, value in a.items():
       if name.startswith('train/'):
         np.testing.assert_allclose(value, b[name], rtol=1e-3, err_msg=name)
+
+
+def test_adapters_on_a_mesh_of_eight_give_the_same_run(config, tmp_path):
+  """Also from one stage to the next, and for what evaluates a stage."""
+  config = with_adapters(config, tmp_path / 'model')
+  runs = []
+  for name, size in (('alone', 1), ('spread', 2)):
+    settings = config
+    for axis in ('data', 'fsdp', 'tensor'):
+      settings = override(settings, f'mesh.{axis}={size}')
+    train_lib.train(settings, tmp_path / name)
+    policy = train_lib.load_policy(settings)
+    params, _ = train_lib.result_of(policy, tmp_path / name, 'gft')
+    metrics = train_lib.evaluate_policy(
+      settings, tmp_path / f'{name}-evaluated', policy, params
+    )
+    runs.append((training(tmp_path / name), params, metrics))
+  (alone, ours, metrics), (spread, theirs, spread_metrics) = runs
+  for a, b in zip(alone, spread, strict=True):
+    for key in ('train/loss', 'train/grad_norm', 'train/logp_expert'):
+      np.testing.assert_allclose(a[key], b[key], rtol=1e-3, err_msg=key)
+  chex.assert_trees_all_close(
+    *jax.tree.map(np.asarray, (ours, theirs)), atol=1e-4
+  )
+  key = 'eval/expert_logp'
+  np.testing.assert_allclose(metrics[key], spread_metrics[key], rtol=1e-4)
 
 
 def test_keys_differ_by_seed_stream_and_step():

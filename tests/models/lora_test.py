@@ -30,7 +30,7 @@ TINY = Architecture(
 )
 RANK, ALPHA = 3, 12.0
 RATE = 1e3  # A gradient is read from the step that it makes.
-B, G, P, T = 2, 2, 4, 5
+B, G, P, T = 2, 2, 4, 4
 
 
 @pytest.fixture(scope='module')
@@ -80,7 +80,7 @@ def batch():
     ),
     responses=Responses(
       tokens=jnp.asarray(rng.integers(0, 23, (B, G, T)), jnp.int32),
-      length=jnp.array([[5, 2], [3, 4]]),
+      length=jnp.array([[4, 2], [3, 4]]),
       behavior_logp=jnp.zeros((B, G, T)),
     ),
     rewards=jnp.array([[1.0, 0.0], [0.0, 1.0]]),
