@@ -293,7 +293,7 @@ def test_resume_repeats_the_uninterrupted_run_bit_for_bit(
 
 
 def with_adapters(config, folder):
-  """Two stages that train adapters of a fresh model, written to `folder`."""
+  """One stage that trains adapters of a fresh model, written to `folder`."""
   policy = train_lib.load_policy(config)
   huggingface.save(folder, policy.model, policy.params, policy.tokenizer)
   for assignment in (
@@ -304,7 +304,8 @@ def with_adapters(config, folder):
     'stages.gft.overrides=loss.kl_weight=0.1',
   ):
     config = override(config, assignment)
-  return dataclasses.replace(config, stages=config.stages[:2])
+  stage = dataclasses.replace(config.stages[1], start='')
+  return dataclasses.replace(config, stages=(stage,))
 
 
 def test_a_run_with_adapters_resumes_bit_for_bit_and_keeps_them_alone(
@@ -330,7 +331,7 @@ def test_a_run_with_adapters_resumes_bit_for_bit_and_keeps_them_alone(
   for path, leaf in jax.tree_util.tree_leaves_with_path(found):
     assert jax.tree_util.keystr(path).endswith(("lora_a']", "lora_b']"))
     assert leaf.any()
-  first, *_, last = (r for r in steps if r['stage'] == 'gft')
+  first, *_, last = steps
   assert abs(first['train/loss_kl']) < 1e-6 < last['train/loss_kl']
   assert last['train/sampler_mismatch'] < 1e-5
 
@@ -441,11 +442,10 @@ def test_mesh_of_eight_gives_the_same_run(config, whole, tmp_path):
         np.testing.assert_allclose(value, b[name], rtol=1e-3, err_msg=name)
 
 
+@pytest.mark.slow
 def test_adapters_on_a_mesh_of_eight_give_the_same_run(config, tmp_path):
   """And what evaluates its result: the drift is from the frozen model."""
   config = with_adapters(config, tmp_path / 'model')
-  stage = dataclasses.replace(config.stages[1], start='', steps=2)
-  config = dataclasses.replace(config, stages=(stage,))
   runs = []
   for name, size in (('alone', 1), ('spread', 2)):
     settings = config
