@@ -1,5 +1,6 @@
 """The scripts as a user calls them, and the recipes."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -434,6 +435,49 @@ def test_what_cannot_be_generated_is_said(
     arguments = run + arguments[1:]
   assert scripts('generate').main(arguments) == 2
   assert message in capsys.readouterr().err
+
+
+def test_export_of_adapters(scripts, config, tmp_path, capsys):
+  """For PEFT, and merged; of a run without adapters there are none."""
+  from gft_jax import train
+  from gft_jax.models import huggingface
+
+  config = config_lib.override(config, 'eval.splits=()')
+  config = config_lib.override(config, 'eval.base=')
+  policy = train.load_policy(config)
+  folder, workdir = tmp_path / 'model', tmp_path / 'run'
+  huggingface.save(folder, policy.model, policy.params, policy.tokenizer)
+  config = config_lib.override(config, f'model.path={folder}')
+  config = config_lib.override(config, 'model.lora.rank=2')
+  config = dataclasses.replace(config, stages=config.stages[:1])
+  train.train(config, workdir)
+
+  run = ['--workdir', str(workdir), '--stage', 'base', '--out']
+  merged, adapter = tmp_path / 'merged', tmp_path / 'adapter'
+  assert scripts('export').main([*run, str(merged)]) == 0
+  assert scripts('export').main([*run, str(adapter), '--adapter']) == 0
+  peft = pytest.importorskip('peft')
+  transformers = pytest.importorskip('transformers')
+  torch = pytest.importorskip('torch')
+  models = (
+    transformers.AutoModelForCausalLM.from_pretrained(folder),
+    transformers.AutoModelForCausalLM.from_pretrained(merged),
+    peft.AutoPeftModelForCausalLM.from_pretrained(adapter),
+  )
+  with torch.no_grad():
+    before, a, b = (m(torch.arange(2, 12)[None]).logits for m in models)
+  assert abs(before - a).max() > 1e-4
+  assert abs(a - b).max() < 1e-5
+
+
+def test_a_run_without_adapters_has_none_to_export(
+  scripts, whole, tmp_path, capsys
+):
+  out = tmp_path / 'adapter'
+  run = ['--workdir', str(whole[0]), '--stage', 'gft', '--out', str(out)]
+  assert scripts('export').main([*run, '--adapter']) == 2
+  assert 'model.lora.rank=0' in capsys.readouterr().err
+  assert not out.exists()
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from gft_jax.config import (
   Stage,
   override,
 )
+from gft_jax.models import huggingface
 
 
 def comparable(records):
@@ -291,6 +292,57 @@ def test_resume_repeats_the_uninterrupted_run_bit_for_bit(
   )
 
 
+def with_adapters(config, folder):
+  """One stage that trains adapters of a fresh model, written to `folder`."""
+  policy = train_lib.load_policy(config)
+  huggingface.save(folder, policy.model, policy.params, policy.tokenizer)
+  for assignment in (
+    f'model.path={folder}',
+    'model.lora.rank=2',
+    'eval.splits=()',
+    'eval.base=',
+    'stages.gft.overrides=loss.kl_weight=0.1',
+  ):
+    config = override(config, assignment)
+  stage = dataclasses.replace(config.stages[1], start='')
+  return dataclasses.replace(config, stages=(stage,))
+
+
+def test_a_run_with_adapters_resumes_bit_for_bit_and_keeps_them_alone(
+  config, tmp_path, monkeypatch
+):
+  config = with_adapters(config, tmp_path / 'model')
+  whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+  train_lib.train(config, whole)
+  with monkeypatch.context() as patch:
+    kill_at(patch, ('gft', 3))
+    with pytest.raises(Stop):
+      train_lib.train(config, killed)
+  train_lib.train(config, killed)
+  steps = training(whole)
+  assert comparable(training(killed)) == comparable(steps)
+
+  policy = train_lib.load_policy(config)
+  found, _ = train_lib.result_of(policy, whole, 'gft')
+  chex.assert_trees_all_equal(
+    found, train_lib.result_of(policy, killed, 'gft')[0]
+  )
+  # Every adapter has moved, and what is kept are adapters alone.
+  for path, leaf in jax.tree_util.tree_leaves_with_path(found):
+    assert jax.tree_util.keystr(path).endswith(("lora_a']", "lora_b']"))
+    assert leaf.any()
+  first, *_, last = steps
+  assert abs(first['train/loss_kl']) < 1e-6 < last['train/loss_kl']
+  assert last['train/sampler_mismatch'] < 1e-5
+
+
+def test_adapters_of_random_weights_are_refused(config, tmp_path):
+  config = override(config, 'model.lora.rank=2')
+  with pytest.raises(ConfigError, match='would freeze random weights'):
+    train_lib.train(config, tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
+
+
 def test_a_changed_config_is_refused_by_name(config, whole):
   changed = override(config, 'loss.tau=0.1')
   with pytest.raises(ConfigError, match=r'changed: loss.tau: 0.7 -> 0.1;'):
@@ -388,6 +440,37 @@ def test_mesh_of_eight_gives_the_same_run(config, whole, tmp_path):
     for name, value in a.items():
       if name.startswith('train/'):
         np.testing.assert_allclose(value, b[name], rtol=1e-3, err_msg=name)
+
+
+@pytest.mark.slow
+def test_adapters_on_a_mesh_of_eight_give_the_same_run(config, tmp_path):
+  """And what evaluates its result: the drift is from the frozen model."""
+  config = with_adapters(config, tmp_path / 'model')
+  runs = []
+  for name, size in (('alone', 1), ('spread', 2)):
+    settings = config
+    for axis in ('data', 'fsdp', 'tensor'):
+      settings = override(settings, f'mesh.{axis}={size}')
+    train_lib.train(settings, tmp_path / name)
+    policy = train_lib.load_policy(settings)
+    params, _ = train_lib.result_of(policy, tmp_path / name, 'gft')
+    metrics = train_lib.evaluate_policy(
+      override(settings, 'eval.splits=test'),
+      tmp_path / f'{name}-evaluated',
+      policy,
+      params,
+    )
+    runs.append((training(tmp_path / name), params, metrics))
+  (alone, ours, metrics), (spread, theirs, spread_metrics) = runs
+  for a, b in zip(alone, spread, strict=True):
+    for key in ('train/loss', 'train/grad_norm', 'train/logp_expert'):
+      np.testing.assert_allclose(a[key], b[key], rtol=1e-3, err_msg=key)
+  chex.assert_trees_all_close(
+    *jax.tree.map(np.asarray, (ours, theirs)), atol=1e-4
+  )
+  key = 'eval/expert_logp'
+  np.testing.assert_allclose(metrics[key], spread_metrics[key], rtol=1e-4)
+  assert metrics['eval/kl_to_base'] > 0 < spread_metrics['eval/kl_to_base']
 
 
 def test_keys_differ_by_seed_stream_and_step():

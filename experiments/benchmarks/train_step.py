@@ -6,7 +6,14 @@
 Random weights, AdamW under a global-norm clip. The torch step repeats
 each prompt for every member, takes logits at all positions and differentiates
 the same loss. A unit is a response token.
+
+With --lora-rank 16 the engine `lora` trains adapters beside frozen weights:
+
+  python experiments/benchmarks/train_step.py --lora-rank 16 \\
+    --engines ours lora
 """
+
+import functools
 
 import harness
 import models
@@ -14,19 +21,22 @@ import models
 TAU = 0.7
 
 
-def ours(options):
-  import functools
-
+def ours(options, rank=0):
   import jax
   import jax.numpy as jnp
   import numpy as np
 
   from gft_jax import objectives, train_step
   from gft_jax.batch import SELF, GroupBatch, Prompts, Responses
-  from gft_jax.config import LossConfig, OptimizerConfig
+  from gft_jax.config import LoraConfig, LossConfig, OptimizerConfig
+  from gft_jax.models import lora
   from gft_jax.optimizer import make_optimizer
 
   model, params = models.ours(options)
+  frozen = None
+  if rank:
+    model, frozen = model.clone(lora=LoraConfig(rank)), params
+    params = lora.create(model, jax.random.key(0))
   vocabulary = model.architecture.vocab_size
   b, g, p, t = options.prompts, options.group, options.prompt, options.tokens
   rng = np.random.default_rng(0)
@@ -60,7 +70,7 @@ def ours(options):
 
   def run():
     nonlocal state
-    state, metrics, _ = step(state, batch)
+    state, metrics, _ = step(state, batch, None, frozen)
     jax.block_until_ready((state.params, metrics))
     return b * g * t
 
@@ -68,8 +78,6 @@ def ours(options):
 
 
 def torch(options):
-  import functools
-
   import torch
 
   model = models.torch(options)
@@ -126,6 +134,11 @@ if __name__ == '__main__':
     layers=4,
     vocab=8192,
     chunk=512,
+    lora_rank=0,
   )
   models.add_flags(arguments)
-  harness.main(arguments.parse_args(), {'ours': ours, 'torch': torch}, work)
+  options = arguments.parse_args()
+  engines = {'ours': ours, 'torch': torch}
+  if options.lora_rank:
+    engines['lora'] = functools.partial(ours, rank=options.lora_rank)
+  harness.main(options, engines, work)
