@@ -168,6 +168,10 @@ def ask_benchmarks(
 
   config = for_benchmarks(config, assignments)
   asked = {name: for_one(config, assignments, name) for name in rows}
+  questions = {
+    name: train.questions_of(asked[name], policy, name, rows[name])
+    for name in rows
+  }
   facts = {
     'weights': evaluate.fingerprint(params),
     '--limit': options.limit or 'none',
@@ -176,7 +180,7 @@ def ask_benchmarks(
   metrics = {}
   for name in rows:
     metrics |= train.evaluate_benchmark(
-      asked[name], out, policy, params, name, rows[name]
+      asked[name], out, policy, params, questions[name]
     )
     table = report.benchmark_table(metrics)
     (out / 'evaluation.json').write_text(json.dumps(metrics, indent=1))

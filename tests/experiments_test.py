@@ -286,6 +286,15 @@ def test_an_evaluation_goes_on_under_its_settings_alone(
   assert before == {p: p.read_bytes() for p in out.rglob('*') if p.is_file()}
 
 
+def test_questions_that_the_policy_cannot_read_are_one_line(
+  ask, tmp_path, capsys
+):
+  out = tmp_path / 'out'
+  assert ask(out, 'data.instruction=Hello', '--benchmarks', 'sums') == 2
+  assert 'text that the tokenizer does not know' in capsys.readouterr().err
+  assert not out.exists()
+
+
 def test_the_width_of_the_prompts_is_no_part_of_the_answers(
   ask, tmp_path, monkeypatch
 ):
