@@ -458,7 +458,7 @@ def paired(before: pathlib.Path, after: pathlib.Path) -> dict[str, float]:
 
 
 def read_answers(path: pathlib.Path, *, graded: bool = True) -> Answers:
-  """Kept answers, the problems in the order of the file.
+  """Kept answers, the problems in the order of their numbers.
 
   Args:
     path: NAME.jsonl.
@@ -475,11 +475,12 @@ def read_answers(path: pathlib.Path, *, graded: bool = True) -> Answers:
         entry = json.loads(line)
         entry = {name: entry[name] for name in KEPT}
         complete = not graded or entry['reward'] + 0.0 == entry['reward']
-        problems.setdefault(entry['index'], []).append(entry)
+        problems.setdefault(int(entry['index']), []).append(entry)
       except (ValueError, KeyError, TypeError):
         complete = False
       require(complete, f'{path}: line {number} is no answer with {KEPT}')
   require(bool(problems), f'{path} holds no answer')
+  problems = dict(sorted(problems.items()))
   counts = {len(entries) for entries in problems.values()}
   require(
     len(counts) == 1,

@@ -266,6 +266,15 @@ def test_paired_differences(tmp_path):
   }
 
 
+def test_pairs_are_of_one_number_whatever_the_order_of_the_lines(tmp_path):
+  before = write_answers(tmp_path / 'a.jsonl', [[1], [0], [0]])
+  after = tmp_path / 'b.jsonl'
+  lines = before.read_text().splitlines()
+  after.write_text('\n'.join(reversed(lines)))
+  found = evaluate.paired(before, after)
+  assert (found['gained'], found['lost']) == (0, 0)
+
+
 def test_answers_to_other_problems_are_not_compared(tmp_path):
   before = write_answers(tmp_path / 'a.jsonl', [[1], [1]])
   after = write_answers(tmp_path / 'b.jsonl', [[1], [1], [0]])
