@@ -22,10 +22,10 @@ where the first was interrupted, and refuses other settings. --out gets
   table.md, table.tex       avg@n, pass@k and maj@k
 
 Without the model, kept answers are graded again, or those of two evaluations are
-compared problem by problem: what did training gain, and what is forgotten?
+compared problem by problem: what did training gain, and what is forgotten? The
+rule of a benchmark is its own where reward.function is not set.
 
-  python experiments/evaluate.py --regrade OUT/generations/NAME.jsonl \
-    --set reward.function=math
+  python experiments/evaluate.py --regrade OUT/generations/NAME.jsonl
   python experiments/evaluate.py --compare OUT_BEFORE OUT_AFTER
 """
 
@@ -131,6 +131,8 @@ def read_benchmarks(options) -> dict[str, list[dict[str, str]]]:
   if options.limit is not None and options.limit < 1:
     raise ConfigError(f'--limit {options.limit} is less than 1')
   names = named(options)
+  if options.limit and not names:
+    raise ConfigError('--limit is of --benchmarks; see eval.prompts')
   if names == ['all']:
     known = benchmarks.BENCHMARKS
     names = [n for n in known if benchmarks.find(options.data, n).is_file()]
@@ -168,6 +170,10 @@ def ask_benchmarks(
 
   config = for_benchmarks(config, assignments)
   asked = {name: for_one(config, assignments, name) for name in rows}
+  questions = {
+    name: train.questions_of(asked[name], policy, name, rows[name])
+    for name in rows
+  }
   facts = {
     'weights': evaluate.fingerprint(params),
     '--limit': options.limit or 'none',
@@ -176,7 +182,7 @@ def ask_benchmarks(
   metrics = {}
   for name in rows:
     metrics |= train.evaluate_benchmark(
-      asked[name], out, policy, params, name, rows[name]
+      asked[name], out, policy, params, questions[name]
     )
     table = report.benchmark_table(metrics)
     (out / 'evaluation.json').write_text(json.dumps(metrics, indent=1))
@@ -193,7 +199,13 @@ def for_benchmarks(config: Config, assignments: list[str]) -> Config:
     *('data.max_prompt=2048', 'eval.max_response=1024', 'reward.workers=2'),
     f'eval.batch_size={max(batch, devices)}',
   ]
-  return command.overridden(config, [*defaults, *assignments])
+  config = command.overridden(config, [*defaults, *assignments])
+  if config.eval.batch_size % devices:
+    raise ConfigError(
+      f'eval.batch_size={config.eval.batch_size} is not a multiple of the'
+      f' {devices} devices of mesh.data and mesh.fsdp'
+    )
+  return config
 
 
 def for_one(config: Config, assignments: list[str], name: str) -> Config:
@@ -223,9 +235,14 @@ def write_table(path: pathlib.Path, table) -> None:
 
 def regrade(options) -> None:
   from gft_jax import evaluate, report
+  from gft_jax.data import benchmarks
 
-  config = command.overridden(Config(), ['eval.ks=', *options.set])
   path = pathlib.Path(options.regrade)
+  defaults = ['eval.ks=', 'reward.workers=2']
+  if path.stem in benchmarks.BENCHMARKS:
+    own = benchmarks.BENCHMARKS[path.stem].reward
+    defaults.append(f'reward.function={own}')
+  config = command.overridden(Config(), [*defaults, *options.set])
   metrics = evaluate.regrade(path, config.reward, config.eval.ks)
   found = {f'eval/{path.stem}/{k}': v for k, v in metrics.items()}
   print(report.markdown(report.benchmark_table(found)), end='')

@@ -19,7 +19,7 @@ import json
 import logging
 import pathlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TextIO
 
 import jax
@@ -84,14 +84,17 @@ class Questions(NamedTuple):
     name: its name.
     prompts: B texts.
     answers: B reference answers.
-    ids: B sequences of token ids, the prompts in their template; empty where
-      the tokenizer does not know the text.
+    ids: B sequences of token ids, the prompts in their template.
+    asked: [A] int, positions of the questions that can be asked, the longest
+      first: those of a batch then have about one length, and a batch that does
+      not fit the memory is the first.
   """
 
   name: str
   prompts: Sequence[str]
   answers: Sequence[str]
   ids: Sequence[Sequence[int]]
+  asked: np.ndarray
 
 
 class Benchmark(NamedTuple):
@@ -164,6 +167,54 @@ def reward_of(config: Config) -> RewardConfig:
   return dataclasses.replace(config.reward, function=function)
 
 
+def questions_of(
+  name: str,
+  rows: Sequence[Mapping[str, str]],
+  ids: Sequence[Sequence[int]],
+  most: int,
+  max_dropped: float,
+) -> Questions:
+  """The rows of a benchmark as questions.
+
+  A question that has more than `most` tokens, or text that the tokenizer does
+  not know, is not asked, and a warning names it. It counts as answered with '',
+  so that no denominator shrinks.
+
+  Args:
+    name: of the benchmark.
+    rows: each with `prompt` and `answer`, of data.benchmarks.
+    ids: the prompts in their template; empty where a text is not known.
+    most: tokens of a question.
+    max_dropped: largest share of questions that are not asked.
+
+  Raises:
+    ConfigError: more than that cannot be asked.
+  """
+  length = np.array([len(tokens) for tokens in ids])
+  fits = (length > 0) & (length <= most)
+  if not fits.all():
+    out = [str(i) for i in np.flatnonzero(~fits)]
+    sentence = (
+      f'{name}: {len(out)} of {len(rows)} questions cannot be asked, for they'
+      f' have more than {most} tokens, or text that the tokenizer does not know:'
+      f' problems {_some(out)}'
+    )
+    require(
+      len(out) <= max_dropped * len(rows),
+      f'{sentence}; that is a share above data.max_dropped={max_dropped}; see'
+      ' data.max_prompt and data.instruction',
+    )
+    logging.warning('%s; they count as wrong', sentence)
+  order = np.argsort(-length, kind='stable')
+  return Questions(
+    name=name,
+    prompts=[row['prompt'] for row in rows],
+    answers=[row['answer'] for row in rows],
+    ids=ids,
+    asked=order[fits[order]],
+  )
+
+
 def benchmark(
   engine: Any,
   params: Any,
@@ -180,10 +231,6 @@ def benchmark(
   graded and become NAME.jsonl in the order of the problems. Where that file
   exists nothing is asked; `claim` says whether the settings are still the same.
 
-  A question that has more than `data.max_prompt` tokens, or text that the
-  tokenizer does not know, is not asked: it counts as answered with '', so that
-  no denominator shrinks.
-
   Args:
     engine: train.Engine.
     params: the policy.
@@ -195,16 +242,20 @@ def benchmark(
     'problems', 'not_asked', what `accuracy` gives, and 'reward_failures/CAUSE'.
 
   Raises:
-    ConfigError: a larger share than `data.max_dropped` cannot be asked.
+    ConfigError: NAME.jsonl does not hold answers to all problems.
   """
   folder.mkdir(parents=True, exist_ok=True)
   path = folder / f'{questions.name}.jsonl'
   partial = path.with_suffix('.partial')
-  asked = _askable(engine, questions, config)
   if path.exists():
     kept = read_answers(path)
+    require(
+      len(kept.index) == len(questions.ids),
+      f'{path} has answers to {len(kept.index)} problems of'
+      f' {len(questions.ids)}; it was changed: remove it',
+    )
   else:
-    _ask(engine, params, questions, asked, config, partial)
+    _ask(engine, params, questions, config, partial)
     kept = _in_order(read_answers(partial, graded=False), questions)
   reward = reward_of(config)
   scored = engine.score(
@@ -220,7 +271,7 @@ def benchmark(
   partial.unlink(missing_ok=True)
   metrics = {
     'problems': len(questions.ids),
-    'not_asked': len(questions.ids) - len(asked),
+    'not_asked': len(questions.ids) - len(questions.asked),
   }
   metrics |= accuracy(
     kept.rewards, config.eval.ks, votes_of(kept, reward.function)
@@ -247,19 +298,23 @@ def claim(
   path = out / 'settings.json'
   config = dataclasses.replace(config, log=LogConfig())
   if path.exists():
-    begun = json.loads(path.read_text())
-    changed = differences(from_dict(Config, begun['config']), config)
+    try:
+      begun = json.loads(path.read_text())
+      known, begun = begun['facts'], from_dict(Config, begun['config'])
+    except (ValueError, KeyError, TypeError):
+      require(False, f'{path} is not of an evaluation; use a new --out')
+    changed = differences(begun, config)
     changed += [
-      f'{name}: {begun["facts"][name]!r} -> {value!r}'
+      f'{name}: {known[name]!r} -> {value!r}'
       for name, value in facts.items()
-      if begun['facts'].get(name, value) != value
+      if known.get(name, value) != value
     ]
     require(
       not changed,
       f'{out} was begun under other settings; changed: {"; ".join(changed)};'
       ' use a new --out',
     )
-    facts = begun['facts'] | facts
+    facts = known | facts
   out.mkdir(parents=True, exist_ok=True)
   _replace(
     path, json.dumps({'config': to_dict(config), 'facts': facts}, indent=1)
@@ -412,7 +467,7 @@ def paired(before: pathlib.Path, after: pathlib.Path) -> dict[str, float]:
 
 
 def read_answers(path: pathlib.Path, *, graded: bool = True) -> Answers:
-  """Kept answers, the problems in the order of the file.
+  """Kept answers, the problems in the order of their numbers.
 
   Args:
     path: NAME.jsonl.
@@ -429,11 +484,12 @@ def read_answers(path: pathlib.Path, *, graded: bool = True) -> Answers:
         entry = json.loads(line)
         entry = {name: entry[name] for name in KEPT}
         complete = not graded or entry['reward'] + 0.0 == entry['reward']
-        problems.setdefault(entry['index'], []).append(entry)
+        problems.setdefault(int(entry['index']), []).append(entry)
       except (ValueError, KeyError, TypeError):
         complete = False
       require(complete, f'{path}: line {number} is no answer with {KEPT}')
   require(bool(problems), f'{path} holds no answer')
+  problems = dict(sorted(problems.items()))
   counts = {len(entries) for entries in problems.values()}
   require(
     len(counts) == 1,
@@ -578,43 +634,14 @@ def _answers(
   return np.concatenate(scores), dict(failures)
 
 
-def _askable(engine: Any, questions: Questions, config: Config) -> np.ndarray:
-  """Positions of the questions that fit, the longest first.
-
-  So those of a batch have about one length, and a batch that does not fit the
-  memory is the first. The questions that do not fit are named in a warning.
-  """
-  length = np.array([len(ids) for ids in questions.ids])
-  most = min(
-    config.data.max_prompt, engine.model.architecture.max_positions - 1
-  )
-  out = [str(i) for i in np.flatnonzero((length > most) | (length == 0))]
-  if out:
-    sentence = (
-      f'{questions.name}: {len(out)} of {len(length)} questions cannot be asked,'
-      f' for they have more than {most} tokens, or text that the tokenizer does'
-      f' not know: problems {_some(out)}'
-    )
-    share = config.data.max_dropped
-    require(
-      len(out) <= share * len(length),
-      f'{sentence}; that is a share above data.max_dropped={share}; see'
-      ' data.max_prompt and data.instruction',
-    )
-    logging.warning('%s; they count as wrong', sentence)
-  order = np.argsort(-length, kind='stable')
-  return order[(length[order] <= most) & (length[order] > 0)]
-
-
 def _ask(
   engine: Any,
   params: Any,
   questions: Questions,
-  asked: np.ndarray,
   config: Config,
   path: pathlib.Path,
 ) -> None:
-  """Writes the answers to the questions at `asked`, in this order, to `path`.
+  """Writes the answers to `path` in the order of the asking.
 
   Whole batches that are there already are not asked again.
   """
@@ -624,7 +651,7 @@ def _ask(
   )
   room = engine.model.architecture.max_positions
   key = engine.key('evaluate', 0)
-  size = settings.batch_size
+  asked, size = questions.asked, settings.batch_size
   parts = [asked[i : i + size] for i in range(0, len(asked), size)]
   done = _keep_whole(path, [len(part) * settings.samples for part in parts])
   bar = tqdm.tqdm(

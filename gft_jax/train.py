@@ -216,42 +216,52 @@ def evaluate_policy(
     )
 
 
+def questions_of(
+  config: Config, policy: Policy, name: str, rows: Sequence[Mapping[str, str]]
+) -> evaluate.Questions:
+  """The rows of a public benchmark as the policy is asked them.
+
+  See evaluate.questions_of.
+  """
+  unknown = data.unknown_id(policy.tokenizer)
+  encoded = data.encode_prompts(
+    [row['prompt'] for row in rows], config.data, policy.tokenizer
+  )
+  return evaluate.questions_of(
+    name,
+    rows,
+    [[] if unknown in ids else ids for ids in encoded],
+    # The answer needs a position too.
+    min(config.data.max_prompt, policy.model.architecture.max_positions - 1),
+    config.data.max_dropped,
+  )
+
+
 def evaluate_benchmark(
   config: Config,
   outdir: str | pathlib.Path,
   policy: Policy,
   params: Any,
-  name: str,
-  rows: Sequence[Mapping[str, str]],
+  questions: evaluate.Questions,
 ) -> dict[str, float]:
-  """Asks the rows of a public benchmark; see evaluate.benchmark.
+  """Asks a public benchmark, or goes on; see evaluate.benchmark.
 
   Args:
     config: the settings of this benchmark.
     outdir: the answers go to its folder generations/.
     policy: its model and tokenizer.
     params: what answers.
-    name: of the benchmark.
-    rows: each with `prompt` and `answer`, of data.benchmarks.
+    questions: of `questions_of`.
 
   Returns:
     'eval/NAME/...' -> number.
   """
   outdir = pathlib.Path(outdir)
-  prompts = [row['prompt'] for row in rows]
-  unknown = data.unknown_id(policy.tokenizer)
-  encoded = data.encode_prompts(prompts, config.data, policy.tokenizer)
-  questions = evaluate.Questions(
-    name=name,
-    prompts=prompts,
-    answers=[row['answer'] for row in rows],
-    ids=[[] if unknown in ids else ids for ids in encoded],
-  )
   with engine_of(config, policy, outdir) as engine:
     metrics = evaluate.benchmark(
       engine, params, questions, config, outdir / 'generations'
     )
-  return {f'eval/{name}/{k}': v for k, v in metrics.items()}
+  return {f'eval/{questions.name}/{k}': v for k, v in metrics.items()}
 
 
 @contextlib.contextmanager

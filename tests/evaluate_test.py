@@ -98,24 +98,26 @@ LENGTHS = [3, 70, 5, 130, 64, 1, 65, 300, 2]
 
 def ask(folder, engine, **settings):
   """Nine questions; the reference answer is the second answer of the policy."""
-  questions = evaluate.Questions(
-    'sums',
-    prompts=[f'question {i}' for i in range(len(LENGTHS))],
-    answers=[f'{i}1' for i in range(len(LENGTHS))],
-    ids=[[7] * length for length in LENGTHS],
-  )
   config = Config(
     eval=EvalConfig(samples=2, ks=(1, 2), batch_size=3, max_response=100)
   )
-  settings = {'data.max_prompt': 150} | settings
-  for name, value in settings.items():
+  for name, value in ({'data.max_prompt': 150} | settings).items():
     config = override(config, f'{name}={value}')
+  questions = evaluate.questions_of(
+    'sums',
+    [{'prompt': f'question {i}', 'answer': f'{i}1'} for i in range(9)],
+    [[7] * length for length in LENGTHS],
+    config.data.max_prompt,
+    config.data.max_dropped,
+  )
   return evaluate.benchmark(engine, None, questions, config, folder)
 
 
-def test_a_benchmark_is_asked_by_length_and_kept_by_number(tmp_path):
+def test_a_benchmark_is_asked_by_length_and_kept_by_number(tmp_path, caplog):
   engine = Script()
   metrics = ask(tmp_path, engine)
+  assert 'sums: 1 of 9 questions cannot' in caplog.text
+  assert 'problems 7; they count as wrong' in caplog.text
   assert metrics['problems'] == 9 and metrics['not_asked'] == 1
   # Question 7 is too long, and counts: 8 of 18 answers are right, 8 of 9 passed.
   assert metrics['avg@2'] == pytest.approx(8 / 18)
@@ -175,6 +177,14 @@ def test_a_benchmark_goes_on_where_it_was_interrupted(
   assert [p.name for p in folder.iterdir()] == ['sums.jsonl']
 
 
+def test_a_file_that_somebody_has_cut_is_one_line(tmp_path):
+  ask(tmp_path, Script())
+  path = tmp_path / 'sums.jsonl'
+  path.write_text(''.join(path.read_text().splitlines(keepends=True)[:6]))
+  with pytest.raises(ConfigError, match='has answers to 3 problems of 9'):
+    ask(tmp_path, Script())
+
+
 @pytest.mark.parametrize(
   ('terminal', 'progress', 'shown'),
   [(True, 'true', True), (True, 'false', False), (False, 'true', False)],
@@ -210,6 +220,9 @@ def test_claim_names_what_has_changed(tmp_path):
     with pytest.raises(ConfigError, match=message):
       evaluate.claim(tmp_path, changed, facts | also)
   assert (tmp_path / 'settings.json').read_text() == kept
+  (tmp_path / 'settings.json').write_text('{"config": {}}')
+  with pytest.raises(ConfigError, match=r'settings\.json is not of an evaluat'):
+    evaluate.claim(tmp_path, config, facts)
 
 
 def test_a_fingerprint_changes_with_any_parameter():
@@ -251,6 +264,15 @@ def test_paired_differences(tmp_path):
     'gained': 1,
     'lost': 2,
   }
+
+
+def test_pairs_are_of_one_number_whatever_the_order_of_the_lines(tmp_path):
+  before = write_answers(tmp_path / 'a.jsonl', [[1], [0], [0]])
+  after = tmp_path / 'b.jsonl'
+  lines = before.read_text().splitlines()
+  after.write_text('\n'.join(reversed(lines)))
+  found = evaluate.paired(before, after)
+  assert (found['gained'], found['lost']) == (0, 0)
 
 
 def test_answers_to_other_problems_are_not_compared(tmp_path):

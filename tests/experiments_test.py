@@ -256,6 +256,18 @@ def test_evaluate_benchmarks(ask, scripts, tmp_path, monkeypatch, capsys):
   assert 'line 1 is no answer' in capsys.readouterr().err
   assert ask(out, '--benchmarks', 'sums', '--data', str(out)) == 2
   assert 'sums.jsonl does not exist' in capsys.readouterr().err
+  # Its own rule reads '#3', mathematics does not ask for the mark.
+  (tmp_path / 'x').mkdir()
+  other = tmp_path / 'x' / 'sums.jsonl'
+  answered = lines[0] | {'answer': '3', 'response': '3'}
+  other.write_text(json.dumps(answered))
+  for assignment, value in (
+    ('seed=0', '0.00'),
+    ('reward.function=math', '100'),
+  ):
+    again = ['--regrade', str(other), '--set', 'reward.workers=0', assignment]
+    assert scripts('evaluate').main(again) == 0
+    assert f' {value}' in capsys.readouterr().out.splitlines()[-1]
 
   # What is finished is not asked again.
   from gft_jax import engine
@@ -285,6 +297,15 @@ def test_an_evaluation_goes_on_under_its_settings_alone(
   captured = capsys.readouterr().err.splitlines()[-1]
   assert message in captured and 'use a new --out' in captured
   assert before == {p: p.read_bytes() for p in out.rglob('*') if p.is_file()}
+
+
+def test_questions_that_the_policy_cannot_read_are_one_line(
+  ask, tmp_path, capsys
+):
+  out = tmp_path / 'out'
+  assert ask(out, 'data.instruction=Hello', '--benchmarks', 'sums') == 2
+  assert 'text that the tokenizer does not know' in capsys.readouterr().err
+  assert not out.exists()
 
 
 def test_the_width_of_the_prompts_is_no_part_of_the_answers(
@@ -751,6 +772,40 @@ def test_what_held_in_every_run_of_the_study_holds_in_the_quickstart(scripts):
       last[record['stage']] = record
   claims = scripts('command').load_recipe(QUICKSTART, []).claims(last)
   assert len(claims) == 3 and all(claims.values()), claims
+
+
+@pytest.mark.slow
+def test_evaluate_real_weights_on_real_benchmarks(
+  shared, scripts, tmp_path, capsys
+):
+  """SmolLM2-135M, greedy, on 100 problems each; it knows little arithmetic."""
+  folder = pathlib.Path.home() / '.cache' / 'gft_jax' / 'SmolLM2-135M-Instruct'
+  call('fetch_smollm2.py', str(folder))
+  out = tmp_path / 'out'
+  call(
+    'evaluate.py',
+    *('--model', str(folder), '--data', str(shared / 'data' / 'benchmarks')),
+    *('--benchmarks', 'mawps_singleop,gsm8k', '--limit', '100'),
+    *('--samples', '1', '--temperature', '0', '--max-tokens', '128'),
+    # Asked to reason step by step, so small a model only wanders.
+    *('--out', str(out), '--set', 'data.instruction='),
+  )
+  metrics = json.loads((out / 'evaluation.json').read_text())
+  # Measured: 6 % and 2 %.
+  assert 0.02 <= metrics['eval/mawps_singleop/avg@1'] <= 0.3
+  assert 0 <= metrics['eval/gsm8k/avg@1'] <= 0.1
+  table = (out / 'table.md').read_text().splitlines()
+  for name, row in zip(('mawps_singleop', 'gsm8k'), table[2:]):
+    lines = kept_answers(out, name)
+    assert [line['index'] for line in lines] == list(range(100))
+    assert sum(line['finished'] for line in lines) >= 10
+    mean = sum(line['reward'] for line in lines) / 100
+    assert mean == pytest.approx(metrics[f'eval/{name}/avg@1'])
+    kept = str(out / 'generations' / f'{name}.jsonl')
+    assert scripts('evaluate').main(['--regrade', kept]) == 0
+    again = capsys.readouterr().out.splitlines()[2]
+    cells = [cell.strip() for cell in again.split('|')]
+    assert cells == [cell.strip() for cell in row.split('|')]
 
 
 @pytest.mark.slow
