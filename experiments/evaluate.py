@@ -109,7 +109,7 @@ def evaluate(options) -> None:
 
 def flags(options) -> list[str]:
   """The flags that stand for settings, as assignments."""
-  from gft_jax.evaluate import sensible_ks
+  from gft_jax.generations import sensible_ks
 
   assignments = []
   if options.samples is not None:
@@ -166,7 +166,7 @@ def ask_benchmarks(
   options,
 ) -> None:
   """Asks one after the other; what is finished is on disk at any time."""
-  from gft_jax import evaluate, report, train
+  from gft_jax import generations, report, train
 
   config = for_benchmarks(config, assignments)
   asked = {name: for_one(config, assignments, name) for name in rows}
@@ -175,10 +175,10 @@ def ask_benchmarks(
     for name in rows
   }
   facts = {
-    'weights': evaluate.fingerprint(params),
+    'weights': generations.fingerprint(params),
     '--limit': options.limit or 'none',
   } | {f'questions of {name}': digest(rows[name], asked[name]) for name in rows}
-  evaluate.claim(out, config, facts)
+  generations.claim(out, config, facts)
   metrics = {}
   for name in rows:
     metrics |= train.evaluate_benchmark(
@@ -234,7 +234,7 @@ def write_table(path: pathlib.Path, table) -> None:
 
 
 def regrade(options) -> None:
-  from gft_jax import evaluate, report
+  from gft_jax import generations, report
   from gft_jax.data import benchmarks
 
   path = pathlib.Path(options.regrade)
@@ -243,13 +243,13 @@ def regrade(options) -> None:
     own = benchmarks.BENCHMARKS[path.stem].reward
     defaults.append(f'reward.function={own}')
   config = command.overridden(Config(), [*defaults, *options.set])
-  metrics = evaluate.regrade(path, config.reward, config.eval.ks)
+  metrics = generations.regrade(path, config.reward, config.eval.ks)
   found = {f'eval/{path.stem}/{k}': v for k, v in metrics.items()}
   print(report.markdown(report.benchmark_table(found)), end='')
 
 
 def compare(options) -> None:
-  from gft_jax import evaluate, report
+  from gft_jax import generations, report
 
   before, after = (pathlib.Path(out) / 'generations' for out in options.compare)
   kept = [
@@ -266,7 +266,7 @@ def compare(options) -> None:
   if not names:
     raise ConfigError(f'--compare: {before} and {after} share no benchmark')
   found = {
-    name: evaluate.paired(before / f'{name}.jsonl', after / f'{name}.jsonl')
+    name: generations.paired(before / f'{name}.jsonl', after / f'{name}.jsonl')
     for name in names
   }
   table = report.comparison_table(found)

@@ -76,7 +76,7 @@ def generate(options) -> None:
   import numpy as np
   import tqdm
 
-  from gft_jax import data, evaluate, parallel, rewards
+  from gft_jax import data, evaluate, generations, parallel, rewards
   from gft_jax.data import builders
   from gft_jax.engine import Engine
 
@@ -98,7 +98,7 @@ def generate(options) -> None:
   facts = {
     '--keep-correct': options.keep_correct,
     'rows of --data': digest(rows.values()),
-    'weights': evaluate.fingerprint(params),
+    'weights': generations.fingerprint(params),
   }
   mesh = parallel.make_mesh(config.mesh)
   engine = Engine(config, policy, mesh, graders={}, journal=None)
@@ -204,7 +204,7 @@ def opened(
   Raises:
     ConfigError: another process writes it, or it was begun under others.
   """
-  from gft_jax import evaluate
+  from gft_jax import generations
 
   settings = pathlib.Path(f'{out}.settings')
   require(
@@ -212,7 +212,7 @@ def opened(
     f'--out {out} exists, and {settings.name} is not beside it: of another'
     ' origin; name a new file',
   )
-  evaluate.claim(settings, config, facts)
+  generations.claim(settings, config, facts)
   with out.open('a+b') as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

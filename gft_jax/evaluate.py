@@ -2,20 +2,13 @@
 
 `held_out` is what a stage reports, `benchmark` asks every question of a public
 one, and goes on where it was interrupted. Both reach devices and graders
-through the engine that train.py hands them, so they compile nothing. What was
-answered is kept: `regrade` and `paired` need no model.
-
-Accuracy is over samples and problems: avg@k is the mean score, pass@k the
-unbiased estimate of Chen et al. 2021, maj@k the vote, each with a 95 % interval
-over problems. Drift is exact over the vocabulary, on the policy's own samples
-at temperature 1.
+through the engine that train.py hands them, so they compile nothing. Drift is
+exact over the vocabulary, on the policy's own samples at temperature 1.
 """
 
 import collections
 import contextlib
 import dataclasses
-import hashlib
-import json
 import logging
 import pathlib
 import sys
@@ -27,21 +20,25 @@ import numpy as np
 import tqdm
 
 from gft_jax import data, groups, rewards
-from gft_jax.answers import extract
 from gft_jax.batch import GroupBatch, Prompts, Responses
 from gft_jax.config import (
   Config,
   GroupConfig,
-  LogConfig,
   RewardConfig,
   SamplerConfig,
-  differences,
-  from_dict,
   require,
-  to_dict,
+)
+from gft_jax.generations import (
+  Answers,
+  accuracy,
+  lines_of,
+  read_answers,
+  shortened,
+  votes_of,
+  write_whole,
 )
 from gft_jax.models.transformer import response_states
-from gft_jax.ops import diagnostics, divergences, masking, passk
+from gft_jax.ops import diagnostics, divergences, masking
 from gft_jax.ops.logprobs import target_logprobs
 from gft_jax.ops.masking import WeightedMean
 from gft_jax.ops.rectification import dynamic_coefficient
@@ -50,31 +47,8 @@ from gft_jax.ops.rectification import dynamic_coefficient
 OWN = GroupConfig(experts=0, teachers=0, samples=1)
 EXPERT_ONLY = GroupConfig(experts=1, teachers=0, samples=0)
 
-# What is kept of an answer.
-KEPT = ('index', 'prompt', 'answer', 'response', 'finished', 'reward')
-
 # The narrowest prompts, in tokens: each width is another program to compile.
 NARROWEST = 64
-
-
-class Answers(NamedTuple):
-  """Kept answers, G to each of B problems.
-
-  Attributes:
-    index: [B] int, numbers of the problems.
-    prompts: B texts.
-    answers: B reference answers.
-    responses: [B][G] texts of the policy.
-    finished: [B, G] bool, it stopped by itself.
-    rewards: [B, G] float32; None before they are graded.
-  """
-
-  index: np.ndarray
-  prompts: Sequence[str]
-  answers: Sequence[str]
-  responses: Sequence[Sequence[str]]
-  finished: np.ndarray
-  rewards: np.ndarray | None
 
 
 class Questions(NamedTuple):
@@ -197,7 +171,7 @@ def questions_of(
     sentence = (
       f'{name}: {len(out)} of {len(rows)} questions cannot be asked, for they'
       f' have more than {most} tokens, or text that the tokenizer does not know:'
-      f' problems {_some(out)}'
+      f' problems {shortened(out)}'
     )
     require(
       len(out) <= max_dropped * len(rows),
@@ -266,8 +240,8 @@ def benchmark(
     np.ones_like(kept.finished),
     kept.finished,
   )
-  kept = kept._replace(rewards=scored.rewards)
-  _replace(path, ''.join(_lines(kept)))
+  kept = kept.replace(rewards=scored.rewards)
+  write_whole(path, ''.join(lines_of(kept)))
   partial.unlink(missing_ok=True)
   metrics = {
     'problems': len(questions.ids),
@@ -279,234 +253,6 @@ def benchmark(
   return metrics | {
     f'reward_failures/{k}': v for k, v in scored.failures.items()
   }
-
-
-def claim(
-  out: pathlib.Path, config: Config, facts: dict[str, int | str]
-) -> None:
-  """Keeps what decides about answers in `out`/settings.json.
-
-  Args:
-    out: folder of an evaluation.
-    config: its settings; `log` decides nothing.
-    facts: name -> what else decides, such as a digest of the questions of each
-      benchmark. Later evaluations may add names.
-
-  Raises:
-    ConfigError: `out` was begun under others; the line names them.
-  """
-  path = out / 'settings.json'
-  config = dataclasses.replace(config, log=LogConfig())
-  if path.exists():
-    try:
-      begun = json.loads(path.read_text())
-      known, begun = begun['facts'], from_dict(Config, begun['config'])
-    except (ValueError, KeyError, TypeError):
-      require(False, f'{path} is not of an evaluation; use a new --out')
-    changed = differences(begun, config)
-    changed += [
-      f'{name}: {known[name]!r} -> {value!r}'
-      for name, value in facts.items()
-      if known.get(name, value) != value
-    ]
-    require(
-      not changed,
-      f'{out} was begun under other settings; changed: {"; ".join(changed)};'
-      ' use a new --out',
-    )
-    facts = known | facts
-  out.mkdir(parents=True, exist_ok=True)
-  _replace(
-    path, json.dumps({'config': to_dict(config), 'facts': facts}, indent=1)
-  )
-
-
-def fingerprint(params: Any) -> str:
-  """Tells policies apart: a digest of one row of each parameter."""
-  digest = hashlib.sha256()
-  for leaf in jax.tree.leaves(params):
-    digest.update(np.asarray(leaf[(0,) * (leaf.ndim - 1)]).tobytes())
-  return digest.hexdigest()[:16]
-
-
-def accuracy(
-  scores: np.ndarray, ks: Sequence[int], votes: np.ndarray | None = None
-) -> dict[str, float]:
-  """avg@n, pass@k and maj@k with intervals.
-
-  Args:
-    scores: [problems, n] rewards; a score of at least 1 counts as a pass.
-    ks: each at most n.
-    votes: [problems, n] of `votes_of`; None leaves maj@k out.
-
-  Returns:
-    'avg@n', 'pass@k' and 'maj@k', each also with '_low' and '_high'.
-  """
-  n = scores.shape[1]
-  correct = np.sum(scores >= 1, axis=1).astype(np.int32)
-  values = {f'avg@{n}': scores.mean(axis=1)}
-  for k in ks:
-    samples = np.full_like(correct, n)
-    values[f'pass@{k}'] = np.asarray(passk.pass_at_k(correct, samples, k))
-  for k in ks if votes is not None else ():
-    values[f'maj@{k}'] = np.asarray(passk.majority_at_k(votes, scores >= 1, k))
-  metrics = {}
-  for name, value in values.items():
-    mean, low, high = (float(x) for x in passk.interval(value))
-    metrics |= {name: mean, f'{name}_low': low, f'{name}_high': high}
-  return metrics
-
-
-def votes_of(kept: Answers, function: str) -> np.ndarray:
-  """[B, G] int32: which answers to a problem say the same; -1 says nothing.
-
-  Two say the same where `answers.extract` gives the same text, so 1/2 and 0.5
-  are two votes, though either may be right.
-
-  Args:
-    kept: answers of the policy.
-    function: the `reward.function` by whose rule they are read.
-  """
-
-  def numbered(responses: Sequence[str]) -> list[int]:
-    seen: dict[str | None, int] = {None: -1}
-    texts = (extract(function, response) for response in responses)
-    return [seen.setdefault(text, len(seen)) for text in texts]
-
-  return np.array([numbered(row) for row in kept.responses], np.int32)
-
-
-def sensible_ks(samples: int) -> tuple[int, ...]:
-  """1, 2, 4, ... and `samples` itself."""
-  powers = (2**i for i in range(samples.bit_length()))
-  return tuple(dict.fromkeys((*powers, samples)))
-
-
-def regrade(
-  path: pathlib.Path, reward: RewardConfig, ks: Sequence[int] = ()
-) -> dict[str, float]:
-  """`accuracy` of kept answers under any reward, without the model.
-
-  Args:
-    path: NAME.jsonl.
-    reward: how to grade.
-    ks: each at most the answers per problem; empty: `sensible_ks` of those.
-
-  Raises:
-    ConfigError: no such file, a line that is not a kept answer, or too few
-      answers.
-  """
-  kept = read_answers(path)
-  problems, samples = kept.finished.shape
-  ks = ks or sensible_ks(samples)
-  require(
-    max(ks) <= samples,
-    f'{path} has {samples} answers to each of {problems} problems, too few for'
-    f' eval.ks={tuple(ks)}',
-  )
-  with rewards.Grader(reward) as grader:
-    scored = groups.score(
-      grader,
-      kept.prompts,
-      kept.answers,
-      kept.responses,
-      np.ones_like(kept.finished),
-      kept.finished,
-    )
-  metrics = {'problems': problems}
-  metrics |= accuracy(scored.rewards, ks, votes_of(kept, reward.function))
-  return metrics | {
-    f'reward_failures/{k}': v for k, v in scored.failures.items()
-  }
-
-
-def paired(before: pathlib.Path, after: pathlib.Path) -> dict[str, float]:
-  """What a policy has forgotten, and learned, on the same problems.
-
-  Args:
-    before: kept answers of the policy that training began with.
-    after: kept answers of what it became; they may be more or fewer per problem.
-
-  Returns:
-    problems: B.
-    before, after: mean rewards.
-    difference: mean over problems of (mean reward after - before), with
-      'difference_low' and 'difference_high', the 95 % interval over problems of
-      the paired difference.
-    gained, lost: problems whose mean reward rose, and fell.
-
-  Raises:
-    ConfigError: no such file, or the problems are not the same.
-  """
-  old, new = read_answers(before), read_answers(after)
-  if list(old.index) == list(new.index):
-    pairs = zip(old.index, old.prompts, new.prompts)
-    other = [str(i) for i, asked, again in pairs if asked != again]
-  else:
-    other = [str(i) for i in sorted({*old.index} ^ {*new.index})]
-  require(
-    not other,
-    f'{before} and {after} do not answer the same problems; they differ in'
-    f' {_some(other)}',
-  )
-  means = [kept.rewards.mean(axis=1, dtype=np.float64) for kept in (old, new)]
-  difference = means[1] - means[0]
-  mean, low, high = (
-    float(x) for x in passk.interval(difference, bounds=(-1.0, 1.0))
-  )
-  return {
-    'problems': len(difference),
-    'before': float(means[0].mean()),
-    'after': float(means[1].mean()),
-    'difference': mean,
-    'difference_low': low,
-    'difference_high': high,
-    'gained': int((difference > 0).sum()),
-    'lost': int((difference < 0).sum()),
-  }
-
-
-def read_answers(path: pathlib.Path, *, graded: bool = True) -> Answers:
-  """Kept answers, the problems in the order of their numbers.
-
-  Args:
-    path: NAME.jsonl.
-    graded: whether they must have rewards.
-
-  Raises:
-    ConfigError: no such file, or no kept answers in it.
-  """
-  require(path.is_file(), f'{path} does not exist')
-  problems: dict[int, list[dict[str, Any]]] = {}
-  with path.open() as lines:
-    for number, line in enumerate(lines, 1):
-      try:
-        entry = json.loads(line)
-        entry = {name: entry[name] for name in KEPT}
-        complete = not graded or entry['reward'] + 0.0 == entry['reward']
-        problems.setdefault(int(entry['index']), []).append(entry)
-      except (ValueError, KeyError, TypeError):
-        complete = False
-      require(complete, f'{path}: line {number} is no answer with {KEPT}')
-  require(bool(problems), f'{path} holds no answer')
-  problems = dict(sorted(problems.items()))
-  counts = {len(entries) for entries in problems.values()}
-  require(
-    len(counts) == 1,
-    f'{path} has from {min(counts)} to {max(counts)} answers to a problem',
-  )
-
-  def column(name):
-    return [[e[name] for e in entries] for entries in problems.values()]
-
-  return Answers(
-    index=np.array(list(problems)),
-    prompts=[row[0] for row in column('prompt')],
-    answers=[row[0] for row in column('answer')],
-    responses=column('response'),
-    finished=np.array(column('finished'), bool),
-    rewards=np.array(column('reward'), np.float32) if graded else None,
-  )
 
 
 def drift(
@@ -627,8 +373,9 @@ def _answers(
       finished,
     )
     if keep:
-      asked = examples.index, examples.prompts, examples.answers
-      keep.writelines(_lines(Answers(*asked, texts, finished, scored.rewards)))
+      problems = examples.index, examples.prompts, examples.answers
+      answers = Answers(*problems, texts, finished, scored.rewards)
+      keep.writelines(lines_of(answers))
     scores.append(scored.rewards)
     failures.update(scored.failures)
   return np.concatenate(scores), dict(failures)
@@ -687,7 +434,7 @@ def _ask(
       given = [questions.prompts[i] for i in part]
       expected = [questions.answers[i] for i in part]
       answers = Answers(part, given, expected, texts, finished, None)
-      file.write(''.join(_lines(answers)))
+      file.write(''.join(lines_of(answers)))
       file.flush()
       bar.update(len(part))
 
@@ -732,33 +479,6 @@ def _in_order(kept: Answers, questions: Questions) -> Answers:
     finished=finished,
     rewards=None,
   )
-
-
-def _lines(answers: Answers) -> Iterator[str]:
-  """One line of JSON per answer, with KEPT."""
-  for b, g in np.ndindex(answers.finished.shape):
-    graded = answers.rewards is not None
-    entry = (
-      int(answers.index[b]),
-      answers.prompts[b],
-      answers.answers[b],
-      answers.responses[b][g],
-      bool(answers.finished[b, g]),
-      float(answers.rewards[b, g]) if graded else None,
-    )
-    yield json.dumps(dict(zip(KEPT, entry))) + '\n'
-
-
-def _replace(path: pathlib.Path, text: str) -> None:
-  """Writes a file that is either the old one or the new one at any time."""
-  temporary = path.with_suffix('.tmp')
-  temporary.write_text(text)
-  temporary.rename(path)
-
-
-def _some(names: Sequence[str]) -> str:
-  shown = ', '.join(names[:10])
-  return f'{shown} and {len(names) - 10} more' if len(names) > 10 else shown
 
 
 def _demonstrations(

@@ -232,7 +232,7 @@ def comparison_table(found: Mapping[str, Mapping[str, float]]) -> Table:
   """Before and after in percent, and their paired difference in points.
 
   Args:
-    found: benchmark -> what `evaluate.paired` gives.
+    found: benchmark -> what `generations.paired` gives.
   """
 
   def points(value: float) -> str:

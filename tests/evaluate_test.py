@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gft_jax import evaluate, groups, rewards
+from gft_jax import evaluate, generations, groups, rewards
 from gft_jax.batch import SELF, GroupBatch, Prompts, Responses
 from gft_jax.config import (
   Architecture,
@@ -29,7 +29,7 @@ def pass_at_k(scores, k):
 
 def test_accuracy_counts_subsets():
   scores = np.array([[1, 0, 0, 1], [0, 0, 0, 0], [1, 1, 1, 1], [0, 0.5, 1, 0]])
-  metrics = evaluate.accuracy(scores, (1, 2, 4))
+  metrics = generations.accuracy(scores, (1, 2, 4))
   assert metrics['avg@4'] == pytest.approx(scores.mean())
   for k in (1, 2, 4):
     expected = np.array([pass_at_k(row, k) for row in scores])
@@ -43,7 +43,7 @@ def test_accuracy_counts_subsets():
 def test_accuracy_counts_votes():
   scores = np.array([[1, 0, 0, 0], [0, 1, 1, 0]])
   votes = np.array([[0, 1, 2, 1], [0, 1, 1, -1]])
-  metrics = evaluate.accuracy(scores, (1, 2, 4), votes)
+  metrics = generations.accuracy(scores, (1, 2, 4), votes)
   found = [metrics[f'maj@{k}'] for k in (1, 2, 4)]
   # Blocks of two: [1, 0 first wins], [0, 0]; [0, 1 first wins], [1, none].
   assert found == [(0.25 + 0.5) / 2, (0.5 + 0.5) / 2, (0 + 1) / 2]
@@ -55,7 +55,7 @@ def test_accuracy_counts_votes():
   [(1, (1,)), (2, (1, 2)), (6, (1, 2, 4, 6)), (16, (1, 2, 4, 8, 16))],
 )
 def test_sensible_ks(samples, ks):
-  assert evaluate.sensible_ks(samples) == ks
+  assert generations.sensible_ks(samples) == ks
   EvalConfig(samples=samples, ks=ks)
 
 
@@ -207,9 +207,9 @@ def test_too_many_questions_that_cannot_be_asked_are_one_line(tmp_path):
 
 def test_claim_names_what_has_changed(tmp_path):
   config, facts = Config(), {'weights': 'a', 'questions of x': 'b'}
-  evaluate.claim(tmp_path, config, facts)
-  evaluate.claim(tmp_path, override(config, 'log.progress=false'), facts)
-  evaluate.claim(tmp_path, config, {'weights': 'a', 'questions of y': 'c'})
+  generations.claim(tmp_path, config, facts)
+  generations.claim(tmp_path, override(config, 'log.progress=false'), facts)
+  generations.claim(tmp_path, config, {'weights': 'a', 'questions of y': 'c'})
   kept = (tmp_path / 'settings.json').read_text()
   for changed, also, message in [
     (override(config, 'model.path=m'), {}, "model.path: '' -> 'm'"),
@@ -218,11 +218,11 @@ def test_claim_names_what_has_changed(tmp_path):
     (config, {'questions of y': 'z'}, "questions of y: 'c' -> 'z'"),
   ]:
     with pytest.raises(ConfigError, match=message):
-      evaluate.claim(tmp_path, changed, facts | also)
+      generations.claim(tmp_path, changed, facts | also)
   assert (tmp_path / 'settings.json').read_text() == kept
   (tmp_path / 'settings.json').write_text('{"config": {}}')
   with pytest.raises(ConfigError, match=r'settings\.json is not of an evaluat'):
-    evaluate.claim(tmp_path, config, facts)
+    generations.claim(tmp_path, config, facts)
 
 
 def test_a_fingerprint_changes_with_any_parameter():
@@ -230,7 +230,7 @@ def test_a_fingerprint_changes_with_any_parameter():
     tree = {'a': np.ones((2, 3, 4)), 'b': np.zeros(5), 'c': np.float32(1)}
     return tree | ({at: tree[at] + 1e-6} if at else {})
 
-  prints = [evaluate.fingerprint(params(at)) for at in (None, *'abc', None)]
+  prints = [generations.fingerprint(params(at)) for at in (None, *'abc', None)]
   assert prints[0] == prints[-1] and len(set(prints)) == 4
 
 
@@ -241,7 +241,7 @@ def write_answers(path, scores, responses=None):
     for g, score in enumerate(row):
       text = responses[i][g] if responses else ''
       entry = (i, f'question {i}', f'{i}', text, True, score)
-      lines.append(dict(zip(evaluate.KEPT, entry)))
+      lines.append(dict(zip(generations.KEPT, entry)))
   path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
   return path
 
@@ -251,7 +251,7 @@ def test_paired_differences(tmp_path):
   after = write_answers(
     tmp_path / 'b.jsonl', [[1, 1], [0, 1], [1, 1], [0, 0], [0, 0]]
   )
-  found = evaluate.paired(before, after)
+  found = generations.paired(before, after)
   differences = np.array([0, -0.5, 1, 0, -1])
   reach = 1.96 * differences.std(ddof=1) / 5**0.5
   assert found == {
@@ -271,7 +271,7 @@ def test_pairs_are_of_one_number_whatever_the_order_of_the_lines(tmp_path):
   after = tmp_path / 'b.jsonl'
   lines = before.read_text().splitlines()
   after.write_text('\n'.join(reversed(lines)))
-  found = evaluate.paired(before, after)
+  found = generations.paired(before, after)
   assert (found['gained'], found['lost']) == (0, 0)
 
 
@@ -279,11 +279,11 @@ def test_answers_to_other_problems_are_not_compared(tmp_path):
   before = write_answers(tmp_path / 'a.jsonl', [[1], [1]])
   after = write_answers(tmp_path / 'b.jsonl', [[1], [1], [0]])
   with pytest.raises(ConfigError, match=r'they differ in 2$'):
-    evaluate.paired(before, after)
+    generations.paired(before, after)
   text = before.read_text().replace('question 1', 'another')
   after.write_text(text)
   with pytest.raises(ConfigError, match=r'they differ in 1$'):
-    evaluate.paired(before, after)
+    generations.paired(before, after)
 
 
 def test_regrade_votes_by_what_is_extracted(tmp_path):
@@ -293,14 +293,14 @@ def test_regrade_votes_by_what_is_extracted(tmp_path):
     ['?', '?', '?', '2'],
   ]
   path = write_answers(tmp_path / 'a.jsonl', [[0] * 4] * 3, responses)
-  metrics = evaluate.regrade(path, RewardConfig(function='math'))
+  metrics = generations.regrade(path, RewardConfig(function='math'))
   assert metrics['problems'] == 3
   assert metrics['avg@4'] == pytest.approx(5 / 12)
   assert metrics['maj@4'] == metrics['pass@4'] == 1
   assert {f'maj@{k}' for k in (1, 2, 4)} <= set(metrics)
   assert metrics['reward_failures/parse'] == 3
   with pytest.raises(ConfigError, match=r'too few for eval.ks=\(1, 8\)'):
-    evaluate.regrade(path, RewardConfig(function='math'), (1, 8))
+    generations.regrade(path, RewardConfig(function='math'), (1, 8))
 
 
 @pytest.mark.parametrize(
@@ -315,19 +315,19 @@ def test_regrade_votes_by_what_is_extracted(tmp_path):
 def test_a_file_without_answers_is_one_line(tmp_path, line, message):
   path = tmp_path / 'a.jsonl'
   with pytest.raises(ConfigError, match='does not exist'):
-    evaluate.read_answers(path)
+    generations.read_answers(path)
   path.write_text(line)
   with pytest.raises(ConfigError, match=message):
-    evaluate.read_answers(path)
+    generations.read_answers(path)
 
 
 def test_answers_without_grades_or_of_uneven_number_are_one_line(tmp_path):
   path = write_answers(tmp_path / 'a.jsonl', [[None], [1]])
   with pytest.raises(ConfigError, match='line 1 is no answer'):
-    evaluate.read_answers(path)
+    generations.read_answers(path)
   write_answers(path, [[1, 0], [1]])
   with pytest.raises(ConfigError, match='from 1 to 2 answers to a problem'):
-    evaluate.read_answers(path)
+    generations.read_answers(path)
 
 
 def test_drift_is_exact_over_the_vocabulary():

@@ -20,7 +20,7 @@ FLOORS = (
   ('answers',),
   ('models', 'sampler', 'optimizer'),
   ('data', 'rewards', 'groups'),
-  ('objectives',),
+  ('objectives', 'generations'),
   ('parallel', 'train_step', 'evaluate'),
   ('checkpoint', 'writers'),
   ('report', 'engine'),

@@ -209,6 +209,18 @@ if '.csv' in files._READERS:
     'cells for 2 columns',
   )
 
+# Both scripts read through one door; a run also has a model and a workdir.
+ALSO_TRAINED = (
+  'empty',
+  'damaged parquet',
+  'duplicate keys',
+  'null prompts',
+  'empty lists of teachers',
+  'a fourth of the rows is bad',
+  'prompts that are too long',
+  'rows of 10 MB',
+)
+
 
 @pytest.fixture
 def scripts(monkeypatch):
@@ -239,9 +251,14 @@ def check(folder, code, error, message):
   assert not (folder / 'run').exists() and not (folder / 'out.json').exists()
 
 
-@pytest.mark.parametrize('script', ['prepare_data', 'train'])
-@pytest.mark.parametrize('name', MALFORMED)
-def test_one_line_and_nothing_written(scripts, tmp_path, capsys, name, script):
+@pytest.mark.parametrize(
+  ('script', 'name'),
+  [
+    *(('prepare_data', name) for name in MALFORMED),
+    *(('train', name) for name in ALSO_TRAINED),
+  ],
+)
+def test_one_line_and_nothing_written(scripts, tmp_path, capsys, script, name):
   suffix, content, message = MALFORMED[name]
   path = tmp_path / f'malformed.{suffix}'
   path.write_bytes(content)
