@@ -240,7 +240,7 @@ def benchmark(
     np.ones_like(kept.finished),
     kept.finished,
   )
-  kept = kept.replace(rewards=scored.rewards)
+  kept = kept._replace(rewards=scored.rewards)
   write_whole(path, ''.join(lines_of(kept)))
   partial.unlink(missing_ok=True)
   metrics = {
