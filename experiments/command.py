@@ -73,10 +73,23 @@ def model_config(options: argparse.Namespace) -> Config:
   if bool(options.workdir) == bool(options.model):
     raise ConfigError('give --model, or --workdir and --stage')
   if options.model:
+    if options.stage:
+      raise ConfigError('--stage belongs to --workdir, not to --model')
     return override(Config(), f'model.path={options.model}')
   config = read_config(options.workdir)
   check_stage(config, options.stage)
   return config
+
+
+def check_writable(flag: str, path: str | pathlib.Path) -> None:
+  """Raises ConfigError where neither `path` nor a folder for it can be made."""
+  above = pathlib.Path(path).absolute()
+  if above.exists() and not above.is_dir():
+    raise ConfigError(f'{flag} {path} is a file, not a folder')
+  while not above.exists():
+    above = above.parent
+  if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+    raise ConfigError(f'{flag} {path}: {above} takes no files')
 
 
 def load_model(options: argparse.Namespace, config: Config):
@@ -136,11 +149,17 @@ def read_config(workdir: str) -> Config:
   path = pathlib.Path(workdir) / 'config.json'
   if not path.is_file():
     raise ConfigError(f'--workdir {workdir}: no config.json; not a run')
-  return from_dict(Config, json.loads(path.read_text()))
+  try:
+    return from_dict(Config, json.loads(path.read_text()))
+  except (ValueError, TypeError, AttributeError) as error:
+    raise ConfigError(f'{path} is not the config of a run: {error}') from error
 
 
-def check_stage(config: Config, name: str) -> None:
+def check_stage(config: Config, name: str | None) -> None:
+  """Raises ConfigError where a run has no such stage, or none is named."""
   names = [stage.name for stage in config.stages]
+  if not name:
+    raise ConfigError(f'--workdir needs --stage, one of {", ".join(names)}')
   if name not in names:
     raise ConfigError(
       f'--stage {name!r} is not one of {", ".join(names)}'
@@ -167,4 +186,7 @@ def run(work: Callable[[], None]) -> int:
   except (FloatingPointError, OSError) as error:
     print(f'stopped: {error}', file=sys.stderr)
     return 1
+  except KeyboardInterrupt:
+    print('stopped by hand', file=sys.stderr)
+    return 128 + signal.SIGINT
   return 0

@@ -9,8 +9,8 @@ run, or the folder, starts from.
   python experiments/evaluate.py --model FOLDER --data FOLDER_OF_FILES \
     --benchmarks amc23,math500 --samples 16 --temperature 0.5 --max-tokens 4096
 
-asks public benchmarks instead of the held-out splits. data.benchmarks has
-their names and, as data, how each is asked and graded; --data holds their files,
+asks public benchmarks instead of the held-out splits.
+gft_jax/data/benchmarks.py has their names and how each is asked and graded; --data holds their files,
 NAME.jsonl or NAME.parquet, and `all` asks every file that is there. The
 instruction of the paper follows each question unless data.instruction is set
 (--set data.instruction= for none). A second call with the same --out goes on
@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
   add('--workdir', help='a run, instead of --config')
   add('--stage', help='the stage of the run')
   add('--benchmarks', help='names with commas, or all')
-  add('--data', default='.', help='folder of benchmark files')
+  add('--data', default='.', help='folder of benchmark files; by default here')
   add('--limit', type=int, help='ask the first N problems of each benchmark')
   add(
     '--samples', type=int, help='eval.samples; eval.ks becomes 1, 2, 4, ..., N'
@@ -95,6 +95,7 @@ def evaluate(options) -> None:
   out = pathlib.Path(
     options.out or f'{options.workdir or "."}/evaluation-{name}'
   )
+  command.check_writable('--out', out)
   if rows:
     ask_benchmarks(config, assignments, out, policy, params, rows, options)
     return
@@ -152,6 +153,8 @@ def read_benchmarks(options) -> dict[str, list[dict[str, str]]]:
 def named(options) -> list[str]:
   from gft_jax.data import benchmarks
 
+  if options.benchmarks == '':
+    raise ConfigError("--benchmarks '' names none")
   names = options.benchmarks.split(',') if options.benchmarks else []
   return names if names == ['all'] else [*map(benchmarks.canonical, names)]
 
@@ -166,7 +169,8 @@ def ask_benchmarks(
   options,
 ) -> None:
   """Asks one after the other; what is finished is on disk at any time."""
-  from gft_jax import generations, report, train
+  from gft_jax import evaluate as evaluate_lib
+  from gft_jax import generations, report, rewards, train
 
   config = for_benchmarks(config, assignments)
   asked = {name: for_one(config, assignments, name) for name in rows}
@@ -178,17 +182,31 @@ def ask_benchmarks(
     'weights': generations.fingerprint(params),
     '--limit': options.limit or 'none',
   } | {f'questions of {name}': digest(rows[name], asked[name]) for name in rows}
+  for one in asked.values():  # A mistake in a reward is no beginning.
+    rewards.Grader(evaluate_lib.reward_of(one)).close()
   generations.claim(out, config, facts)
-  metrics = {}
+  # What this folder has of other benchmarks stays in its tables.
+  file = out / 'evaluation.json'
+  metrics = json.loads(file.read_text()) if file.exists() else {}
   for name in rows:
     metrics |= train.evaluate_benchmark(
       asked[name], out, policy, params, questions[name]
     )
     table = report.benchmark_table(metrics)
-    (out / 'evaluation.json').write_text(json.dumps(metrics, indent=1))
+    file.write_text(json.dumps(metrics, indent=1))
     write_table(out / 'table', table)
   print(report.markdown(table), end='')
+  print_failures(metrics)
   print(f'{out}/evaluation.json, table.md, table.tex, generations/')
+
+
+def print_failures(metrics: dict[str, float]) -> None:
+  """One line for each cause for which answers count as wrong."""
+  for name, count in metrics.items():
+    _, mark, cause = name.partition('/reward_failures/')
+    if mark and cause != 'parse':  # An answer without an answer is normal.
+      where = name.split('/')[1]
+      print(f'{where}: {count} answers could not be graded: {cause}')
 
 
 def for_benchmarks(config: Config, assignments: list[str]) -> Config:
@@ -215,14 +233,17 @@ def for_one(config: Config, assignments: list[str], name: str) -> Config:
   benchmark = benchmarks.BENCHMARKS[name]
   own = [
     f'data.instruction={config.data.instruction or benchmark.instruction}',
-    f'reward.function={benchmark.reward}',
+    *(f'reward.function={benchmark.reward}', 'eval.reward='),
   ]
   return command.overridden(config, [*own, *assignments])
 
 
 def digest(rows: list[dict[str, str]], config: Config) -> str:
   """Of the questions and of what their benchmark alone decides."""
-  text = json.dumps([rows, config.data.instruction, config.reward.function])
+  from gft_jax.evaluate import reward_of
+
+  rule = reward_of(config).function
+  text = json.dumps([rows, config.data.instruction, rule])
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -234,18 +255,21 @@ def write_table(path: pathlib.Path, table) -> None:
 
 
 def regrade(options) -> None:
-  from gft_jax import generations, report
+  from gft_jax import evaluate, generations, report
   from gft_jax.data import benchmarks
 
   path = pathlib.Path(options.regrade)
-  defaults = ['eval.ks=', 'reward.workers=2']
+  # So many samples that any k of --set passes; the file says how many it has.
+  defaults = ['eval.ks=', f'eval.samples={sys.maxsize}', 'reward.workers=2']
   if path.stem in benchmarks.BENCHMARKS:
     own = benchmarks.BENCHMARKS[path.stem].reward
     defaults.append(f'reward.function={own}')
   config = command.overridden(Config(), [*defaults, *options.set])
-  metrics = generations.regrade(path, config.reward, config.eval.ks)
+  reward = evaluate.reward_of(config)
+  metrics = generations.regrade(path, reward, config.eval.ks)
   found = {f'eval/{path.stem}/{k}': v for k, v in metrics.items()}
   print(report.markdown(report.benchmark_table(found)), end='')
+  print_failures(found)
 
 
 def compare(options) -> None:

@@ -35,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     from gft_jax import train
     from gft_jax.models import huggingface, lora, peft, tensor_files
 
+    command.check_writable('--out', options.out)
     size = tensor_files.bytes_of(options.max_shard_size)
     config = command.read_config(options.workdir)
     command.check_stage(config, options.stage)

@@ -54,8 +54,13 @@ def generate(options) -> None:
 
   ids = pipeline.encode_prompts(options.prompt, config.data, policy.tokenizer)
   length = np.array([len(row) for row in ids], np.int32)
-  if not length.all():
-    raise ConfigError(f'--prompt number {length.argmin() + 1} has no token')
+  unknown = pipeline.unknown_id(policy.tokenizer)
+  for number, row in enumerate(ids, 1):
+    if not len(row) or unknown in row:
+      fault = (
+        'text that the tokenizer does not know' if len(row) else 'no token'
+      )
+      raise ConfigError(f'--prompt number {number} has {fault}')
   size = -(-length.max() // MULTIPLE) * MULTIPLE
   room = policy.model.architecture.max_positions
   if length.max() + options.max_tokens > room:

@@ -91,6 +91,8 @@ def main(arguments: list[str] | None = None) -> int:
     config = command.overridden(config, options.set)
     if options.path:
       config = override(config, f'data.path={options.path}')
+      if not config.data.eval_path:  # All rows: none are held out.
+        config = override(config, f'data.eval_path={options.path}')
     if options.reward:
       config = override(config, f'reward.function={options.reward}')
     graded = options.reward is not None
@@ -239,8 +241,12 @@ def write_reasoning_gym(task: str, rows: int, seed: int, out: str) -> None:
   )
   require(rows > 0, f'--rows={rows} must be positive')
   _check_folder('--out', out)
+  try:
+    items = reasoning_gym.create_dataset(task, size=rows, seed=seed)
+  except (AssertionError, TypeError, ValueError) as error:
+    raise ConfigError(f'--reasoning-gym {task}: {error}') from None
   with pathlib.Path(out).open('w', encoding='utf-8') as file:
-    for item in reasoning_gym.create_dataset(task, size=rows, seed=seed):
+    for item in items:
       answer, metadata = item['answer'], item['metadata']
       if 'answer_cot' in metadata:
         expert = metadata['answer_cot']
@@ -257,17 +263,14 @@ def _check_folder(flag: str, path: str) -> None:
 
 
 def _tokenizer(path: str):
+  """The one that a run would read, or that of the embedded task."""
   if not path:
     from gft_jax.data import arithmetic
 
     return arithmetic.tokenizer()
-  require(pathlib.Path(path).is_dir(), f'--tokenizer {path}: no such folder')
-  import transformers
+  from gft_jax.models.tokenizer import load_tokenizer
 
-  try:
-    return transformers.AutoTokenizer.from_pretrained(path)
-  except (OSError, ValueError) as error:
-    raise ConfigError(f'--tokenizer {path}: {error}'.splitlines()[0]) from error
+  return load_tokenizer(path)
 
 
 def _describe_lengths(lengths) -> dict[str, float]:

@@ -30,6 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
   def work():
     from gft_jax import preferences
 
+    command.check_writable('--workdir', options.workdir)
     if options.epochs < 1:
       raise ConfigError(f'--epochs {options.epochs} is less than 1')
     config = override(Config(), f'model.path={options.model}')
@@ -38,9 +39,8 @@ def main(arguments: list[str] | None = None) -> int:
     metrics = preferences.train_reward_model(
       config, pairs, options.workdir, options.epochs
     )
-    print(f'{len(pairs)} pairs')
     for name, value in metrics.items():
-      print(f'{name}: {value:.4f}')
+      print(f'{name}: {value:.4g}')
     print(f'{options.workdir}/model')
 
   return command.run(work)

@@ -8,6 +8,7 @@ output is data: it is parsed, never executed. Parsing may still be slow, so
 
 import functools
 import logging
+import math
 import re
 from collections.abc import Callable
 
@@ -45,9 +46,14 @@ def last_boxed(text: str) -> str | None:
 
 
 def after_mark(text: str) -> str | None:
-  """What follows the last `####`, to the end of its line."""
+  """What follows the last `####`, to the end of its line.
+
+  A line without a digit that others follow is a heading of Markdown.
+  """
   _, mark, rest = text.rpartition(MARK)
-  return rest.strip().partition('\n')[0].rstrip() if mark else None
+  line, _, others = rest.strip().partition('\n')
+  heading = bool(others.strip()) and not re.search(r'\d', line)
+  return line.rstrip() if mark and not heading else None
 
 
 def final(response: str) -> str:
@@ -163,8 +169,14 @@ def choice(prompt: str, answer: str, response: str) -> float:
 
 
 def exact(prompt: str, answer: str, response: str) -> float:
-  """1 if the `final` answer is `answer`, but for white space and case."""
+  """1 if the `final` answer is `answer`, but for white space and case.
+
+  Raises:
+    GoldError: the reference is empty.
+  """
   del prompt
+  if not answer.strip():
+    raise GoldError('the reference answer is empty')
   return float(_folded(final(response)) == _folded(answer))
 
 
@@ -175,8 +187,9 @@ def numeric(
 
       |x - y| <= tolerance |y|
 
-  A number may have commas of thousands, a currency before it, a percent sign or
-  a unit behind it, an exponent, and may be a fraction a/b of two such numbers.
+  A number may have commas of thousands, a currency before it, a percent sign
+  behind it, or a unit after a space, an exponent, and may be a fraction a/b of
+  two such numbers.
 
   Args:
     tolerance: relative to the reference.
@@ -220,14 +233,15 @@ def built_in(settings: RewardConfig) -> dict[str, Reward]:
 _LETTER = r'(?:\\text(?:bf|rm)?\{)?\s*\(?([A-J])\)?\s*\}?'
 # The third also takes the letter of '(B) 4' and of a response that ends in one.
 _CHOICES = (
-  r'\\boxed\{\s*(?:\\text(?:bf|rm)?\{)?\s*\(?([A-J])\b',
-  r'[Aa]nswer(?: is|:)[\s:*$]*\(?([A-J])\b',
+  r'\\boxed\{\s*(?:\\text(?:bf|rm)?\{)?\s*\(?([A-J])\s*[}).:]',
+  # Not the article of 'the answer is A bit long'.
+  r'[Aa]nswer(?: is|:)[\s:*$]*\(?([A-J])\b(?!\s+(?!because|since|as\b)[a-z])',
   r'(?:^|[\s(])([A-J])(?:\)|\.?\s*$)',
 )
 # Also with the commas of thousands.
 _PLAIN_NUMBER = r'-?\d+(?:,\d{3})*(?:\.\d+)?'
 _DECIMAL = r'[-+]?(?:\d[\d,]*\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?'
-_NUMBER = rf'(?:\\\$|[$€£])?\s*({_DECIMAL})(?:\s*/\s*({_DECIMAL}))?(?!\w)'
+_NUMBER = rf'(-?)(?:\\\$|[$€£])?\s*({_DECIMAL})(?:\s*/\s*({_DECIMAL}))?(?!\w)'
 
 
 def _integer_after_hash(text: str, error: type[ValueError]) -> int:
@@ -242,12 +256,13 @@ def _integer_after_hash(text: str, error: type[ValueError]) -> int:
 def _readable(text: str) -> str:
   r"""The text, or what its mark shows, in the spelling that math-verify reads.
 
-  \$ is the currency, not the mark of mathematics; 3e8 is 3 \times 10^{8}; a
-  number needs no \textbf{(...)} around it and no full stop before a brace.
+  \$ is the currency, not the mark of mathematics, and 1\,000 is 1000; 3e8 is
+  3 \times 10^{8}; a number needs no \textbf{(...)} around it and no full stop before a brace.
   """
-  text = text.replace(r'\$', '')
-  if MARK in text and r'\boxed' not in text:
-    text = after_mark(text)
+  text = re.sub(r'\\\$|(?<=\d)\\[,!](?=\d{3})', '', text)
+  if r'\boxed' not in text:
+    marked = after_mark(text)
+    text = text if marked is None else marked
   text = re.sub(r'\\text(?:bf|rm)?\{\s*\(?(-?[\d.,]+)\)?\s*\}', r'\1', text)
   text = re.sub(r'(\d)\.\s*\}', r'\1}', text)
   power = r'\1 \\times 10^{\2}'
@@ -291,7 +306,9 @@ def _number(text: str, error: type[ValueError]) -> float:
   found = re.match(_NUMBER, text.strip()[:100])
   if not found:
     raise error(f'no number in {text[-80:]!r}')
-  above, below = (float((x or '1').replace(',', '')) for x in found.groups())
-  if not below:
-    raise error(f'{found[0]!r} divides by zero')
-  return above / below
+  sign, *parts = found.groups()
+  above, below = (float((x or '1').replace(',', '')) for x in parts)
+  value = above / below if below else math.inf
+  if not math.isfinite(value):
+    raise error(f'{found[0]!r} is not finite')
+  return -value if sign else value

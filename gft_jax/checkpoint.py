@@ -2,8 +2,9 @@
 
 A step is a folder `<step>/` with Orbax checkpoints of the parameters and of
 the rest of the state, the run's position, and `manifest.json`, written last:
-the SHA-256 of every other file. Orbax 0.12 loads flipped bits silently and lists truncated steps, so a
-step without a manifest, or with one that does not match, does not count.
+the SHA-256 of every other file. Orbax 0.12 loads flipped bits silently and
+lists truncated steps, so a step without a manifest, or with one that does not
+match, does not count.
 """
 
 import hashlib
@@ -52,7 +53,7 @@ def save(
   Args:
     directory: of this stage.
     step: steps done.
-    state: a Flax train state, or any pytree of arrays.
+    state: a Flax train state, or another tree of arrays with `params`.
     position: JSON types: data iterator, byte offset of metrics.jsonl.
     keep: at least 1; only verified steps are counted and deleted.
 
@@ -66,8 +67,9 @@ def save(
   shutil.rmtree(target, ignore_errors=True)
   target.parent.mkdir(parents=True, exist_ok=True)
   rest = flax.serialization.to_state_dict(state)
+  params = rest.pop('params')
   try:
-    ocp.save(target / 'params', rest.pop('params'))
+    ocp.save(target / 'params', params)
     ocp.save(target / 'rest', rest)
     _write(target / 'position.json', json.dumps(position))
     _write(target / MANIFEST, json.dumps(_digests(target), indent=1))

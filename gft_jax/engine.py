@@ -27,7 +27,6 @@ from gft_jax import (
 from gft_jax.batch import GroupBatch, Prompts, Responses
 from gft_jax.config import (
   Config,
-  DataConfig,
   OptimizerConfig,
   RewardConfig,
   SamplerConfig,
@@ -141,29 +140,43 @@ class Judge:
     self._params = spread(lambda params: params, policy.params, mesh)
     self._mesh = mesh
 
+  # Prompts of one call: as many devices hold them, this many times over.
+  ROWS = 16
+
   def scores(self, prompts: list[str], texts: list[list[str]]) -> np.ndarray:
     """[B, G] float32 for B prompts with G answers each.
+
+    Every process has the same number of prompts.
 
     Raises:
       ConfigError: an answer is longer than the model's positions allow.
     """
-    asked, given = pipeline.encode_groups(
-      prompts, texts, DataConfig(), self._tokenizer
+    asked, answered = pipeline.encode_groups(prompts, texts, self._tokenizer)
+    both = asked.length[:, None] + answered.length.reshape(len(prompts), -1)
+    # All processes run one program, or fail together.
+    prompt, answer, both = parallel.largest(
+      asked.length.max(), answered.length.max(), both.max()
     )
-    longest = (asked.length[:, None] + given.length).max()
     room = self._model.architecture.max_positions
     require(
-      longest <= room,
-      f'reward.model: a prompt and its answer take up to {longest} tokens, but'
-      f' the model has max_positions={room}',
+      both <= room,
+      f'reward.model: a prompt and its answer take up to {both} tokens, but the'
+      f' model has max_positions={room}',
     )
-    shards = parallel.prompt_shards(self._mesh)
-    rows = -(-len(prompts) // shards) * shards
-    batch = evaluate.unscored(asked, given, rows)
-    scores = response_scores(
-      self._model, self._params, parallel.to_global(self._mesh, batch)
+    batch = pipeline.pad_groups(
+      asked, answered, evaluate.width_of(prompt), evaluate.width_of(answer)
     )
-    return parallel.to_local(self._mesh, scores)[: len(prompts)]
+    rows, parts = self.ROWS * parallel.prompt_shards(self._mesh), []
+    for start in range(0, len(prompts), rows):
+      part = jax.tree.map(lambda x, at=start: x[at : at + rows], batch)
+      scores = response_scores(
+        self._model,
+        self._params,
+        parallel.to_global(self._mesh, evaluate.unscored(*part, rows)),
+      )
+      count = len(part[0].length)
+      parts.append(parallel.to_local(self._mesh, scores)[:count])
+    return np.concatenate(parts)
 
 
 class Engine:

@@ -9,6 +9,7 @@ exact over the vocabulary, on the policy's own samples at temperature 1.
 import collections
 import contextlib
 import dataclasses
+import fcntl
 import logging
 import pathlib
 import sys
@@ -231,6 +232,11 @@ def benchmark(
   else:
     _ask(engine, params, questions, config, partial)
     kept = _in_order(read_answers(partial, graded=False), questions)
+  require(
+    kept.finished.shape[1] == config.eval.samples,
+    f'{path} has {kept.finished.shape[1]} answers to a problem, not'
+    f' {config.eval.samples}; it was changed: remove it',
+  )
   reward = reward_of(config)
   scored = engine.score(
     reward,
@@ -410,9 +416,13 @@ def _ask(
     disable=not (config.log.progress and sys.stderr.isatty()),
   )
   with path.open('a') as file, bar:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      require(False, f'{path} is in use by another evaluation')
     for part in parts[done:]:
       ids = [questions.ids[i] for i in part]
-      width = _width(len(ids[0]), config.data.max_prompt)
+      width = width_of(len(ids[0]), config.data.max_prompt)
       length = np.array([len(row) for row in ids], np.int32)
       prompts = Prompts(
         tokens=np.array([[*x, *[0] * (width - len(x))] for x in ids], np.int32),
@@ -453,8 +463,8 @@ def _keep_whole(path: pathlib.Path, sizes: Sequence[int]) -> int:
   return done
 
 
-def _width(longest: int, most: int) -> int:
-  """The least of NARROWEST, twice that, ..., and `most` that holds a prompt."""
+def width_of(longest: int, most: int = sys.maxsize) -> int:
+  """The least of NARROWEST, twice that, ..., and `most` that holds a row."""
   width = NARROWEST
   while width < longest:
     width *= 2

@@ -28,6 +28,8 @@ from gft_jax.config import (
 )
 from gft_jax.ops import passk
 
+# Bounds of what has none; JSON has no word for infinity.
+UNBOUNDED = (-float(np.finfo(np.float32).max), float(np.finfo(np.float32).max))
 # What is kept of an answer.
 KEPT = ('index', 'prompt', 'answer', 'response', 'finished', 'reward')
 
@@ -108,10 +110,11 @@ def claim(
 
 
 def fingerprint(params: Any) -> str:
-  """Tells policies apart: a digest of one row of each parameter."""
+  """Tells policies apart: a digest of some numbers of each parameter."""
   digest = hashlib.sha256()
   for leaf in jax.tree.leaves(params):
-    digest.update(np.asarray(leaf[(0,) * (leaf.ndim - 1)]).tobytes())
+    some = tuple(slice(None, None, max(1, n // 8)) for n in leaf.shape)
+    digest.update(np.asarray(leaf[some]).tobytes())
   return digest.hexdigest()[:16]
 
 
@@ -131,6 +134,8 @@ def accuracy(
   n = scores.shape[1]
   correct = np.sum(scores >= 1, axis=1).astype(np.int32)
   values = {f'avg@{n}': scores.mean(axis=1)}
+  # A learned reward, or one of your own, has no bounds.
+  free = UNBOUNDED if np.any((scores < 0) | (scores > 1)) else (0.0, 1.0)
   for k in ks:
     samples = np.full_like(correct, n)
     values[f'pass@{k}'] = np.asarray(passk.pass_at_k(correct, samples, k))
@@ -138,7 +143,8 @@ def accuracy(
     values[f'maj@{k}'] = np.asarray(passk.majority_at_k(votes, scores >= 1, k))
   metrics = {}
   for name, value in values.items():
-    mean, low, high = (float(x) for x in passk.interval(value))
+    bounds = free if name.startswith('avg') else (0.0, 1.0)
+    mean, low, high = (float(x) for x in passk.interval(value, bounds))
     metrics |= {name: mean, f'{name}_low': low, f'{name}_high': high}
   return metrics
 
@@ -191,6 +197,11 @@ def regrade(
     f' eval.ks={tuple(ks)}',
   )
   with rewards.Grader(reward) as grader:
+    require(
+      not grader.asks_model,
+      f'reward.function={reward.function!r} asks a reward model; kept answers'
+      ' are graded by functions of text',
+    )
     scored = groups.score(
       grader,
       kept.prompts,
@@ -237,9 +248,9 @@ def paired(before: pathlib.Path, after: pathlib.Path) -> dict[str, float]:
   )
   means = [kept.rewards.mean(axis=1, dtype=np.float64) for kept in (old, new)]
   difference = means[1] - means[0]
-  mean, low, high = (
-    float(x) for x in passk.interval(difference, bounds=(-1.0, 1.0))
-  )
+  within = all(((mean >= 0) & (mean <= 1)).all() for mean in means)
+  bounds = (-1.0, 1.0) if within else UNBOUNDED
+  mean, low, high = (float(x) for x in passk.interval(difference, bounds))
   return {
     'problems': len(difference),
     'before': float(means[0].mean()),
@@ -264,12 +275,14 @@ def read_answers(path: pathlib.Path, *, graded: bool = True) -> Answers:
   """
   require(path.is_file(), f'{path} does not exist')
   problems: dict[int, list[dict[str, Any]]] = {}
-  with path.open() as lines:
+  with path.open(encoding='utf-8', errors='replace') as lines:
     for number, line in enumerate(lines, 1):
       try:
         entry = json.loads(line)
         entry = {name: entry[name] for name in KEPT}
-        complete = not graded or entry['reward'] + 0.0 == entry['reward']
+        texts = (entry[name] for name in ('prompt', 'answer', 'response'))
+        complete = all(isinstance(text, str) for text in texts)
+        complete &= not graded or entry['reward'] + 0.0 == entry['reward']
         problems.setdefault(int(entry['index']), []).append(entry)
       except (ValueError, KeyError, TypeError):
         complete = False

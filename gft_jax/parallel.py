@@ -221,6 +221,12 @@ def over_prompts(
   )
 
 
+def largest(*numbers: int) -> tuple[int, ...]:
+  """The largest of each number over all processes; every process must ask."""
+  found = multihost_utils.process_allgather(np.array(numbers))
+  return tuple(found.reshape(-1, len(numbers)).max(axis=0).tolist())
+
+
 def anywhere(*flags: bool) -> tuple[bool, ...]:
   """Which flags any process of the run raises; every process must ask."""
   raised = multihost_utils.process_allgather(np.array(flags))

@@ -7,6 +7,8 @@ classifier, which `reward.model` names.
 
 import contextlib
 import dataclasses
+import hashlib
+import math
 import pathlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -50,13 +52,17 @@ def read_pairs(path: str | pathlib.Path) -> list[Pair]:
   """
   path = pathlib.Path(path).expanduser()
   files.check_exists(path)
-  rows = []
+  rows, kept = [], False
   for number, row in files.raw_rows(path):
-    fault = _fault(row)
+    if number == 1:
+      kept = isinstance(row, dict) and 'reward' in row
+    fault = _fault(row, kept)
     require(not fault, f'{path}: row {number} {fault}')
     rows.append(row)
-  kept = bool(rows) and 'reward' in rows[0]
-  pairs = _of_kept(rows) if kept else [Pair(**_texts(row)) for row in rows]
+  if kept:
+    pairs = _of_kept(rows)
+  else:
+    pairs = [Pair(*(row[name] for name in Pair._fields)) for row in rows]
   require(bool(pairs), f'{path} has no pair of a better and a worse answer')
   return pairs
 
@@ -78,18 +84,15 @@ def train_reward_model(
     epochs: how often each pair is seen.
 
   Returns:
-    'eval/accuracy', 'eval/loss' and 'eval/margin' on the held-out pairs.
-    Pairs that are too long are left out, up to data.max_dropped of them.
+    'eval/accuracy', 'eval/loss' and 'eval/margin' on the held-out pairs;
+    'pairs' that are used and those that are 'too_long', which may be up to
+    data.max_dropped of all.
 
   Raises:
     ConfigError: a setting that cannot work, too few pairs that fit, or a
       workdir begun under another config.
   """
-  require(
-    not config.model.lora.rank,
-    f'model.lora.rank={config.model.lora.rank}: a reward model is trained whole;'
-    ' set it to 0',
-  )
+  _check(config)
   workdir = pathlib.Path(workdir)
   train.check_workdir(workdir, config)
   mesh = parallel.make_mesh(config.mesh)
@@ -101,6 +104,13 @@ def train_reward_model(
   parallel.check_divisible(size, config.mesh)
   count = len(train_set.rewards)
   fitting = count + len(test_set.rewards)
+  longest = config.data.max_prompt + config.data.max_response
+  room = policy.model.architecture.max_positions
+  require(
+    longest <= room,
+    f'data.max_prompt and data.max_response make {longest} tokens, but the model'
+    f' has max_positions={room}',
+  )
   require(
     len(pairs) - fitting <= config.data.max_dropped * len(pairs),
     f'{len(pairs) - fitting} of {len(pairs)} pairs exceed data.max_prompt='
@@ -134,8 +144,30 @@ def train_reward_model(
     state, evaluation = _run(
       config, workdir, model, state, train_set, test_set, steps, mesh, writer
     )
-  huggingface.save(workdir / 'model', model, state.params, policy.tokenizer)
-  return evaluation
+  huggingface.save(
+    workdir / 'model',
+    model,
+    state.params,
+    policy.tokenizer,
+    source=config.model.path or None,
+  )
+  return evaluation | {'pairs': fitting, 'too_long': len(pairs) - fitting}
+
+
+def _check(config: Config) -> None:
+  """Refuses settings that this training has no use for."""
+  for name, value, only in (
+    ('model.lora.rank', config.model.lora.rank, 0),
+    ('optimizer.mini_batches', config.optimizer.mini_batches, 1),
+    ('optimizer.micro_batches', config.optimizer.micro_batches, 1),
+    # reward.model is asked in the tokenizer's own template.
+    ('data.template', config.data.template, 'auto'),
+    ('data.instruction', config.data.instruction, ''),
+  ):
+    require(
+      value == only,
+      f'{name}={value!r}: a reward model is trained with {only!r}',
+    )
 
 
 def _run(
@@ -151,10 +183,16 @@ def _run(
 ) -> tuple[Any, dict[str, float]]:
   """The steps that are not done; the last state and its evaluation."""
   size, directory = config.data.batch_size, workdir / 'checkpoints'
+  begun = f'{steps} steps on the pairs {_digest(pairs)}'
   done, position = 0, {'metrics_bytes': 0, 'evaluation': {}}
   restored = checkpoint.restore(directory, state)
   if restored:
     done, state, position = restored
+    require(
+      position['begun'] == begun,
+      f'{workdir} was begun with {position["begun"]}, not {begun}; use a new'
+      ' workdir',
+    )
   writer.begin(STAGE, steps, done, position['metrics_bytes'])
   for step, rows in enumerate(_order(len(pairs.rewards), config, steps), 1):
     if step <= done:
@@ -162,11 +200,14 @@ def _run(
     batch = parallel.to_global(mesh, _rows(pairs, rows))
     state, metrics = engine.update_reward_model(state, batch, model=model)
     head = {'stage': STAGE, 'step': step}
-    writer.write(head | _floats('train', [metrics]))
+    record = head | _floats('train', [metrics])
+    train.check_finite(STAGE, step, record, ('train/loss',))
+    writer.write(record)
     if step == steps or step % config.checkpoint.every == 0:
       evaluation = _evaluate(model, state.params, held_out, size, mesh)
       writer.write(head | evaluation)
       position = {
+        'begun': begun,
         'metrics_bytes': writer.position(),
         'evaluation': evaluation,
       }
@@ -177,34 +218,39 @@ def _run(
 
 def encode(pairs: list[Pair], config: Config, tokenizer: Any) -> GroupBatch:
   """Groups [n, 2] of the pairs whose prompt and answers fit."""
-  prompts, responses = pipeline.encode_groups(
-    [pair.prompt for pair in pairs],
-    [[pair.chosen, pair.rejected] for pair in pairs],
-    config.data,
-    tokenizer,
+  most = config.data.max_prompt, config.data.max_response
+  prompts, responses = pipeline.pad_groups(
+    *pipeline.encode_groups(
+      [pair.prompt for pair in pairs],
+      [[pair.chosen, pair.rejected] for pair in pairs],
+      tokenizer,
+    ),
+    *most,
   )
-  fits = (prompts.length <= config.data.max_prompt) & np.all(
-    responses.length <= config.data.max_response, axis=1
+  fits = (prompts.length <= most[0]) & np.all(
+    responses.length <= most[1], axis=1
   )
   prompts, responses = jax.tree.map(lambda x: x[fits], (prompts, responses))
   return evaluate.unscored(prompts, responses, int(fits.sum()))
 
 
-def _fault(row: Any) -> str:
-  """Why a row is neither a pair nor a kept answer; '' where it is."""
+def _fault(row: Any, kept: bool) -> str:
+  """Why a row is neither a pair nor, with `kept`, an answer; '' where it is."""
   if isinstance(row, files.BadRow):
     return str(row)
-  texts = ('prompt', 'response') if 'reward' in row else Pair._fields
-  for name in texts:
+  for name in ('prompt', 'response') if kept else Pair._fields:
     if name not in row:
       return f'has no column {name!r}; a pair has {", ".join(Pair._fields)}'
-    if not isinstance(files.decoded(row[name]), str):
-      return f'{name} is a {type(row[name]).__name__}, not text'
+    try:
+      row[name] = files.text_of(name, row[name])
+    except files.BadRow as bad:
+      return str(bad)
+  reward = row.get('reward')
+  if kept and not (isinstance(reward, float | int) and math.isfinite(reward)):
+    return f'has the reward {reward!r}, which is no finite number'
+  if not kept and row['chosen'] == row['rejected']:
+    return 'has the same text chosen and rejected'
   return ''
-
-
-def _texts(row: dict[str, Any]) -> dict[str, str]:
-  return {name: files.decoded(row[name]) for name in Pair._fields}
 
 
 def _of_kept(rows: list[dict[str, Any]]) -> list[Pair]:
@@ -261,6 +307,13 @@ def _floats(group: str, parts: list[dict[str, Any]]) -> dict[str, float]:
     f'{group}/{name}': float(sum(part[name] for part in parts).value)
     for name in parts[0]
   }
+
+
+def _digest(pairs: GroupBatch) -> str:
+  digest = hashlib.sha256()
+  for leaf in jax.tree.leaves((pairs.prompts, pairs.responses)):
+    digest.update(np.ascontiguousarray(leaf))
+  return digest.hexdigest()[:16]
 
 
 def _rows(tree: Any, rows: Any) -> Any:

@@ -208,7 +208,11 @@ class Grader:
       values=total,
       parts={part.name: parts[part.name] for part in self._parts},
       failures={cause: n for cause, n in causes.items() if cause},
-      timed_out=tuple(i for i, row in enumerate(outcomes) if row == late),
+      timed_out=tuple(
+        i
+        for i, row in enumerate(outcomes)
+        if any(outcome.cause == 'timeout' for outcome in row.values())
+      ),
     )
 
   def _failed(self, cause: str) -> dict[str, _Outcome]:

@@ -610,7 +610,9 @@ class Loop:
       def read(step=step, record=record, clock=clock, result=(metrics, maxima)):
         with clock.phase('update'):
           record |= _floats(*result)
-        _check_finite(job.stage.name, step, record)
+        check_finite(
+          job.stage.name, step, record, ('train/loss', 'train/grad_norm')
+        )
         head = {'stage': job.stage.name, 'step': step}
         return head | record | clock.record() | writers.memory()
 
@@ -766,8 +768,11 @@ def _floats(
   return {f'train/{k}': v for k, v in sorted((means | peaks).items())}
 
 
-def _check_finite(stage: str, step: int, record: Record) -> None:
-  for name in ('train/loss', 'train/grad_norm'):
+def check_finite(
+  stage: str, step: int, record: Record, names: Sequence[str]
+) -> None:
+  """Raises NonFiniteError where one of the named numbers is not finite."""
+  for name in names:
     if not math.isfinite(record[name]):
       raise NonFiniteError(
         f'stage {stage}, step {step}: {name} is {record[name]}; the last'

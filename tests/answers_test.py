@@ -46,6 +46,8 @@ def test_braces_without_end_are_read_in_one_pass():
     ('The answer is 3.5 m. That is all.', '3.5 m'),
     ('the answer is: (B)', '(B)'),
     (' Paris\n', 'Paris'),
+    ('#### Final answer\nThe answer is 5.', '5'),
+    ('#### 18\n\nQuestion: What is 2 + 2?', '18'),
     (r'\boxed{1}' + ' ' * answers.MAX_CHARACTERS, ''),
   ],
 )
@@ -95,6 +97,26 @@ def test_what_is_extracted_costs_little_whatever_it_is():
 
 
 @pytest.mark.parametrize(
+  'response, value',
+  [
+    (r'so \boxed{B}', 1),
+    (r'\boxed{B. 12}', 1),
+    (r'\boxed{\text{(B)}}', 1),
+    ('The answer is B because A fails', 1),
+    ('The answer is B bit long, so (C)', 0),
+    (r'\boxed{B \cup C}', None),
+    (r'\boxed{B, C, D}', None),
+  ],
+)
+def test_choice_is_one_letter(response, value):
+  if value is None:
+    with pytest.raises(AnswerError):
+      answers.choice('', 'B', response)
+  else:
+    assert answers.choice('', 'B', response) == value
+
+
+@pytest.mark.parametrize(
   'answer, response, value',
   [
     ('Paris', r'It is \boxed{ paris}', 1),
@@ -117,6 +139,7 @@ def test_exact(answer, response, value):
     ('18', 'The answer is $18.00 a day', 1),
     ('50', r'\boxed{50\%}', 1),
     ('0', r'\boxed{0.0}', 1),
+    ('-5', r'\boxed{-$5}', 1),
     ('0', r'\boxed{1e-9}', 0),
   ],
 )
@@ -132,6 +155,7 @@ def test_numeric(answer, response, value):
     ('18', r'\boxed{18x}', AnswerError),
     ('18', r'\boxed{10**10**10}', None),  # Reads 10; nothing is computed.
     ('many', '18', GoldError),
+    ('1e999', '18', GoldError),
   ],
 )
 def test_numeric_reads_numbers_only(answer, response, error):
@@ -241,3 +265,19 @@ def test_the_experts_own_answers_are_right(shared, name, solution):
     scores = grader.score([''] * len(golds), golds, responses)
   wrong = [i for i, value in enumerate(scores.values) if value != 1]
   assert not wrong
+
+
+@pytest.mark.slow
+def test_every_expert_of_gsm8k_is_right(shared):
+  import pyarrow.parquet
+
+  from gft_jax import rewards
+  from gft_jax.data import files
+
+  table = pyarrow.parquet.read_table(shared / 'data/gsm8k/train.parquet')
+  experts = table['answer'].to_pylist()
+  golds = [files.final_answer(expert) for expert in experts]
+  with rewards.Grader(config.RewardConfig('math', workers=2)) as grader:
+    scores = grader.score([''] * len(golds), golds, experts)
+  assert len(golds) == 7473
+  assert scores.values.min() == 1

@@ -31,6 +31,7 @@ with open('/proc/self/statm') as file:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='glibc alone')
+@pytest.mark.slow
 def test_freed_memory_is_returned():
   environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
 

@@ -96,8 +96,11 @@ def children():
 
 
 def resident(process):
+  folder, own = pathlib.Path(f'/proc/{process}'), pathlib.Path('/proc/self')
   try:
-    status = pathlib.Path(f'/proc/{process}/status').read_text()
+    if (folder / 'cmdline').read_bytes() == (own / 'cmdline').read_bytes():
+      return 0.0  # It is about to start, and still holds this process's pages.
+    status = (folder / 'status').read_text()
   except OSError:
     return 0.0  # It has ended.
   found = [line for line in status.splitlines() if line.startswith('VmHWM')]

@@ -57,7 +57,10 @@ def test_training_writes_a_run_and_a_folder(trained):
   steps = [r for r in records(workdir) if 'train/loss' in r]
   assert [r['step'] for r in steps] == list(range(1, 19))  # 2 x 72 // 8
   assert steps[-1]['train/loss'] < steps[0]['train/loss']
-  assert set(evaluation) == {'eval/loss', 'eval/accuracy', 'eval/margin'}
+  assert set(evaluation) - {'pairs', 'too_long'} == {
+    *('eval/loss', 'eval/accuracy', 'eval/margin')
+  }
+  assert (evaluation['pairs'], evaluation['too_long']) == (80, 0)
   model, params, _ = huggingface.load_reward_model(workdir / 'model')
   assert model.architecture.tied_head
   assert params['score'].shape == (model.architecture.width, 1)
@@ -86,6 +89,26 @@ def test_an_interrupted_training_ends_the_same(
   _, ours, _ = huggingface.load_reward_model(tmp_path / 'model')
   _, theirs, _ = huggingface.load_reward_model(trained[0] / 'model')
   chex.assert_trees_all_equal(ours, theirs)
+
+
+def test_other_pairs_or_epochs_are_not_gone_on_with(settings, trained):
+  pairs = [
+    pair._replace(chosen=pair.rejected, rejected=pair.chosen)
+    for pair in pairs_of_arithmetic(80)
+  ]
+  for changed, epochs in ((pairs, 2), (pairs_of_arithmetic(80), 3)):
+    with pytest.raises(ConfigError, match='was begun with 18 steps on the'):
+      preferences.train_reward_model(settings, changed, trained[0], epochs)
+
+
+@pytest.mark.parametrize(
+  'setting', ['data.template=plain', 'optimizer.micro_batches=2']
+)
+def test_a_setting_without_use_is_refused(settings, tmp_path, setting):
+  with pytest.raises(ConfigError, match='a reward model is trained with'):
+    preferences.train_reward_model(
+      config_lib.override(settings, setting), [], tmp_path / 'a', 1
+    )
 
 
 def test_grpo_on_a_reward_model_with_a_kl_and_another_part(
@@ -145,6 +168,8 @@ def test_pairs_of_kept_answers(tmp_path):
   [
     ('{"prompt": "a", "chosen": "b"}', "row 1 has no column 'rejected'"),
     ('{"prompt": "a", "chosen": "b", "rejected": 3}', 'rejected is a int'),
+    ('{"prompt": "a", "chosen": "b", "rejected": "b"}', 'the same text chosen'),
+    ('{"prompt": "a", "response": "b", "reward": null}', 'no finite number'),
     ('[1]', 'row 1 is not a JSON object'),
     ('{"prompt": "a", "response": "b", "reward": 1}', 'has no pair'),
   ],

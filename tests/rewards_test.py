@@ -258,6 +258,13 @@ def test_a_case_that_takes_its_worker_down_scores_nothing_at_all():
   assert scores.timed_out == (0,)
 
 
+def test_a_model_alone_is_never_late():
+  settings = config.RewardConfig('model', model='folder')
+  with rewards.Grader(settings) as g:
+    scores = g.score(['', ''], ['', ''], ['a', 'b'], judged=[0.5, -1.0])
+  assert scores.timed_out == () and scores.failures == {}
+
+
 def test_what_a_model_judged_is_a_part_like_the_others():
   settings = config.RewardConfig('exact + 2 * model', model='folder')
   with rewards.Grader(settings) as g:

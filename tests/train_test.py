@@ -170,6 +170,7 @@ def test_a_stop_string_ends_the_answers_of_a_run(config, tmp_path):
     assert record['train/truncated_fraction'] < 0.1
 
 
+@pytest.mark.slow
 def test_a_stop_string_that_the_vocabulary_cannot_spell_stops_nothing(
   config, tmp_path
 ):
@@ -214,6 +215,7 @@ DYNAMIC = (
 )
 
 
+@pytest.mark.slow
 def test_dynamic_sampling_replaces_flat_groups_and_resumes_bit_for_bit(
   config, tmp_path, monkeypatch
 ):
@@ -273,7 +275,14 @@ def kill_at(monkeypatch, kill):
   monkeypatch.setattr(writers.MetricsFile, 'write', write_until_killed)
 
 
-@pytest.mark.parametrize('kill', [('base', 3), ('gft', 1), ('gft', 3)])
+@pytest.mark.parametrize(
+  'kill',
+  [
+    pytest.param(('base', 3), marks=pytest.mark.slow),
+    pytest.param(('gft', 1), marks=pytest.mark.slow),
+    ('gft', 3),
+  ],
+)
 def test_resume_repeats_the_uninterrupted_run_bit_for_bit(
   config, whole, tmp_path, monkeypatch, kill
 ):
@@ -308,6 +317,7 @@ def with_adapters(config, folder):
   return dataclasses.replace(config, stages=(stage,))
 
 
+@pytest.mark.slow
 def test_a_run_with_adapters_resumes_bit_for_bit_and_keeps_them_alone(
   config, tmp_path, monkeypatch
 ):

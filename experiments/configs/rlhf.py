@@ -1,7 +1,8 @@
 r"""RLHF after GFT: GRPO on what a reward model says, held to its start by KL.
 
-Paper item: Figure 4, GFT before RL, with a learned reward. After the quickstart,
-whose answers the reward model learns from (5 minutes on 2 CPU cores):
+Paper item: Figure 4, GFT before RL, with a learned reward. Hardware: 2 CPU cores,
+5 minutes after the quickstart, whose answers the reward model learns from.
+Command:
 
   python experiments/evaluate.py --workdir runs/quickstart --stage gft \
     --set eval.splits=train eval.prompts=10000 eval.temperature=1 \
@@ -13,8 +14,7 @@ whose answers the reward model learns from (5 minutes on 2 CPU cores):
     --workdir runs/reward_model --epochs 4 --set data.max_response=52 \
     data.batch_size=64 optimizer.learning_rate=1e-3
   python experiments/train.py --config experiments/configs/rlhf.py \
-    --workdir runs/rlhf --set model.path=runs/gft \
-    reward.model=runs/reward_model/model
+    --workdir runs/rlhf
 
 Evaluations count right answers: they show what optimising a learned reward is
 worth, and where it stops being worth anything.
@@ -27,6 +27,7 @@ from gft_jax.config import (
   Config,
   DataConfig,
   EvalConfig,
+  ModelConfig,
   OptimizerConfig,
   RewardConfig,
   Stage,
@@ -35,6 +36,7 @@ from gft_jax.config import (
 
 def get_config() -> Config:
   return Config(
+    model=ModelConfig(path='runs/gft'),
     data=DataConfig(batch_size=16, max_prompt=14, max_response=40),
     optimizer=OptimizerConfig(learning_rate=1e-4),
     checkpoint=CheckpointConfig(every=15),

@@ -151,9 +151,14 @@ class _Template(string.Formatter):
 
   def format_field(self, value: Any, kind: str) -> str:
     letters = string.ascii_uppercase
+    if kind in ('options', 'list', 'choices') and value is not None:
+      if not isinstance(value, list) or len(value) > len(letters):
+        raise TypeError(f'is no list of at most {len(letters)} texts')
     if kind == 'options':
       return '\n'.join(f'{a}) {text}' for a, text in zip(letters, value))
     if kind == 'letter':
+      if not isinstance(value, int) or not 0 <= value < len(letters):
+        raise TypeError(f'has {value!r}, which is no place in a list')
       return letters[value]
     if kind == 'list':
       return ', '.join(value)

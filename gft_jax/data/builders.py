@@ -24,6 +24,7 @@ from typing import ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
+from gft_jax import answers
 from gft_jax.config import DataConfig, one_of, require
 from gft_jax.data import arithmetic, files, hub
 
@@ -153,12 +154,12 @@ def source(config: DataConfig, split: str, seed: int = 0) -> Source:
   task, _, expert = (config.path or EMBEDDED).partition('/')
   if task == EMBEDDED:
     return _embedded_source(config, expert or EXPERTS[0], split)
-  one_of('split', split, ('train', 'test'))
   # Also what this split does not need, before anything is prepared.
   local = {
     path: _local_file(config, path, split, seed)
     for path in filter(None, (config.path, config.eval_path))
   }
+  one_of('split', split, ('train', 'test'))
   path = (split == 'test' and config.eval_path) or config.path
   whole = config.eval_path or path.startswith(f'{GYM}/')
   return _file_source(config, path, local[path], 'all' if whole else split)
@@ -206,7 +207,11 @@ def _file_source(
   builder = _prepared(
     GroupFile,
     config.cache,
-    _digest(file, pathlib.Path(files.__file__), repr(sorted(columns.items()))),
+    _digest(
+      file,
+      *(pathlib.Path(code.__file__) for code in (files, answers)),
+      repr(sorted(columns.items())),
+    ),
     path=file,
     columns=columns,
   )

@@ -16,12 +16,17 @@ from transformers.utils import chat_template_utils
 
 from gft_jax.config import require
 from gft_jax.data.files import BadRow
+from gft_jax.models.tokenizer import DAY
 
 # Texts that are tokenised together: their offsets take far more than their ids.
 PART = 1024
 
 Turns = list[dict[str, str]]
 Tokenizer = transformers.PreTrainedTokenizerBase
+
+
+# What a template raises of itself, or where a turn is not what it expects.
+FAILURES = (jinja2.TemplateError, TypeError, ValueError)
 
 
 class Written(NamedTuple):
@@ -82,7 +87,7 @@ def write(
           after = _render(turns[: i + 1], tokenizer).rstrip()
           parts += [before, after]
           spans.append((len(before), len(after)))
-  except jinja2.TemplateError as error:
+  except FAILURES as error:
     raise BadRow(f'that the chat template refuses: {error}') from error
   if not all(text.startswith(part) for part in parts):
     raise BadRow('with turns that the chat template rewrites later')
@@ -102,7 +107,7 @@ def check(asked: Turns, tokenizer: Tokenizer) -> None:
   """Raises BadRow where the template cannot write what is asked."""
   try:
     _render(asked, tokenizer, prompt=True)
-  except jinja2.TemplateError as error:
+  except FAILURES as error:
     raise BadRow(f'that the chat template refuses: {error}') from error
 
 
@@ -146,7 +151,7 @@ def encode(
 
 def _render(turns: Turns, tokenizer: Tokenizer, *, prompt: bool = False) -> str:
   return tokenizer.apply_chat_template(
-    turns, tokenize=False, add_generation_prompt=prompt
+    turns, tokenize=False, add_generation_prompt=prompt, **DAY
   )
 
 
@@ -163,6 +168,7 @@ def _marked(
     [turns],
     chat_template=tokenizer.get_chat_template(),
     return_assistant_tokens_mask=True,
+    **DAY,
     **tokenizer.special_tokens_map,
   )
   return texts[0], spans[0]

@@ -10,10 +10,12 @@ see `final_answer`.
 """
 
 import csv
+import decimal
 import itertools
 import json
 import math
 import pathlib
+import re
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -146,7 +148,7 @@ def final_answer(expert: str) -> str:
   _, mark, line = expert.rpartition(MARK)
   line = line.strip()
   if mark and '\n' not in line and r'\boxed' not in line:
-    return line.replace(',', '')
+    return re.sub(r'(?<=\d),(?=\d{3}(?!\d))', '', line)
   return last_boxed(expert) or ''
 
 
@@ -260,9 +262,11 @@ def _loaded(text: bytes) -> Any:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
   found = dict(pairs)
   if len(found) < len(pairs):
-    names = [name for name, _ in pairs]
-    twice = next(name for name in names if names.count(name) > 1)
-    raise BadRow(f'has the key {twice!r} twice')
+    seen = set()
+    for name, _ in pairs:
+      if name in seen:
+        raise BadRow(f'has the key {name!r} twice')
+      seen.add(name)
   return found
 
 
@@ -273,7 +277,10 @@ def _raw_csv(path: pathlib.Path) -> Iterator[tuple[int, dict | BadRow]]:
     encoding='utf-8-sig', errors='surrogateescape', newline=''
   ) as lines:
     reader = csv.reader(lines, strict=True)
-    names = next(reader, [])
+    try:
+      names = next(reader, [])
+    except csv.Error as error:
+      raise ConfigError(f'{path} has no header of CSV: {error}') from None
     _check_once(names, path)
     number = 0
     while True:
@@ -307,7 +314,7 @@ def _raw_parquet(path: pathlib.Path) -> Iterator[tuple[int, dict]]:
 
   try:
     file = pyarrow.parquet.ParquetFile(path)
-  except pyarrow.ArrowException as error:
+  except (pyarrow.ArrowException, OSError) as error:
     why = ' '.join(str(error).split())
     raise ConfigError(f'{path} is not a parquet file: {why}') from error
   names = file.schema_arrow.names
@@ -370,7 +377,7 @@ def _row(raw: dict | BadRow, columns: dict[str, str]) -> dict:
   if 'expert' in row or 'messages' in row:
     expert, expert_turns = _expert(given)
   if 'answer' in row:
-    answer = _text('answer', number_as_text(row['answer']))
+    answer = text_of('answer', number_as_text(row['answer']))
   else:
     answer = final_answer(expert)
   teacher = [] if row.get('teacher') is None else _list(row['teacher'])
@@ -380,7 +387,7 @@ def _row(raw: dict | BadRow, columns: dict[str, str]) -> dict:
     'prompt': prompt,
     'answer': answer,
     'expert': expert,
-    'teacher': [_text('teacher', text) for text in teacher],
+    'teacher': [text_of('teacher', text) for text in teacher],
   }
   if prompt_turns:
     found['prompt_turns'] = prompt_turns
@@ -392,7 +399,7 @@ def _row(raw: dict | BadRow, columns: dict[str, str]) -> dict:
 def _prompt(value: Any) -> tuple[str, list[dict]]:
   """What the user asks last, and all turns where there are others."""
   if not isinstance(value, list):
-    return _text('prompt', value), []
+    return text_of('prompt', value), []
   turns = _turns('prompt', value)
   if turns[-1]['role'] != 'user':
     raise BadRow(f'prompt ends with the {turns[-1]["role"]}, not the user')
@@ -402,7 +409,7 @@ def _prompt(value: Any) -> tuple[str, list[dict]]:
 def _expert(value: Any) -> tuple[str, list[dict]]:
   """What the expert says last, and all turns where there are others."""
   if not isinstance(value, list):
-    return _text('expert', value), []
+    return text_of('expert', value), []
   turns = _turns('expert', value)
   for turn, place in ((turns[0], 'begins'), (turns[-1], 'ends')):
     if turn['role'] != 'assistant':
@@ -442,7 +449,7 @@ def _turns(role: str, value: Any) -> list[dict]:
         f'{where} has the role {str(speaker)[:40]!r}, which is not one of'
         f' {", ".join(SPEAKERS)}'
       )
-    content = _text(f'{where}: content', turn.get('content'))
+    content = text_of(f'{where}: content', turn.get('content'))
     turns.append({'role': speaker, 'content': content})
   return turns
 
@@ -456,7 +463,8 @@ def _list(value: Any) -> Any:
   return found if isinstance(found, list) else value
 
 
-def _text(role: str, value: Any) -> str:
+def text_of(role: str, value: Any) -> str:
+  """The text of a cell; raises BadRow where there is none."""
   value = decoded(value)
   if value is None:
     raise BadRow(f'{role} is missing')
@@ -488,6 +496,8 @@ def decoded(value: Any) -> Any:
 
 def number_as_text(value: Any) -> Any:
   """Text of a finite number; anything else as it is."""
+  if isinstance(value, decimal.Decimal):
+    value = int(value) if value == value.to_integral_value() else float(value)
   if isinstance(value, float) and value.is_integer():
     return str(int(value))
   if isinstance(value, bool) or not isinstance(value, (int, float)):

@@ -40,13 +40,16 @@ MOST_CHARACTERS = 8192
 
 # Sums and products; a power could take forever.
 _ARITHMETIC = r'(?:(?!\*\*)[0-9+\-*/()\s])*'
-# Letters and functions by themselves: no attribute, string or other name.
+# Letters and functions by themselves: no attribute, string or other name; nor
+# a power of a power or an exponent of four digits, which could take forever.
+_POWER = r'(?:\*\*|\^)\s*'
 _FORMULA = (
+  rf'(?!(?s:.*){_POWER}(?:-?\w+\s*{_POWER}|\([^)]*{_POWER}|\(?\s*-?\d{{4}}))'
   r'(?:[0-9+\-*/()^\s]|\.(?!\s*[A-Za-z_])|\b[A-Za-z]\b'
   r'|\b(?:sin|cos|tan|exp|log|ln|sqrt|pi|asin|acos|atan)\b)*'
 )
-# A list of literals: nothing in it can be called.
-_LIST = r'[\[\]A-Za-z0-9_,\'"\s]*'
+# A list of numbers and of texts in quotes, or words without any bracket.
+_LIST = r'(?:[\[\],\s]|-?\d+|\'[^\'\\]*\'|"[^"\\]*")*|[A-Za-z0-9_\s]*'
 # Tasks whose scorer evaluates the answer (reasoning-gym 0.1.25, every use of
 # eval and of sympy's parser in a score_answer), and what it may then see.
 EVALUATED = {
@@ -102,7 +105,13 @@ def written(
     whole = file.with_suffix(f'.{os.getpid()}')
     with whole.open('w', encoding='utf-8') as lines:
       for index in range(rows):
-        row = _row(dataset[index], task, first, rows, index)
+        try:
+          row = _row(dataset[index], task, first, rows, index)
+        except ValueError as error:  # A seed that the task cannot take.
+          whole.unlink()
+          raise ConfigError(
+            f'data.path: task {task} of Reasoning Gym with seed={seed}: {error}'
+          ) from None
         lines.write(json.dumps(row, ensure_ascii=False) + '\n')
     whole.rename(file)
   return file

@@ -165,6 +165,7 @@ class Dataset:
       },
     )
     digest = hashlib.sha256(self._index)
+    digest.update('\0'.join(row.answer for row in rows).encode())
     for ragged in filter(None, (self._prompts, self._given, self._trained)):
       digest.update(ragged.length)
       digest.update(ragged.tokens)
@@ -490,26 +491,28 @@ def encode_prompts(
 def encode_groups(
   prompts: list[str],
   texts: list[list[str]],
-  config: DataConfig,
   tokenizer: transformers.PreTrainedTokenizerBase,
-) -> tuple[Prompts, Responses]:
-  """Texts of B prompts with G answers each, an EOS behind every answer.
+) -> tuple[Ragged, Ragged]:
+  """Texts of B prompts with G answers each, in the tokenizer's own template.
 
-  Widths are rounded up to multiples of `MULTIPLE`, so that few programs are
-  compiled.
+  Returns:
+    B prompts and B G answers, an EOS behind every answer.
   """
-  asked = Ragged(encode_prompts(prompts, config, tokenizer))
-  ids = list(_encode(list(itertools.chain(*texts)), tokenizer))
-  answered = Ragged([[*row, tokenizer.eos_token_id] for row in ids])
-
-  def width(lengths):
-    return -(-int(lengths.max(initial=1)) // MULTIPLE) * MULTIPLE
-
-  rows = np.arange(len(prompts))
-  tokens, length = asked.padded(rows, width(asked.length))
-  given, given_length = answered.padded(
-    np.arange(len(ids)).reshape(len(prompts), -1), width(answered.length)
+  ids = _encode(list(itertools.chain(*texts)), tokenizer)
+  return (
+    Ragged(encode_prompts(prompts, DataConfig(), tokenizer)),
+    Ragged([[*row, tokenizer.eos_token_id] for row in ids]),
   )
+
+
+def pad_groups(
+  asked: Ragged, answered: Ragged, prompt_width: int, answer_width: int
+) -> tuple[Prompts, Responses]:
+  """What `encode_groups` gives, as arrays; the end of longer rows is cut."""
+  rows = np.arange(len(asked.length))
+  tokens, length = asked.padded(rows, prompt_width)
+  members = np.arange(len(answered.length)).reshape(len(rows), -1)
+  given, given_length = answered.padded(members, answer_width)
   zeros = np.zeros(given.shape, np.float32)
   return (
     Prompts(tokens, length, rows.astype(np.int32)),

@@ -212,7 +212,7 @@ def _generation(
   return values | {'eos_token_id': stops[0] if len(stops) == 1 else [*stops]}
 
 
-def _tensors(a: Architecture, *, scored: bool) -> Tensors:
+def _tensors(a: Architecture, *, scored: bool = False) -> Tensors:
   """Parameter path -> name ({} is the layer) and shape of the torch tensor."""
   queries, keys = a.heads * a.head_size, a.kv_heads * a.head_size
   layer = {

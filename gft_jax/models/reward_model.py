@@ -55,8 +55,8 @@ def scores(model: Any, params: Any, batch: GroupBatch) -> jax.Array:
   last = jnp.take_along_axis(hidden, responses.length[..., None, None], axis=2)[
     :, :, 0
   ]
-  score = params['score'].astype(last.dtype)
-  return (last @ score)[..., 0].astype(jnp.float32)
+  score = params['score'].astype(jnp.float32)
+  return (last.astype(jnp.float32) @ score)[..., 0]
 
 
 def compare(

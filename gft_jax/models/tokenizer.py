@@ -15,6 +15,9 @@ TOKEN_IDS = ('bos_token_id', 'eos_token_id', 'pad_token_id')
 FILES = ('tokenizer.json', 'tokenizer.model', 'vocab.json')
 
 Conversation = list[dict[str, str]]
+# Templates that write today's date would ask another prompt tomorrow; this is
+# the day that those of Llama 3 name where they are told none.
+DAY = {'date_string': '26 Jul 2024'}
 # An answer that no template writes of itself.
 WORDS = 'gft_jax: the words of the assistant'
 
@@ -184,7 +187,7 @@ def _render(
 ) -> list[str]:
   try:
     return tokenizer.apply_chat_template(
-      conversations, tokenize=False, **settings
+      conversations, tokenize=False, **DAY, **settings
     )
   except (jinja2.TemplateError, TypeError, ValueError) as error:
     reason = ' '.join(str(error).split())

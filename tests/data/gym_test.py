@@ -117,6 +117,24 @@ def test_what_a_response_answers(response, answer):
   assert gym.extracted(response) == answer
 
 
+@pytest.mark.parametrize(
+  'task, answer, seen',
+  [
+    ('n_queens', "[1 for a in 'aa' for b in 'aa' if 0]", False),
+    ('n_queens', "[['_', 'Q'], ['Q', '_']]", True),
+    ('string_insertion', 'ABBCA', True),
+    ('spiral_matrix', '1 2 3', True),
+    ('polynomial_multiplication', '9**9**9', False),
+    ('polynomial_multiplication', '9**(9**9)', False),
+    ('polynomial_multiplication', 'x**99999', False),
+    ('polynomial_multiplication', '3*x**2*y**3 - 12*x + 1', True),
+    ('intermediate_integration', 'exp(2*x)*sin(x)/2 + C', True),
+  ],
+)
+def test_what_a_scorer_may_see(task, answer, seen):
+  assert bool(re.fullmatch(gym.EVALUATED[task], answer)) == seen
+
+
 HOSTILE = {
   'string_insertion': "[__import__('os').mkdir('{}')]",
   'n_queens': 'exec(\'import os; os.mkdir("{}")\')',

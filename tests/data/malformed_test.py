@@ -212,6 +212,7 @@ if '.csv' in files._READERS:
 # Both scripts read through one door; a run also has a model and a workdir.
 ALSO_TRAINED = (
   'empty',
+  'too few rows',
   'damaged parquet',
   'duplicate keys',
   'null prompts',
@@ -254,7 +255,8 @@ def check(folder, code, error, message):
 @pytest.mark.parametrize(
   ('script', 'name'),
   [
-    *(('prepare_data', name) for name in MALFORMED),
+    # prepare_data describes all rows, however few.
+    *(('prepare_data', name) for name in MALFORMED if name != 'too few rows'),
     *(('train', name) for name in ALSO_TRAINED),
   ],
 )

@@ -136,7 +136,7 @@ def test_every_bad_row_has_a_number_and_a_reason(main, tmp_path, capsys):
   [
     (['--path', 'none.jsonl'], 'none.jsonl does not exist'),
     (['--set', 'data.max_promt=3'], 'did you mean max_prompt'),
-    (['--tokenizer', 'nowhere'], 'nowhere: no such folder'),
+    (['--tokenizer', 'nowhere'], 'no folder nowhere'),
     (['--reward', 'maths'], 'did you mean math'),
     (['--json', 'nowhere/a.json'], 'there is no folder nowhere'),
     (['--config', 'none.py'], 'none.py: no such file'),

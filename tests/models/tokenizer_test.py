@@ -138,7 +138,8 @@ def test_no_padding_token_or_the_eos(pad, tmp_path):
   tokenizer.pad_token = pad
   tokenizer.save_pretrained(source)
   model, params, tokenizer = huggingface.load(source)
-  assert pipeline._encode_answers(['w1 w2', ''], tokenizer) == [[3, 4, 1], []]
+  ids = pipeline._encode_answers(['w1 w2', ''], tokenizer)
+  assert [list(row) for row in ids] == [[3, 4, 1], []]
   huggingface.save(tmp_path / 'out', model, params, tokenizer, source=source)
   generation = transformers.GenerationConfig.from_pretrained(tmp_path / 'out')
   assert generation.pad_token_id == (None if pad is None else 1)
