@@ -614,6 +614,7 @@ def compare(scripts, workdir, *arguments, configs=COMPARED):
   return scripts('compare').main([*where, '--set', *TINY, *arguments])
 
 
+@pytest.mark.slow
 def test_compare_resumes_and_never_reruns_a_finished_arm(
   scripts, tmp_path, capsys
 ):
@@ -699,6 +700,7 @@ def test_what_cannot_be_compared_is_said(
   assert not workdir.exists()
 
 
+@pytest.mark.slow
 def test_diagnose_the_embedded_task(scripts, tmp_path, capsys):
   run = [x for x in TINY if not x.startswith('stages.')]
   code = scripts('diagnose').main(

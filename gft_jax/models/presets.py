@@ -114,6 +114,18 @@ DEEPSEEK_MATH_7B = Architecture(
 )
 
 
+# By the name on the hub that the comments above give.
+HUB_IDS = {
+  'HuggingFaceTB/SmolLM2-135M': SMOLLM2_135M,
+  'Qwen/Qwen2.5-0.5B': QWEN2_5_0_5B,
+  'Qwen/Qwen2.5-Math-1.5B': QWEN2_5_MATH_1_5B,
+  'Qwen/Qwen2.5-Math-7B': QWEN2_5_MATH_7B,
+  'meta-llama/Llama-3.2-3B': LLAMA_3_2_3B,
+  'meta-llama/Llama-3.1-8B': LLAMA_3_1_8B,
+  'deepseek-ai/deepseek-math-7b-base': DEEPSEEK_MATH_7B,
+}
+
+
 def parameter_count(architecture: Architecture) -> int:
   """Parameters of a `Transformer`; a tied head counts once."""
   a = architecture
