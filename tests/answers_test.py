@@ -3,6 +3,7 @@ r"""What an answer says and is worth, beside the official code's own results."""
 import functools
 import json
 import pathlib
+import re
 import time
 
 import pytest
@@ -265,6 +266,19 @@ def test_the_experts_own_answers_are_right(shared, name, solution):
     scores = grader.score([''] * len(golds), golds, responses)
   wrong = [i for i, value in enumerate(scores.values) if value != 1]
   assert not wrong
+
+
+def test_references_that_no_answer_matches_in_the_official_reward(shared):
+  r"""It strips \text, degrees and \$ of the response, not of the reference."""
+  lines = (shared / 'data/benchmarks/math_oai.jsonl').read_text().splitlines()
+  solutions = [json.loads(line)['solution'] for line in lines]
+  raw = [answers.last_boxed(solution) for solution in solutions]
+  lost = [
+    answer for answer in raw if re.search(r'\\text|\^\{?\s*\\circ|\\\$', answer)
+  ]
+  assert (len(lost), len(raw)) == (27, 500)
+  for answer in lost:
+    assert answers.mathematics('', answer, rf'\boxed{{{answer}}}') == 1
 
 
 @pytest.mark.slow
