@@ -300,6 +300,7 @@ def test_a_kl_without_a_reference_is_said(model, params, batch):
     run(model, params, batch, 'sft', kl_weight=0.1)
 
 
+@pytest.mark.slow
 def test_psft_divides_by_the_policy_that_began_the_step(model, params, batch):
   """Two updates by hand: SFT's, then the clipped ratio to the first policy."""
   sgd = optax.sgd(0.3)

@@ -433,6 +433,7 @@ def test_journal_survives_a_line_cut_by_a_kill(tmp_path):
   assert rewards.Journal(path).replay('gft/2') == (1,)
 
 
+@pytest.mark.slow
 def test_mesh_of_eight_gives_the_same_run(config, whole, tmp_path):
   """Sums over devices round differently, so: to a tolerance."""
   config = override(config, 'data.batch_size=8')
