@@ -260,6 +260,8 @@ def write_reasoning_gym(task: str, rows: int, seed: int, out: str) -> None:
 def _check_folder(flag: str, path: str) -> None:
   parent = pathlib.Path(path).parent
   require(parent.is_dir(), f'{flag} {path}: there is no folder {parent}')
+  require(not pathlib.Path(path).is_dir(), f'{flag} {path} is a folder')
+  command.check_writable(flag, parent)
 
 
 def _tokenizer(path: str):

@@ -139,6 +139,7 @@ def test_every_bad_row_has_a_number_and_a_reason(main, tmp_path, capsys):
     (['--tokenizer', 'nowhere'], 'no folder nowhere'),
     (['--reward', 'maths'], 'did you mean math'),
     (['--json', 'nowhere/a.json'], 'there is no folder nowhere'),
+    (['--json', '.'], '--json . is a folder'),
     (['--config', 'none.py'], 'none.py: no such file'),
     (['--reasoning-gym', 'gsm_symbolic'], 'needs --out'),
     (['--reasoning-gym', 'gsm_symbolc', '--out', 'x'], 'mean gsm_symbolic'),
