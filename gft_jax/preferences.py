@@ -241,6 +241,9 @@ def _fault(row: Any, kept: bool) -> str:
   for name in ('prompt', 'response') if kept else Pair._fields:
     if name not in row:
       return f'has no column {name!r}; a pair has {", ".join(Pair._fields)}'
+    if name == 'response' and row[name] in ('', b''):
+      row[name] = ''  # An answer that stopped at once.
+      continue
     try:
       row[name] = files.text_of(name, row[name])
     except files.BadRow as bad:

@@ -154,12 +154,14 @@ def test_pairs_of_kept_answers(tmp_path):
     *(('p', 'good', 1.0), ('p', 'bad', 0.0), ('p', 'fair', 0.5)),
     *(('p', 'worse', -1.0), ('p', 'good', 1.0), ('q', 'same', 1.0)),
     *(('q', 'too', 1.0), ('r', 'alone', 1.0)),
+    *(('s', '', 0.0), ('s', 'more', 1.0)),  # One stopped at once.
   ]
   lines = [dict(zip(('prompt', 'response', 'reward'), row)) for row in rows]
   path.write_text('\n'.join(map(json.dumps, lines)))
   assert preferences.read_pairs(path) == [
     Pair('p', 'good', 'worse'),
     Pair('p', 'fair', 'bad'),
+    Pair('s', 'more', ''),
   ]
 
 

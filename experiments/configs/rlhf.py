@@ -1,7 +1,7 @@
 r"""RLHF after GFT: GRPO on what a reward model says, held to its start by KL.
 
 Paper item: Figure 4, GFT before RL, with a learned reward. Hardware: 2 CPU cores,
-5 minutes after the quickstart, whose answers the reward model learns from.
+3 minutes after the quickstart, whose answers the reward model learns from.
 Command:
 
   python experiments/evaluate.py --workdir runs/quickstart --stage gft \
@@ -27,6 +27,7 @@ from gft_jax.config import (
   Config,
   DataConfig,
   EvalConfig,
+  LossConfig,
   ModelConfig,
   OptimizerConfig,
   RewardConfig,
@@ -41,14 +42,7 @@ def get_config() -> Config:
     optimizer=OptimizerConfig(learning_rate=1e-4),
     checkpoint=CheckpointConfig(every=15),
     reward=RewardConfig(function='model', model='runs/reward_model/model'),
+    loss=LossConfig(kl_weight=2.0),
     eval=EvalConfig(reward='arithmetic'),
-    stages=(
-      Stage(
-        'rlhf',
-        '',
-        'grpo',
-        45,
-        (*embedded.OWN_SAMPLES, 'loss.kl_weight=2'),
-      ),
-    ),
+    stages=(Stage('rlhf', '', 'grpo', 45, embedded.OWN_SAMPLES),),
   )
