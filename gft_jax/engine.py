@@ -134,14 +134,14 @@ def spread(create: Any, params: Any, mesh: jax.sharding.Mesh) -> Any:
 class Judge:
   """A reward model on the mesh: texts in, scores out."""
 
+  # Prompts of one call, for each device that holds prompts.
+  ROWS = 16
+
   def __init__(self, policy: Policy, mesh: jax.sharding.Mesh):
     """Takes what `huggingface.load_reward_model` gives."""
     self._model, self._tokenizer = policy.model, policy.tokenizer
     self._params = spread(lambda params: params, policy.params, mesh)
     self._mesh = mesh
-
-  # Prompts of one call: as many devices hold them, this many times over.
-  ROWS = 16
 
   def scores(self, prompts: list[str], texts: list[list[str]]) -> np.ndarray:
     """[B, G] float32 for B prompts with G answers each.
