@@ -347,7 +347,9 @@ class LossConfig:
   mu_decay_steps: int | None = setting(
     None, 'optimizer steps from there to the valley; none: as published'
   )
-  chunk: int = setting(512, 'tokens whose logits exist at one time')
+  chunk: int = setting(
+    512, 'tokens whose logits exist at one time, on a device'
+  )
 
   def __post_init__(self):
     require(0 <= self.tau <= 1, f'loss.tau={self.tau} is not in [0, 1]')

@@ -49,7 +49,6 @@ compiler.return_freed_memory()
   jax.jit,
   static_argnames=(
     'model',
-    'mesh',
     'group_size',
     'max_tokens',
     'temperature',
@@ -60,12 +59,10 @@ compiler.return_freed_memory()
     'stop_sequences',
   ),
 )
-def sample(model, params, prompts, key, *, mesh=None, **settings):
+def sample(model, params, prompts, key, **settings):
   """sampler.sample_groups; on a mesh, rows leave each device by themselves."""
   run = functools.partial(sampler.sample_groups, model, **settings)
-  if mesh is not None:
-    run = parallel.over_prompts(run, mesh)
-  return run(params, prompts, key)
+  return parallel.over_prompts(run, whole=(0, 2))(params, prompts, key)
 
 
 token_logprobs = jax.jit(
@@ -169,11 +166,9 @@ class Judge:
     rows, parts = self.ROWS * parallel.prompt_shards(self._mesh), []
     for start in range(0, len(prompts), rows):
       part = jax.tree.map(lambda x, at=start: x[at : at + rows], batch)
-      scores = response_scores(
-        self._model,
-        self._params,
-        parallel.to_global(self._mesh, evaluate.unscored(*part, rows)),
-      )
+      padded = parallel.to_global(self._mesh, evaluate.unscored(*part, rows))
+      with jax.set_mesh(self._mesh):
+        scores = response_scores(self._model, self._params, padded)
       count = len(part[0].length)
       parts.append(parallel.to_local(self._mesh, scores)[:count])
     return np.concatenate(parts)
@@ -222,21 +217,22 @@ class Engine:
     A stop string ends an answer in the loop where it is spelled as the
     tokenizer spells it; in any other spelling the answer is cut here.
     """
-    responses = sample(
-      self.model,
-      self._whole(params),
-      self.put(prompts),
-      key,
-      mesh=self._mesh,
-      group_size=group_size,
-      max_tokens=max_tokens,
-      temperature=settings.temperature,
-      top_k=settings.top_k,
-      top_p=settings.top_p,
-      min_p=settings.min_p,
-      stop_ids=self._stop_ids,
-      stop_sequences=self._spell(settings.stop_strings),
-    )
+    params, prompts = self._whole(params), self.put(prompts)
+    with jax.set_mesh(self._mesh):
+      responses = sample(
+        self.model,
+        params,
+        prompts,
+        key,
+        group_size=group_size,
+        max_tokens=max_tokens,
+        temperature=settings.temperature,
+        top_k=settings.top_k,
+        top_p=settings.top_p,
+        min_p=settings.min_p,
+        stop_ids=self._stop_ids,
+        stop_sequences=self._spell(settings.stop_strings),
+      )
     responses = self._take(responses)
     return groups.cut(self._tokenizer, responses, settings.stop_strings)
 
@@ -323,24 +319,26 @@ class Engine:
       'mini_batches': config.optimizer.mini_batches,
       'micro_batches': config.optimizer.micro_batches,
     }
-    return update(
-      state,
-      self.put(batch),
-      reference,
-      self._frozen,
-      model=self.model,
-      objective=objective,
-      settings=config.loss,
-      options=tuple(options.items()),
-    )
+    batch = self.put(batch)
+    with jax.set_mesh(self._mesh):
+      return update(
+        state,
+        batch,
+        reference,
+        self._frozen,
+        model=self.model,
+        objective=objective,
+        settings=config.loss,
+        options=tuple(options.items()),
+      )
 
   def token_logprobs(
     self, params: Any, batch: GroupBatch, *, chunk: int
   ) -> np.ndarray:
     """[B, G, T] log-probabilities, on the host."""
-    logp, _ = token_logprobs(
-      self.model, self._whole(params), self.put(batch), chunk=chunk
-    )
+    params, batch = self._whole(params), self.put(batch)
+    with jax.set_mesh(self._mesh):
+      logp, _ = token_logprobs(self.model, params, batch, chunk=chunk)
     return self._take(logp)
 
   def drift(
@@ -348,15 +346,17 @@ class Engine:
   ) -> dict[str, WeightedMean]:
     """See evaluate.drift."""
     params, base = self._whole(params), self._whole(base)
-    return drift(self.model, params, base, self.put(batch), chunk=chunk)
+    batch = self.put(batch)
+    with jax.set_mesh(self._mesh):
+      return drift(self.model, params, base, batch, chunk=chunk)
 
   def demonstration_tokens(
     self, params: Any, batch: GroupBatch, *, chunk: int
   ) -> dict[str, np.ndarray]:
     """See evaluate.demonstration_tokens; on the host."""
-    found = demonstration_tokens(
-      self.model, self._whole(params), self.put(batch), chunk=chunk
-    )
+    params, batch = self._whole(params), self.put(batch)
+    with jax.set_mesh(self._mesh):
+      found = demonstration_tokens(self.model, params, batch, chunk=chunk)
     return self._take(found)
 
   def anywhere(self, *flags: bool) -> tuple[bool, ...]:

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 import tqdm
 
-from gft_jax import data, groups, rewards
+from gft_jax import data, groups, parallel, rewards
 from gft_jax.batch import GroupBatch, Prompts, Responses
 from gft_jax.config import (
   Config,
@@ -280,12 +280,18 @@ def drift(
   """
   mask = batch.token_mask
 
-  hidden, head = response_states(model, params, batch)
-  _, entropy = target_logprobs(
-    hidden, head, batch.responses.tokens, chunk=chunk
+  def compare(hidden, head, other, other_head, tokens):
+    _, entropy = target_logprobs(hidden, head, tokens, chunk=chunk)
+    kl = divergences.kl_to_reference(
+      hidden, head, other, other_head, chunk=chunk
+    )
+    return entropy, kl
+
+  entropy, kl = parallel.over_prompts(compare, whole=(1, 3))(
+    *response_states(model, params, batch),
+    *response_states(model, base, batch),
+    batch.responses.tokens,
   )
-  reference = response_states(model, base, batch)
-  kl = divergences.kl_to_reference(hidden, head, *reference, chunk=chunk)
   return {
     'entropy': masking.token_mean(entropy, mask),
     'kl_to_base': masking.token_mean(kl, mask),
@@ -308,13 +314,17 @@ def demonstration_tokens(
     Arrays [B, G, T]: `logp`; `gradient`, the norm of `token_gradients`; and
     `likeliest`, the token that the policy would have written.
   """
-  hidden, head = response_states(model, params, batch)
-  tokens = batch.responses.tokens
-  logp, _ = target_logprobs(hidden, head, tokens, chunk=chunk)
-  gradient, likeliest = diagnostics.token_gradients(
-    hidden, head, tokens, chunk=chunk
+
+  def read(hidden, head, tokens):
+    logp, _ = target_logprobs(hidden, head, tokens, chunk=chunk)
+    gradient, likeliest = diagnostics.token_gradients(
+      hidden, head, tokens, chunk=chunk
+    )
+    return {'logp': logp, 'gradient': gradient, 'likeliest': likeliest}
+
+  return parallel.over_prompts(read, whole=(1,))(
+    *response_states(model, params, batch), batch.responses.tokens
   )
-  return {'logp': logp, 'gradient': gradient, 'likeliest': likeliest}
 
 
 def pad_rows(tree: Any, rows: int) -> Any:

@@ -196,29 +196,67 @@ def prompt_shards(mesh: Mesh) -> int:
   return mesh.shape['data'] * mesh.shape['fsdp']
 
 
-def over_prompts(
-  function: Callable[..., Any], mesh: Mesh
-) -> Callable[..., Any]:
-  """`function(params, prompts, key)` by each device on its own prompts.
+# What follows asks for a split of what is computed, on the mesh of the context
+# (`with jax.set_mesh(mesh)`). Without one, on one device, or on a device's own
+# part of the prompts, it asks for nothing.
 
-  Parameters are gathered over the axes that hold prompts, once; those over
-  `tensor` stay sharded. What the function loops over then needs no other device.
+
+def over_prompts(
+  function: Callable[..., Any], *, whole: tuple[int, ...]
+) -> Callable[..., Any]:
+  """`function(*args)`, run by each device on its own prompts.
+
+  What is whole is gathered over the axes that hold prompts, once, and its
+  gradient is added over them, once; what is sharded over `tensor` stays so.
+  What the function loops over then needs no other device.
 
   Args:
-    function: rows of prompts in, rows of results out, each by itself.
-    mesh: of `make_mesh`.
+    function: arrays [B, ...] in, arrays [B, ...] out, every row by itself.
+    whole: indices of those arguments that have no B.
   """
-  if prompt_shards(mesh) == 1:
-    return function
-  rows, whole = PartitionSpec(BATCH_AXES), PartitionSpec()
-  return jax.shard_map(
-    function,
-    mesh=mesh,
-    in_specs=(whole, rows, whole),
-    out_specs=rows,
-    axis_names=set(BATCH_AXES),
-    check_vma=False,
+
+  def run(*args):
+    if not _prompts_are_split():
+      return function(*args)
+    rows = PartitionSpec(BATCH_AXES)
+    mapped = jax.shard_map(
+      function,
+      in_specs=tuple(
+        PartitionSpec() if i in whole else rows for i in range(len(args))
+      ),
+      out_specs=rows,
+      axis_names=set(BATCH_AXES),
+      check_vma=False,
+    )
+    return mapped(*args)
+
+  return run
+
+
+def split_prompts(tree: Any) -> Any:
+  """Arrays [B, ...], of which each device computes its own prompts.
+
+  Where it is not said XLA may rather leave parameters where they are, and make
+  every device compute a part of the width of all prompts.
+  """
+  if not _prompts_are_split():
+    return tree
+  return jax.lax.with_sharding_constraint(tree, PartitionSpec(BATCH_AXES))
+
+
+def split_parameters(params: Any) -> Any:
+  """Parameters, whose gradient is then sharded as they are."""
+  if not _prompts_are_split():
+    return params
+  mesh = jax.sharding.get_abstract_mesh()
+  return jax.lax.with_sharding_constraint(
+    params, parameter_shardings(params, mesh)
   )
+
+
+def _prompts_are_split() -> bool:
+  mesh = jax.sharding.get_abstract_mesh()
+  return not (mesh.empty or mesh.manual_axes) and prompt_shards(mesh) > 1
 
 
 def largest(*numbers: int) -> tuple[int, ...]:

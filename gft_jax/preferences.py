@@ -198,7 +198,8 @@ def _run(
     if step <= done:
       continue
     batch = parallel.to_global(mesh, _rows(pairs, rows))
-    state, metrics = engine.update_reward_model(state, batch, model=model)
+    with jax.set_mesh(mesh):
+      state, metrics = engine.update_reward_model(state, batch, model=model)
     head = {'stage': STAGE, 'step': step}
     record = head | _floats('train', [metrics])
     train.check_finite(STAGE, step, record, ('train/loss',))
@@ -299,9 +300,9 @@ def _evaluate(
   for start in range(0, len(pairs.rewards), size):
     part = _rows(pairs, slice(start, start + size))
     part = evaluate.unscored(part.prompts, part.responses, size)
-    found.append(
-      engine.compare_pairs(model, params, parallel.to_global(mesh, part))
-    )
+    part = parallel.to_global(mesh, part)
+    with jax.set_mesh(mesh):
+      found.append(engine.compare_pairs(model, params, part))
   return _floats('eval', found)
 
 

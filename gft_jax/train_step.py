@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from flax.training.train_state import TrainState
 
-from gft_jax import compiler, objectives
+from gft_jax import compiler, objectives, parallel
 from gft_jax.batch import ORIGINS, SELF, GroupBatch
 from gft_jax.config import LossConfig
 from gft_jax.models import lora
@@ -47,9 +47,11 @@ def token_logprobs(
   Returns:
     logp and entropy, [B, G, T] float32; 0 at masked positions.
   """
-  hidden, head = response_states(model, params, batch)
-  logp, entropy = target_logprobs(
-    hidden, head, batch.responses.tokens, chunk=chunk, temperature=temperature
+  read = functools.partial(
+    target_logprobs, chunk=chunk, temperature=temperature
+  )
+  logp, entropy = parallel.over_prompts(read, whole=(1,))(
+    *response_states(model, params, batch), batch.responses.tokens
   )
   mask = batch.token_mask
   return masking.select(logp, mask), masking.select(entropy, mask)
@@ -106,15 +108,16 @@ def make_train_step(
       raise ValueError('loss.kl_weight needs the parameters of a reference')
     other = jax.lax.stop_gradient(response_states(model, reference, batch))
     if exact:
-      kl = divergences.kl_to_reference(
-        *other, hidden, head, chunk=settings.chunk
+      compare = functools.partial(
+        divergences.kl_to_reference, chunk=settings.chunk
       )
+      kl = parallel.over_prompts(compare, whole=(1, 3))(*other, hidden, head)
       return {'reference_kl': masking.select(kl, batch.token_mask)}
-    logp, _ = target_logprobs(
-      *other,
-      batch.responses.tokens,
-      chunk=settings.chunk,
-      temperature=tempered,
+    read = functools.partial(
+      target_logprobs, chunk=settings.chunk, temperature=tempered
+    )
+    logp, _ = parallel.over_prompts(read, whole=(1,))(
+      *other, batch.responses.tokens
     )
     return {'reference_logp': masking.select(logp, batch.token_mask)}
 
@@ -170,8 +173,8 @@ def make_train_step(
     )
 
   def loss_of(trained, frozen, micro, reference, step):
-    batch, advantages, shares = micro
-    params = lora.join(frozen, trained)
+    batch, advantages, shares = parallel.split_prompts(micro)
+    params = lora.join(frozen, parallel.split_parameters(trained))
     hidden, head = response_states(model, params, batch)
     referred = refer(reference, batch, hidden, head)
     known = known_of(batch, advantages, step) | referred
@@ -183,15 +186,23 @@ def make_train_step(
       for k, v in known.items()
       if k != 'step'
     }
-    loss, logp, entropy = fused_token_loss(
-      hidden,
-      head,
-      batch.responses.tokens,
-      functools.partial(token_loss, step),
-      (everywhere, shares),
-      chunk=settings.chunk,
-      temperature=tempered,
+
+    def head_loss(hidden, head, targets, inputs):
+      loss, logp, entropy = fused_token_loss(
+        hidden,
+        head,
+        targets,
+        functools.partial(token_loss, step),
+        inputs,
+        chunk=settings.chunk,
+        temperature=tempered,
+      )
+      return loss[None], logp, entropy
+
+    parts, logp, entropy = parallel.over_prompts(head_loss, whole=(1,))(
+      hidden, head, batch.responses.tokens, (everywhere, shares)
     )
+    loss = jnp.sum(parts)
     terms = terms_of(view_of(logp, entropy, known))
     summands = [
       jnp.sum(share * masking.select(t.values, t.mask))

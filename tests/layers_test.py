@@ -17,11 +17,11 @@ HOUSE = pathlib.Path(__file__).parents[1] / 'gft_jax'
 FLOORS = (
   ('ops',),
   ('config', 'batch', 'compiler'),
-  ('answers',),
+  ('answers', 'parallel'),
   ('models', 'sampler', 'optimizer'),
   ('data', 'rewards', 'groups'),
   ('objectives', 'generations'),
-  ('parallel', 'train_step', 'evaluate'),
+  ('train_step', 'evaluate'),
   ('checkpoint', 'writers'),
   ('report', 'engine'),
   ('train',),

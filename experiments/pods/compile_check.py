@@ -94,6 +94,8 @@ def check(config: Config, topology: str, chip: Chip) -> None:
   from gft_jax import objectives
   from gft_jax.models import presets
 
+  # What is compiled for devices that are not here cannot be read back.
+  jax.config.update('jax_enable_compilation_cache', False)
   mesh = make_mesh(config, topology)
   architecture = shape_of(config)
   parameters = presets.parameter_count(architecture)
@@ -221,16 +223,18 @@ def programs(settings: Config, objective, stage, architecture, mesh):
     'mini_batches': settings.optimizer.mini_batches,
     'micro_batches': settings.optimizer.micro_batches,
   }
-  step = engine.update.lower(
-    placed(jax.eval_shape(create, shapes)),
-    groups,
-    params if loss.kl_weight else None,
-    None,
-    model=model,
-    objective=objective,
-    settings=loss,
-    options=tuple(options.items()),
-  )
+  state = placed(jax.eval_shape(create, shapes))
+  with jax.set_mesh(mesh):
+    step = engine.update.lower(
+      state,
+      groups,
+      params if loss.kl_weight else None,
+      None,
+      model=model,
+      objective=objective,
+      settings=loss,
+      options=tuple(options.items()),
+    )
   size = presets.parameter_count(architecture)
   # Forward and backward of a parameter cost 6 operations a token; attention of
   # two causal triangles is left out.
@@ -239,14 +243,12 @@ def programs(settings: Config, objective, stage, architecture, mesh):
   if samples:
     sampler = settings.sampler
     key = jax.eval_shape(lambda: jax.random.key(0))
-    yield (
-      'sample',
-      engine.sample.lower(
+    with jax.set_mesh(mesh):
+      rollout = engine.sample.lower(
         model,
         params,
         prompts,
         key,
-        mesh=mesh,
         group_size=samples,
         max_tokens=t,
         temperature=sampler.temperature,
@@ -255,9 +257,8 @@ def programs(settings: Config, objective, stage, architecture, mesh):
         min_p=sampler.min_p,
         stop_ids=(0,),
         stop_sequences=(),
-      ),
-      2 * size * b * (p + samples * t),
-    )
+      )
+    yield 'sample', rollout, 2 * size * b * (p + samples * t)
 
 
 def describe(compiled, flops: float, chips: int, chip: Chip) -> dict[str, Any]:

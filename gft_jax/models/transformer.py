@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from gft_jax import parallel
 from gft_jax.batch import GroupBatch
 from gft_jax.config import Architecture, LoraConfig
 from gft_jax.models import attention, lora
@@ -175,7 +176,7 @@ class Block(nn.Module):
     flat = flat + self.output(out.reshape(-1, *out.shape[-2:]))
     y = self.mlp_norm(flat)
     flat = flat + self.down(nn.silu(self.gate(y)) * self.up(y))
-    return flat.reshape(x.shape)
+    return parallel.split_prompts(flat.reshape(x.shape))
 
   def _linear(self, name, features, **settings):
     settings = {
@@ -378,7 +379,8 @@ class Transformer(nn.Module):
 
   def _embed(self, tokens):
     # An id outside the vocabulary gives NaN; indexing would give the last row.
-    return jnp.take(self.embedding, tokens, axis=0).astype(self.dtype)
+    x = jnp.take(self.embedding, tokens, axis=0).astype(self.dtype)
+    return parallel.split_prompts(x)
 
   def _rotation(self, positions):
     return attention.rotation(

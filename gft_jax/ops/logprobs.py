@@ -39,8 +39,8 @@ def target_logprobs(
     hidden: [..., D]; its product with the head is accumulated in float32.
     head: [D, V].
     targets: [...] integers in [0, V).
-    chunk: tokens whose logits exist at one time, over all devices of a jit;
-      more than there are tokens is the same as all of them.
+    chunk: tokens whose logits exist at one time, over all devices of a jit, or
+      on each of a shard_map; more than there are tokens is all of them.
     temperature: positive; static, no gradient.
 
   Returns:
