@@ -419,10 +419,24 @@ class MeshConfig:
   data: int = setting(1, 'devices that hold different prompts')
   fsdp: int = setting(1, 'devices that also share the parameters')
   tensor: int = setting(1, 'devices that share each matrix product')
+  rollout_tensor: int = setting(
+    0, 'devices that share a matrix product of the sampler; 0: as in training'
+  )
 
   def __post_init__(self):
     for name in ('data', 'fsdp', 'tensor'):
       positive(f'mesh.{name}', getattr(self, name))
+    require(
+      self.rollout_tensor >= 0
+      and (self.size % max(self.rollout_tensor, 1) == 0),
+      f'mesh.rollout_tensor={self.rollout_tensor} does not divide the'
+      f' {self.size} devices of the mesh',
+    )
+
+  @property
+  def size(self) -> int:
+    """Devices in all."""
+    return self.data * self.fsdp * self.tensor
 
 
 @dataclasses.dataclass(frozen=True)

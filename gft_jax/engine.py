@@ -65,6 +65,20 @@ def sample(model, params, prompts, key, **settings):
   return parallel.over_prompts(run, whole=(0, 2))(params, prompts, key)
 
 
+@functools.partial(jax.jit, static_argnames=('mesh', 'dtype'))
+def rollout_copy(params, *, mesh, dtype):
+  """Parameters in the layout of another mesh of the same devices.
+
+  In `dtype`, in which the model would use them; only norms are read wider.
+  """
+
+  def one(path, x):
+    return x if path[-1].key == 'scale' else x.astype(dtype)
+
+  params = jax.tree_util.tree_map_with_path(one, params)
+  return parallel.lay_out(params, mesh)
+
+
 token_logprobs = jax.jit(
   train_step.token_logprobs,
   static_argnames=('model', 'chunk', 'temperature'),
@@ -195,6 +209,7 @@ class Engine:
     self._stop_ids = policy.stop_ids
     self.key = functools.partial(key_of, config.seed)
     self._mesh = mesh
+    self._rollout_mesh = parallel.rollout_mesh(mesh, config.mesh)
     self._frozen = None
     if policy.frozen is not None:
       shardings = parallel.parameter_shardings(policy.frozen, mesh)
@@ -217,8 +232,10 @@ class Engine:
     A stop string ends an answer in the loop where it is spelled as the
     tokenizer spells it; in any other spelling the answer is cut here.
     """
-    params, prompts = self._whole(params), self.put(prompts)
-    with jax.set_mesh(self._mesh):
+    mesh = self._rollout_mesh
+    params = self._for_rollout(self._whole(params))
+    prompts = parallel.to_global(mesh, prompts)
+    with jax.set_mesh(mesh):
       responses = sample(
         self.model,
         params,
@@ -233,7 +250,7 @@ class Engine:
         stop_ids=self._stop_ids,
         stop_sequences=self._spell(settings.stop_strings),
       )
-    responses = self._take(responses)
+    responses = parallel.to_local(mesh, responses)
     return groups.cut(self._tokenizer, responses, settings.stop_strings)
 
   def decode(
@@ -370,6 +387,12 @@ class Engine:
   def _whole(self, params: Any) -> Any:
     """All parameters of the model."""
     return lora.join(self._frozen, params)
+
+  def _for_rollout(self, params: Any) -> Any:
+    """All parameters in the layout of the sampler, by the devices themselves."""
+    if self._rollout_mesh is self._mesh:
+      return params
+    return rollout_copy(params, mesh=self._rollout_mesh, dtype=self.model.dtype)
 
   def _take(self, tree: Any) -> Any:
     """Rows on the mesh -> those of this process, on the host."""

@@ -119,6 +119,28 @@ def make_mesh(config: MeshConfig) -> Mesh:
   )
 
 
+def rollout_mesh(mesh: Mesh, config: MeshConfig) -> Mesh:
+  """The same devices as the sampler sees them.
+
+  With `rollout_tensor` that many devices share the parameters and a prompt, and
+  nobody waits for parameters while decoding.
+
+  Raises:
+    ConfigError: the devices that share a prompt are not all of one process.
+  """
+  size = config.rollout_tensor
+  if not size:
+    return mesh
+  require(
+    jax.process_count() == 1 or jax.local_device_count() % size == 0,
+    f'mesh.rollout_tensor={size} does not divide the'
+    f' {jax.local_device_count()} devices of a process',
+  )
+  return Mesh(
+    mesh.devices.reshape(-1, 1, size), mesh.axis_names, mesh.axis_types
+  )
+
+
 def check_divisible(
   batch_size: int, config: MeshConfig, *, parts: int = 1
 ) -> None:
@@ -141,6 +163,23 @@ def check_divisible(
   )
 
 
+def check_rows(name: str, rows: int, config: MeshConfig) -> None:
+  """What is sampled must fill the devices that hold prompts, in both layouts.
+
+  Raises:
+    ConfigError: the setting `name` does not.
+  """
+  for holders in (
+    config.data * config.fsdp,
+    config.size // (config.rollout_tensor or config.tensor),
+  ):
+    require(
+      rows % holders == 0,
+      f'{name}={rows} is not a multiple of the {holders} devices that hold'
+      ' prompts',
+    )
+
+
 def parameter_shardings(params: Any, mesh: Mesh) -> Any:
   """A tree of NamedShardings for parameters, or for a whole train state.
 
@@ -157,11 +196,7 @@ def parameter_shardings(params: Any, mesh: Mesh) -> Any:
   def sharding(path, leaf):
     name = jax.tree_util.keystr(path, simple=True, separator='/')
     rule = PartitionSpec() if leaf.ndim == 0 else _rule(name)
-    axes = [
-      axis if axis and size % mesh.shape[axis] == 0 else None
-      for axis, size in zip(rule, leaf.shape)
-    ]
-    return NamedSharding(mesh, PartitionSpec(*axes))
+    return NamedSharding(mesh, _fitting(rule, leaf.shape, mesh))
 
   return jax.tree_util.tree_map_with_path(sharding, params)
 
@@ -252,6 +287,64 @@ def split_parameters(params: Any) -> Any:
   return jax.lax.with_sharding_constraint(
     params, parameter_shardings(params, mesh)
   )
+
+
+def lay_out(params: Any, mesh: Mesh) -> Any:
+  """Parameters by the partition rules of `mesh`, from another of its devices.
+
+  In two steps: first all devices exchange parts of the dimension that `tensor`
+  will split, then those with equal parts share them. In one, XLA would give the
+  whole array to every device.
+  """
+  both = ('tensor', 'data')
+  holders = mesh.shape['tensor'] * mesh.shape['data']
+
+  def one(x, sharding):
+    apart = PartitionSpec(
+      *(
+        both if axis == 'tensor' and size % holders == 0 else axis
+        for axis, size in zip(sharding.spec, x.shape)
+      )
+    )
+    for spec in (apart, sharding.spec):
+      place = NamedSharding(mesh, spec)
+      x = jax.lax.with_sharding_constraint(x, place)
+    return x
+
+  return jax.tree.map(one, params, parameter_shardings(params, mesh))
+
+
+def gather(x: jax.Array, name: str) -> jax.Array:
+  """A layer's parameter, whole over the axes that hold prompts.
+
+  Its gradient is added up and split again. Where it is not said, a TPU's
+  compiler multiplies by one shard after another, and each time reads and writes
+  all the results.
+
+  Args:
+    x: without the axis L.
+    name: the end of its path, for PARTITION_RULES.
+  """
+  if not _prompts_are_split():
+    return x
+  mesh = jax.sharding.get_abstract_mesh()
+  split = _fitting(_rule(name)[-x.ndim :], x.shape, mesh)
+  whole = PartitionSpec(*(None if a in BATCH_AXES else a for a in split))
+  return _gather(split, whole, x)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _gather(split, whole, x):
+  del split
+  return jax.lax.with_sharding_constraint(x, whole)
+
+
+_gather.defvjp(
+  lambda split, whole, x: (_gather(split, whole, x), None),
+  lambda split, whole, _, gradient: (
+    jax.lax.with_sharding_constraint(gradient, split),
+  ),
+)
 
 
 def _prompts_are_split() -> bool:
@@ -348,6 +441,18 @@ def shard_mapped_gft_loss(
 def _on_device(logp, rewards, member_mask, token_mask, tau):
   return gft_loss(
     logp, rewards, member_mask, token_mask, tau=tau, axis_name='devices'
+  )
+
+
+def _fitting(
+  rule: PartitionSpec, shape: tuple[int, ...], mesh: Mesh
+) -> PartitionSpec:
+  """The rule without the axes that do not divide their dimension."""
+  return PartitionSpec(
+    *(
+      axis if axis and size % mesh.shape[axis] == 0 else None
+      for axis, size in zip(rule, shape)
+    )
   )
 
 

@@ -391,6 +391,12 @@ def plan(config: Config, policy: Policy) -> list[Job]:
       settings.mesh,
       parts=settings.optimizer.mini_batches * settings.optimizer.micro_batches,
     )
+    if settings.group.samples:
+      rows = settings.data.batch_size
+      parallel.check_rows('data.batch_size', rows, settings.mesh)
+    parallel.check_rows(
+      'eval.batch_size', settings.eval.batch_size, settings.mesh
+    )
     _check_lengths(settings, policy.model.architecture.max_positions)
     parent = jobs.get(stage.start)
     first_step = parent.first_step + parent.stage.steps if parent else 0

@@ -1,4 +1,4 @@
-"""The engine in two real processes: each has its own rows."""
+"""The engine in two layouts, and in two real processes with their own rows."""
 
 import json
 import os
@@ -6,6 +6,15 @@ import pathlib
 import socket
 import subprocess
 import sys
+
+import numpy as np
+import pytest
+
+from gft_jax import engine as engine_lib
+from gft_jax import parallel, train
+from gft_jax.batch import Prompts
+from gft_jax.config import Architecture, Config, MeshConfig, ModelConfig
+from gft_jax.engine import Engine
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -66,3 +75,38 @@ def test_two_processes_sample_what_one_does():
   )
   assert [len(half) for half in halves] == [2, 2]
   assert halves[0] + halves[1] == whole
+
+
+@pytest.mark.parametrize('rollout_tensor', [2, 4])
+def test_rollouts_may_have_another_layout_than_training(rollout_tensor):
+  """Sums over a width round differently, so log-probabilities: to 1e-5."""
+  shape = Architecture(width=32, heads=4, kv_heads=2, head_size=8, mlp_width=64)
+  prompts = Prompts(
+    np.arange(40, dtype=np.int32).reshape(8, 5) % 11 + 3,
+    np.full(8, 5, np.int32),
+    np.arange(8, dtype=np.int32),
+  )
+  sampled = []
+  for mesh in (
+    MeshConfig(),
+    MeshConfig(fsdp=8, rollout_tensor=rollout_tensor),
+  ):
+    config = Config(model=ModelConfig(architecture=shape), mesh=mesh)
+    policy = train.load_policy(config)
+    devices = parallel.make_mesh(mesh)
+    engine = Engine(config, policy, devices, {}, None)
+    params = engine.copy(policy.params)
+    key = engine.key('sample', 1)
+    sampled.append(engine.sample(params, prompts, key, config.sampler, 4, 12))
+  alone, spread = sampled
+  np.testing.assert_array_equal(alone.tokens, spread.tokens)
+  np.testing.assert_allclose(
+    alone.behavior_logp, spread.behavior_logp, atol=1e-5
+  )
+  copied = engine_lib.rollout_copy(
+    params, mesh=engine._rollout_mesh, dtype='bfloat16'
+  )
+  kernel = copied['blocks']['up']['kernel']
+  assert kernel.addressable_shards[0].data.shape[-1] == 64 // rollout_tensor
+  assert kernel.dtype == 'bfloat16'
+  assert copied['final_norm']['scale'].dtype == 'float32'

@@ -139,6 +139,49 @@ def test_check_divisible():
     parallel.check_divisible(6, mesh)
 
 
+def test_rows_fill_the_devices_of_both_layouts():
+  mesh = MeshConfig(fsdp=4, tensor=2, rollout_tensor=1)
+  parallel.check_rows('eval.batch_size', 16, mesh)
+  with pytest.raises(ConfigError, match=r'eval.batch_size=12 .* of the 8 dev'):
+    parallel.check_rows('eval.batch_size', 12, mesh)
+  with pytest.raises(ConfigError, match=r'eval.batch_size=6 .* of the 4 dev'):
+    parallel.check_rows('eval.batch_size', 6, mesh)
+
+
+def test_a_rollout_layout_divides_the_devices():
+  with pytest.raises(
+    ConfigError, match='rollout_tensor=3 does not divide the 8'
+  ):
+    MeshConfig(fsdp=8, rollout_tensor=3)
+
+
+def test_the_rollout_mesh_has_the_devices_of_the_mesh_in_their_order():
+  config = MeshConfig(fsdp=8, rollout_tensor=4)
+  mesh = parallel.make_mesh(config)
+  other = parallel.rollout_mesh(mesh, config)
+  assert dict(other.shape) == {'data': 2, 'fsdp': 1, 'tensor': 4}
+  assert list(other.devices.flat) == list(mesh.devices.flat)
+  assert parallel.rollout_mesh(mesh, MeshConfig(fsdp=8)) is mesh
+
+
+def test_parameters_are_laid_out_anew_by_the_devices():
+  """And no device ever holds a whole matrix that both layouts split."""
+  mesh = parallel.make_mesh(MeshConfig(fsdp=8))
+  other = parallel.rollout_mesh(mesh, MeshConfig(fsdp=8, rollout_tensor=4))
+  matrix = jnp.arange(2 * 32 * 64.0).reshape(2, 32, 64)
+  params = {'up': {'kernel': matrix}}
+  params = jax.device_put(params, parallel.parameter_shardings(params, mesh))
+  move = jax.jit(lambda params: parallel.lay_out(params, other))
+  moved = move(params)['up']['kernel']
+  assert moved.sharding.spec == PartitionSpec(None, None, 'tensor')
+  assert_array_equal(moved, matrix)
+  text = move.lower(params).compile().as_text()
+  assert re.search('all-to-all', text) and re.search('all-gather', text)
+  sizes = re.findall(r'f32\[([\d,]+)\]', text)
+  largest = max(np.prod([int(n) for n in size.split(',')]) for size in sizes)
+  assert largest == matrix.size // 4
+
+
 def shapes(**changes):
   settings = {'vocab_size': 64, 'heads': 4, 'kv_heads': 2, 'qkv_bias': True}
   model = Transformer(

@@ -16,20 +16,74 @@ def script(monkeypatch):
   import compile_check
 
   yield compile_check
-  sys.modules.pop('compile_check')
+  for name in ('compile_check', 'roofline'):
+    sys.modules.pop(name, None)
 
 
-def test_collectives_are_counted_with_the_bytes_of_their_results(script):
-  text = """
-  %a = bf16[2,512]{1,0} all-gather(bf16[1,512]{1,0} %x), dimensions={0}
-  %b = (f32[4]{0}, f32[8]{0}) all-reduce(f32[4]{0} %y, f32[8]{0} %z)
-  %c = f32[1048576]{0} all-gather-start(f32[65536]{0} %w)
-  %d = f32[4]{0} add(f32[4]{0} %y, f32[4]{0} %all-reduce.1)
-  """
-  found = script.collectives(text)
-  assert found['all-gather'] == {'count': 2, 'mb': 4.0}
-  assert found['all-reduce'] == {'count': 1, 'mb': 0.0}
-  assert set(found) == {'all-gather', 'all-reduce'}
+PROGRAM = """
+HloModule jit_step, is_scheduled=true
+
+%update.1 (p0: bf16[28,4], p1: bf16[1,4], p2: s32[]) -> bf16[28,4] {
+  %p0 = bf16[28,4]{1,0} parameter(0)
+  %p1 = bf16[1,4]{1,0} parameter(1)
+  %p2 = s32[] parameter(2)
+  ROOT %d = bf16[28,4]{1,0} dynamic-update-slice(%p0, %p1, %p2, %p2)
+}
+
+%body.1 (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %p = (s32[], f32[8]{0}) parameter(0)
+  %a = f32[8]{0} all-reduce(f32[8]{0} %x), to_apply=%sum
+  %v = f32[1000]{0:T(128)S(1)} add(%a, %a)
+  %s = bf16[28,4]{1,0} fusion(%q, %r, %i), kind=kLoop, calls=%update.1
+  ROOT %t = (s32[], f32[8]{0}) tuple(%i, %a)
+}
+
+%condition.1 (p: (s32[], f32[8])) -> pred[] {
+  %n = s32[] constant(28)
+  ROOT %c = pred[] compare(%i, %n), direction=LT
+}
+
+ENTRY %main (w: f32[2]) -> f32[8] {
+  %w = f32[2]{0} parameter(0)
+  %g = (f32[2]{0}, f32[8]{0}) all-gather-start(f32[2]{0} %w), dimensions={0}
+  %h = f32[8]{0} all-gather-done(%g)
+  %l = (s32[], f32[8]{0}) while(%u), condition=%condition.1, body=%body.1
+  ROOT %o = f32[8]{0} get-tuple-element(%l), index=1
+}
+"""
+
+
+def test_traffic_counts_every_turn_of_a_loop(script):
+  import roofline
+
+  found = roofline.traffic(PROGRAM)
+  assert found.collectives == {
+    'all-gather': (1, 8 * 4),
+    'all-reduce': (28, 28 * 8 * 4),
+  }
+  # Written and read: what was gathered; in each turn the sums and one row of
+  # the array that is updated. S(1) is not the device's memory.
+  assert found.memory == 2 * (8 * 4 + 28 * (8 * 4 + 4 * 2))
+
+
+def test_flops_count_loops_shards_and_the_costliest_branch(script):
+  import jax
+  import jax.numpy as jnp
+  import roofline
+  from jax.sharding import PartitionSpec as P
+
+  def step(w, x):
+    y, _ = jax.lax.scan(lambda y, _: (y @ w, None), x, None, length=5)
+    y = jax.lax.cond(y.sum() > 0, lambda y: y @ w @ w, lambda y: y, y)
+    return jax.shard_map(
+      lambda y: y @ y.T, in_specs=P('data'), out_specs=P('data')
+    )(y)
+
+  with jax.set_mesh(jax.make_mesh((8,), ('data',))):
+    rows = jax.device_put(jnp.ones((16, 4)), P('data'))
+    jaxpr = jax.jit(step).trace(jnp.ones((4, 4)), rows).jaxpr
+  product = 2 * 16 * 4 * 4
+  assert roofline.flops(jaxpr) == 5 * product + 2 * product + 8 * 2 * 2 * 4 * 2
 
 
 @pytest.mark.parametrize(

@@ -6,14 +6,14 @@
 
 The training step and the sampler of every stage, at full lengths, through the
 TPU compiler itself (libtpu, jax.experimental.topologies). Prints per program:
-HBM of a chip, what is held and what there is; floating point operations of the
-model, and the seconds that they take at the chip's peak; collectives by kind
-with the bytes of their results, those inside a loop counted once. Nothing is
-downloaded: the shape of a hub id is that of models.presets. Exit code 2: it
-does not fit.
+HBM of a chip, what is held and what there is; operations of the model, and of
+all products; collectives by kind, how many a chip runs and the bytes of their
+results; the seconds of a roofline, and the model FLOP utilisation that they
+give. Nothing is downloaded: the shape of a hub id is that of models.presets.
+Exit code 2: it does not fit.
 """
 
-import collections
+import functools
 import json
 import math
 import os
@@ -24,42 +24,54 @@ from typing import Any, NamedTuple
 sys.path.insert(0, os.path.dirname(os.path.dirname(__file__)))
 
 import command
+import roofline
 
 from gft_jax.config import Config, ConfigError, for_stage, one_of, require
 
 
 class Chip(NamedTuple):
-  """One chip of a slice (cloud.google.com/tpu/docs, system architecture)."""
+  """One chip (docs.cloud.google.com/tpu/docs: v4, v5e, v5p, v6e).
+
+  Attributes:
+    hbm_gb: its memory.
+    tflops: bfloat16, peak.
+    bandwidth_gb_s: of the memory.
+    ring_gb_s: what arrives over the two links of one axis of the torus: the
+      bidirectional bandwidth of a chip over its number of ports.
+    cores: TensorCores, that the public names v4-32 and v5p-32 count; v5e-16 and
+      v6e-16 count chips, whose core is one.
+  """
 
   hbm_gb: float
-  tflops: float  # bfloat16
+  tflops: float
   bandwidth_gb_s: float
-  devices: int  # JAX devices, as the compiler counts them
+  ring_gb_s: float
+  cores: int
 
 
 CHIPS = {
-  'v4': Chip(32, 275, 1228, 1),
-  'v5e': Chip(16, 197, 819, 1),
-  'v5p': Chip(95, 459, 2765, 1),
-  'v6e': Chip(32, 918, 1640, 1),
+  'v4': Chip(32, 275, 1228, 100, 2),
+  'v5e': Chip(16, 197, 819, 100, 1),
+  'v5p': Chip(95, 459, 2765, 200, 2),
+  'v6e': Chip(32, 918, 1640, 200, 1),
 }
-BYTES = {
-  'pred': 1,
-  's8': 1,
-  'u8': 1,
-  'bf16': 2,
-  'f16': 2,
-  's32': 4,
-  'u32': 4,
-  'f32': 4,
-}
-COLLECTIVES = (
-  'all-gather',
-  'all-reduce',
-  'reduce-scatter',
-  'all-to-all',
-  'collective-permute',
-)
+
+
+class Work(NamedTuple):
+  """What a program has to do, over all chips.
+
+  Attributes:
+    model_flops: 2 operations for each parameter and token forward, 4 backward.
+    flops: of all products: attention, the head and what is computed twice too.
+    traffic: bytes that each chip reads from its memory at least, where the
+      program does not say how often its loops run; 0: as the program says.
+    held: bytes that each chip holds meanwhile of what the program does not use.
+  """
+
+  model_flops: float
+  flops: float
+  traffic: float = 0
+  held: float = 0
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -101,18 +113,20 @@ def check(config: Config, topology: str, chip: Chip) -> None:
   parameters = presets.parameter_count(architecture)
   chips = mesh.devices.size
   print(
-    f'{parameters:,} parameters on {chips} chips of {topology}', file=sys.stderr
+    f'{parameters:,} parameters on {chips} chips, {chips * chip.cores} cores, of'
+    f' {topology}',
+    file=sys.stderr,
   )
   too_large = []
   for stage in config.stages:
     settings = for_stage(config, stage)
     objective = objectives.choose(stage.objective, settings.group)
-    for name, lowered, flops in programs(
+    for name, traced, work in programs(
       settings, objective, stage, architecture, mesh
     ):
       line = {'stage': stage.name, 'program': name, 'topology': topology}
       try:
-        found = describe(lowered.compile(), flops, chips, chip)
+        compiled = traced.lower().compile()
       except jax.errors.JaxRuntimeError as error:
         if 'RESOURCE_EXHAUSTED' not in str(error):
           raise
@@ -120,6 +134,12 @@ def check(config: Config, topology: str, chip: Chip) -> None:
         sentence = str(error).split(': ', 1)[-1].splitlines()[0]
         too_large.append(f'{name} of stage {stage.name}: {sentence}')
         continue
+      found = describe(compiled, work, chips, chip)
+      if not found['fits']:
+        too_large.append(
+          f'{name} of stage {stage.name}: {found["hbm_gb"]} GB with what stays of'
+          ' the train state'
+        )
       print(json.dumps(line | {'parameters': parameters} | found), flush=True)
   require(
     not too_large,
@@ -167,14 +187,11 @@ def shape_of(config: Config) -> Any:
 
 
 def programs(settings: Config, objective, stage, architecture, mesh):
-  """(name, lowered program, model FLOPs) of the step and of the sampler."""
-  import functools
-
+  """(name, traced program, Work) of the training step and of the sampler."""
   import jax
   import jax.numpy as jnp
 
-  from gft_jax import batch, engine, objectives, parallel, train_step
-  from gft_jax.models import presets
+  from gft_jax import engine, parallel, train_step
   from gft_jax.models.transformer import Transformer
 
   model = Transformer(
@@ -183,33 +200,41 @@ def programs(settings: Config, objective, stage, architecture, mesh):
     settings.model.param_dtype,
     settings.model.remat,
   )
-  one = jnp.ones((1, 1), jnp.int32)
-  shapes = jax.eval_shape(model.init, jax.random.key(0), one, one[0])['params']
+  optimizer = engine.optimizer_of(settings.optimizer, stage.steps)
 
-  def placed(tree):
-    shardings = parallel.parameter_shardings(tree, mesh)
-    return jax.tree.map(
-      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-      tree,
-      shardings,
-    )
+  def create(key):
+    one = jnp.ones((1, 1), jnp.int32)
+    params = model.init(key, one, one[0])['params']
+    return train_step.create_state(model, params, optimizer)
 
-  def rows(*shape, dtype=jnp.int32):
-    return jax.ShapeDtypeStruct(
-      shape, dtype, sharding=parallel.batch_sharding(mesh)
-    )
+  state = placed(jax.eval_shape(create, jax.random.key(0)), mesh)
+  yield 'update', *training_step(settings, objective, model, state, mesh)
+  if settings.group.samples:
+    layout = parallel.rollout_mesh(mesh, settings.mesh)
+    params, held = state.params, held_of(state)
+    if layout is mesh:
+      held -= held_of(params)  # They are the sampler's own argument.
+    else:
+      copy = functools.partial(
+        engine.rollout_copy, mesh=mesh, dtype=settings.model.dtype
+      )
+      params = placed(jax.eval_shape(copy, params), layout)
+    yield 'sample', *rollout(settings, model, params, layout, held)
+
+
+def training_step(settings: Config, objective, model, state, mesh):
+  """(traced program, Work) of one training step at full lengths."""
+  import jax
+  import jax.numpy as jnp
+
+  from gft_jax import batch, engine, objectives
+  from gft_jax.models import presets
 
   b, g = settings.data.batch_size, settings.group.size
   p, t = settings.data.max_prompt, settings.data.max_response
-  params = placed(shapes)
-  create = functools.partial(
-    train_step.create_state,
-    model,
-    optimizer=engine.optimizer_of(settings.optimizer, stage.steps),
-  )
-  prompts = batch.Prompts(rows(b, p), rows(b), rows(b))
+  rows = functools.partial(rows_of, mesh)
   groups = batch.GroupBatch(
-    prompts=prompts,
+    prompts=batch.Prompts(rows(b, p), rows(b), rows(b)),
     responses=batch.Responses(
       rows(b, g, t), rows(b, g), rows(b, g, t, dtype=jnp.float32)
     ),
@@ -223,80 +248,140 @@ def programs(settings: Config, objective, stage, architecture, mesh):
     'mini_batches': settings.optimizer.mini_batches,
     'micro_batches': settings.optimizer.micro_batches,
   }
-  state = placed(jax.eval_shape(create, shapes))
   with jax.set_mesh(mesh):
-    step = engine.update.lower(
+    traced = engine.update.trace(
       state,
       groups,
-      params if loss.kl_weight else None,
+      state.params if loss.kl_weight else None,
       None,
       model=model,
       objective=objective,
       settings=loss,
       options=tuple(options.items()),
     )
-  size = presets.parameter_count(architecture)
-  # Forward and backward of a parameter cost 6 operations a token; attention of
-  # two causal triangles is left out.
-  yield 'update', step, 6 * size * b * (p + g * t)
-  samples = settings.group.samples
-  if samples:
-    sampler = settings.sampler
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    with jax.set_mesh(mesh):
-      rollout = engine.sample.lower(
-        model,
-        params,
-        prompts,
-        key,
-        group_size=samples,
-        max_tokens=t,
-        temperature=sampler.temperature,
-        top_k=sampler.top_k,
-        top_p=sampler.top_p,
-        min_p=sampler.min_p,
-        stop_ids=(0,),
-        stop_sequences=(),
-      )
-    yield 'sample', rollout, 2 * size * b * (p + samples * t)
+  size = presets.parameter_count(model.architecture)
+  return traced, Work(6 * size * b * (p + g * t), roofline.flops(traced.jaxpr))
 
 
-def describe(compiled, flops: float, chips: int, chip: Chip) -> dict[str, Any]:
-  """What one program takes of one chip, and what it cannot be faster than."""
+def rollout(settings: Config, model, params, mesh, held: float):
+  """(traced program, Work) of one rollout whose answers are all full."""
+  import jax
+  import jax.numpy as jnp
+
+  from gft_jax import batch, engine, parallel
+  from gft_jax.models import presets
+
+  b, g = settings.data.batch_size, settings.group.samples
+  p, t = settings.data.max_prompt, settings.data.max_response
+  rows = functools.partial(rows_of, mesh)
+  sampler, a = settings.sampler, model.architecture
+  with jax.set_mesh(mesh):
+    traced = engine.sample.trace(
+      model,
+      params,
+      batch.Prompts(rows(b, p), rows(b), rows(b)),
+      jax.eval_shape(lambda: jax.random.key(0)),
+      group_size=g,
+      max_tokens=t,
+      temperature=sampler.temperature,
+      top_k=sampler.top_k,
+      top_p=sampler.top_p,
+      min_p=sampler.min_p,
+      stop_ids=(0,),
+      stop_sequences=(),
+    )
+  # Each token reads the parameters, and of its group's keys and values the
+  # prompt's once and half of its own.
+  size = presets.parameter_count(a)
+  width = jnp.dtype(settings.model.dtype).itemsize
+  tokens = b // parallel.prompt_shards(mesh) * (p + g * t / 2)
+  cache = 2 * a.layers * a.kv_heads * a.head_size * tokens
+  traffic = t * width * (size + cache) / mesh.shape['tensor']
+  flops = 2 * size * b * (p + g * t)
+  return traced, Work(flops, flops, traffic, held)
+
+
+def placed(tree: Any, mesh: Any) -> Any:
+  """Shapes of parameters or of a train state, where they lie on the mesh."""
+  import jax
+
+  from gft_jax import parallel
+
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    tree,
+    parallel.parameter_shardings(tree, mesh),
+  )
+
+
+def rows_of(mesh: Any, *shape: int, dtype: Any = 'int32') -> Any:
+  """The shape of what has a row for each prompt."""
+  import jax
+
+  from gft_jax import parallel
+
+  sharding = parallel.batch_sharding(mesh)
+  return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+
+def held_of(tree: Any) -> float:
+  """Bytes that each chip holds of placed shapes."""
+  import jax
+
+  return sum(
+    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+    for x in jax.tree.leaves(tree)
+  )
+
+
+def describe(
+  compiled: Any, work: Work, chips: int, chip: Chip
+) -> dict[str, Any]:
+  """What one program takes of one chip, and how long it should take.
+
+  Seconds are those of a roofline: products at the peak, or all results through
+  the memory, whichever takes longer; and then the collectives, as if nothing of
+  them were hidden.
+  """
   memory = compiled.memory_analysis()
   held = (
-    memory.argument_size_in_bytes
+    work.held
+    + memory.argument_size_in_bytes
     + memory.output_size_in_bytes
     - memory.alias_size_in_bytes
     + memory.temp_size_in_bytes
     + memory.generated_code_size_in_bytes
   )
-  seconds = flops / chips / (chip.tflops * 1e12)
+  traffic = roofline.traffic(compiled.as_text())
+  peak = chips * chip.tflops * 1e12
+  # An all-reduce is a reduce-scatter and an all-gather.
+  sent = sum(
+    size * (2 if kind == 'all-reduce' else 1)
+    for kind, (_, size) in traffic.collectives.items()
+  )
+  seconds = {
+    'compute': work.flops / peak,
+    'memory': (work.traffic or traffic.memory) / chip.bandwidth_gb_s / 1e9,
+    'collectives': sent / chip.ring_gb_s / 1e9,
+  }
+  predicted = (
+    max(seconds['compute'], seconds['memory']) + seconds['collectives']
+  )
   return {
     'hbm_gb': round(held / 2**30, 2),
     'hbm_of_chip_gb': chip.hbm_gb,
+    'fits': held / 2**30 < chip.hbm_gb,
     'arguments_gb': round(memory.argument_size_in_bytes / 2**30, 2),
     'temporaries_gb': round(memory.temp_size_in_bytes / 2**30, 2),
-    'model_tflops': round(flops / 1e12, 1),
-    'seconds_at_peak': round(seconds, 3),
-    'collectives': collectives(compiled.as_text()),
-  }
-
-
-def collectives(text: str) -> dict[str, dict[str, float]]:
-  """Kind -> how many stand in the program and the bytes of their results."""
-  found: dict[str, list[int]] = collections.defaultdict(list)
-  pattern = rf'= (\(?[^=]*?) ({"|".join(COLLECTIVES)})(?:-start)?\('
-  for result, kind in re.findall(pattern, text):
-    found[kind].append(
-      sum(
-        BYTES.get(dtype, 4) * math.prod(map(int, filter(None, dims.split(','))))
-        for dtype, dims in re.findall(r'(\w+)\[([\d,]*)\]', result)
-      )
-    )
-  return {
-    kind: {'count': len(sizes), 'mb': round(sum(sizes) / 2**20, 1)}
-    for kind, sizes in sorted(found.items())
+    'model_tflops': round(work.model_flops / 1e12, 1),
+    'tflops': round(work.flops / 1e12, 1),
+    'collectives': {
+      kind: {'count': count, 'gb': round(size / 1e9, 3)}
+      for kind, (count, size) in traffic.collectives.items()
+    },
+    'seconds': {name: round(value, 3) for name, value in seconds.items()},
+    'predicted_seconds': round(predicted, 3),
+    'predicted_mfu': round(work.model_flops / peak / predicted, 3),
   }
 
 

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
+from flax.linen.dtypes import promote_dtype
 from jax.ad_checkpoint import checkpoint_name
 
 NAMES = ('lora_a', 'lora_b')
@@ -43,7 +44,7 @@ class Linear(nn.DenseGeneral):
     a = self.param('lora_a', uniform, (*inputs.shape[1:], self.rank))
     zeros = nn.initializers.zeros
     b = self.param('lora_b', zeros, (self.rank, *features))
-    inputs, a, b = self.promote_dtype(inputs, a, b, dtype=self.dtype)
+    inputs, a, b = promote_dtype(inputs, a, b, dtype=self.dtype)
     low = jnp.tensordot(inputs, a, axes=inputs.ndim - 1)
     return jnp.tensordot(self.alpha / self.rank * low, b, axes=1)
 

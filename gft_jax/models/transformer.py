@@ -11,12 +11,14 @@ Hidden states are after the final norm; hidden @ head is the logits, which
 only `ops.logprobs` and the sampler form.
 """
 
+import functools
 from typing import Any
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
 from jax.ad_checkpoint import checkpoint_name
 
 from gft_jax import parallel
@@ -188,6 +190,7 @@ class Block(nn.Module):
       features,
       dtype=self.dtype,
       param_dtype=self.param_dtype,
+      promote_dtype=functools.partial(_promote, f'{name}/kernel'),
       rank=self.lora.rank if adapted else 0,
       alpha=self.lora.alpha,
       **settings,
@@ -199,6 +202,11 @@ class Block(nn.Module):
       dtype=self.dtype,
       param_dtype=self.param_dtype,
     )
+
+
+def _promote(name, inputs, kernel, *bias, dtype):
+  inputs, kernel, *bias = promote_dtype(inputs, kernel, *bias, dtype=dtype)
+  return inputs, parallel.gather(kernel, name), *bias
 
 
 class Transformer(nn.Module):
