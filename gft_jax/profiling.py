@@ -29,11 +29,12 @@ class Profiler:
   @contextlib.contextmanager
   def step(self, stage: str, step: int) -> Iterator[None]:
     """Around all of one step, until the devices have done it."""
+    if self._stage != stage:
+      self.close()  # That stage ended early.
     if not self.traces(stage, step):
       yield
       return
-    if self._stage != stage:
-      self.close()
+    if self._stage is None:
       options = jax.profiler.ProfileOptions()
       options.python_tracer_level = 0  # Every Python call would hide the rest.
       jax.profiler.start_trace(self._folder / stage, profiler_options=options)
@@ -44,7 +45,7 @@ class Profiler:
       self.close()
 
   def close(self) -> None:
-    """Writes the trace that is open, of a stage that ended early too."""
+    """Writes the trace that is open."""
     if self._stage is not None:
       self._stage = None
       jax.profiler.stop_trace()

@@ -470,6 +470,37 @@ def test_no_buffer_of_tokens_by_vocabulary_or_of_tokens_by_keys():
     assert len(long) < 2, shape
 
 
+def test_operations_of_the_step_bear_the_names_of_the_paper(
+  model, params, batch
+):
+  """In the compiled program, where a profile finds them."""
+  step = train_step.make_train_step(
+    model,
+    objectives.OBJECTIVES['gft'],
+    LossConfig(chunk=7, kl_weight=0.1, behavior='recomputed'),
+    mini_batches=2,
+  )
+  state = train_step.create_state(model, params, optax.adamw(1e-3))
+  text = jax.jit(step).lower(state, batch, params).compile().as_text()
+  scopes = {
+    name
+    for path in re.findall(r'op_name="([^"]*)"', text)
+    for name in re.findall(r'[\w.]+', path)
+  }
+  assert scopes >= {
+    'group_advantages',
+    'behavior',
+    'reference',
+    'Transformer.prefill',
+    'Transformer.respond',
+    'head',
+    'token_losses',
+    'dynamic_coefficient',
+    'diagnosis',
+    'optimizer',
+  }
+
+
 # data, fsdp, tensor
 MESHES = {
   'data': MeshConfig(data=8),
