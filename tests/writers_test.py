@@ -189,21 +189,21 @@ def test_the_null_writer_takes_everything():
 
 def test_a_phase_has_its_seconds_without_those_of_the_compiler():
   clock = writers.Clock()
-  x = jnp.ones(7)
   for _ in range(2):
     with clock.phase('update'):
       time.sleep(0.02)
   assert set(clock.record()) == {'time/update'}
   assert 0.04 <= clock.record()['time/update'] < 0.3
 
+  x, clock = jnp.ones(7), writers.Clock()
   start = time.perf_counter()
   with clock.phase('update'):
     jax.jit(lambda x: jnp.sort(jnp.sin(x)))(x).block_until_ready()
   spent = time.perf_counter() - start
-  compiled = clock.record()
-  assert compiled['memory/programs'] == 1
-  assert 0 < compiled['time/compile'] < spent
-  assert compiled['time/update'] + compiled['time/compile'] < 0.3 + spent
+  record = clock.record()
+  assert record['memory/programs'] == 1
+  assert 0 < record['time/compile'] + record['time/update'] <= spent
+  assert record['time/compile'] > record['time/update'] > 0
 
 
 def test_the_fullest_device_is_said_where_the_backend_tells(monkeypatch):
