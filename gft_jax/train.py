@@ -619,11 +619,11 @@ class Loop:
     self.between.add('time/start', time.time() - self.since)
 
   def _write(self, record: Record) -> None:
-    for name, value in self.between.record().items():
-      record[name] = record.get(name, 0) + value
+    """Writes it with what belongs to no step, and when that was."""
+    record = self.between.added_to(record)
     self.between = writers.Clock()
-    record['time/wall'] = time.time() - self.past.begun
-    self.writer.write(record)
+    wall = {'time/wall': time.time() - self.past.begun}
+    self.writer.write(record | wall)
 
   def _steps(
     self,

@@ -258,6 +258,11 @@ class Clock:
   def record(self) -> Record:
     return dict(self._record)
 
+  def added_to(self, record: Record) -> Record:
+    """The record, and where both have a number, the sum."""
+    sums = {k: record.get(k, 0) + value for k, value in self._record.items()}
+    return record | sums
+
 
 def memory() -> Record:
   """The most that this process has held, and the fullest of its devices."""
@@ -276,7 +281,8 @@ class Past(NamedTuple):
   Attributes:
     begun: Unix time at which the run started first.
     lost: seconds of work whose records are cut away: it is done again.
-    down: seconds between the last record of a process and the next process.
+    down: seconds between the last record of a process and the next call of
+      `train.train`, in which Python starts and imports too.
   """
 
   begun: float

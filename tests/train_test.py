@@ -321,6 +321,19 @@ def test_a_killed_run_shows_the_time_it_lost(config, tmp_path, monkeypatch):
   assert spent['other'] < 0.1 * wall
 
 
+def test_a_traced_step_is_waited_for(config, tmp_path, monkeypatch):
+  """Others are not where nothing is sampled: the next is prepared meanwhile."""
+  given = ('group.samples=0', 'group.teachers=0')
+  config = override(alone(config, 'sft', *given), 'log.profile=2..2')
+  waited = []
+  wait = jax.block_until_ready
+  monkeypatch.setattr(
+    train_lib.jax, 'block_until_ready', lambda x: waited.append(wait(x))
+  )
+  train_lib.train(config, tmp_path)
+  assert len(waited) == 1
+
+
 def test_a_profile_may_be_asked_for_when_a_run_goes_on(
   config, tmp_path, monkeypatch
 ):

@@ -206,6 +206,14 @@ def test_a_phase_has_its_seconds_without_those_of_the_compiler():
   assert record['time/compile'] > record['time/update'] > 0
 
 
+def test_what_two_clocks_have_measured_adds_up():
+  clock = writers.Clock()
+  clock.add('time/compile', 1.5)
+  clock.add('time/save', 2.0)
+  step = record(3, time__compile=0.25, train__loss=7.0)
+  assert clock.added_to(step) == step | {'time/compile': 1.75, 'time/save': 2.0}
+
+
 def test_the_fullest_device_is_said_where_the_backend_tells(monkeypatch):
   assert set(writers.memory()) == {'memory/host_peak_mb'}  # CPUs do not.
   devices = [
