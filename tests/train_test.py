@@ -286,10 +286,13 @@ def test_every_second_of_a_run_is_accounted_for(whole):
     ('gft', 3),
     ('grpo', 1),
   ]
-  first, *others = [r for r in records if r['stage'] == 'gft']
-  assert first['time/compile'] > 0 < first['memory/programs']
-  assert first['time/compile'] > first['time/update']
-  assert not any('memory/programs' in r for r in others if 'train/loss' in r)
+  made = [r for r in records if 'memory/programs' in r]
+  assert made and all(r['time/compile'] > 0 for r in made)
+  # Lengths vary from step to step, and no program is made anew for that.
+  later = [
+    r for r in training(whole[0]) if r['stage'] == 'gft' and r['step'] > 1
+  ]
+  assert later and not any('memory/programs' in r for r in later)
 
 
 def test_a_killed_run_shows_the_time_it_lost(config, tmp_path, monkeypatch):

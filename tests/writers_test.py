@@ -193,7 +193,7 @@ def test_a_phase_has_its_seconds_without_those_of_the_compiler():
     with clock.phase('update'):
       time.sleep(0.02)
   assert set(clock.record()) == {'time/update'}
-  assert 0.04 <= clock.record()['time/update'] < 0.3
+  assert 0.04 <= clock.record()['time/update'] < 2
 
   x, clock = jnp.ones(7), writers.Clock()
   start = time.perf_counter()
@@ -202,8 +202,8 @@ def test_a_phase_has_its_seconds_without_those_of_the_compiler():
   spent = time.perf_counter() - start
   record = clock.record()
   assert record['memory/programs'] == 1
-  assert 0 < record['time/compile'] + record['time/update'] <= spent
-  assert record['time/compile'] > record['time/update'] > 0
+  assert record['time/compile'] > 0 < record['time/update']
+  assert record['time/compile'] + record['time/update'] <= spent
 
 
 def test_what_two_clocks_have_measured_adds_up():
