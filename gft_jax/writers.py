@@ -303,7 +303,12 @@ def past(workdir: str | pathlib.Path, position: int, now: float) -> Past:
   """
   path = pathlib.Path(workdir) / 'metrics.jsonl'
   text = path.read_bytes() if path.exists() else b''
-  records = [json.loads(line) for line in text.split(b'\n')[:-1]]
+  records = []
+  for line in text.split(b'\n')[:-1]:
+    try:
+      records.append(json.loads(line))
+    except ValueError:  # A power cut leaves bytes that nobody wrote.
+      break
   if not records or 'time/begun' not in records[0]:
     return Past(now)
   begun, alive = records[0]['time/begun'], records[-1]['time/wall']

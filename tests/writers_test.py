@@ -247,6 +247,9 @@ def test_what_an_interruption_costs(tmp_path):
   with (tmp_path / 'metrics.jsonl').open('a') as file:
     file.write('{"time/wa')  # A line cut by the kill.
   assert past(size[2], 1057.0) == (begun, 3, 40)
+  with (tmp_path / 'metrics.jsonl').open('a') as file:
+    file.write('\0\0\n')  # What a power cut leaves.
+  assert past(size[2], 1057.0) == (begun, 3, 40)
 
   # Killed again, 5 s after it came back, before another checkpoint.
   write_walls(
