@@ -8,6 +8,7 @@ import functools
 import json
 import os
 import pathlib
+import re
 import runpy
 import signal
 import sys
@@ -22,6 +23,9 @@ from gft_jax.config import (
   nearest,
   override,
 )
+
+# The reward of the form module:function that is part of the package.
+IN_HOUSE = 'gft_jax.data.gym:score'
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -153,6 +157,33 @@ def read_config(workdir: str) -> Config:
     return from_dict(Config, json.loads(path.read_text()))
   except (ValueError, TypeError, AttributeError) as error:
     raise ConfigError(f'{path} is not the config of a run: {error}') from error
+
+
+def check_rewards(
+  config: Config, workdir: str | None, given: list[str]
+) -> None:
+  """The config of a run is data, and a reward of one's own is code.
+
+  Args:
+    config: that a script will grade by.
+    workdir: whose config.json it comes from, if any.
+    given: the user's own assignments.
+
+  Raises:
+    ConfigError: a reward 'module:function' that the user has not named.
+  """
+  if not workdir:
+    return
+  named = ' '.join(given)
+  for setting in ('reward.function', 'eval.reward'):
+    group, _, field = setting.partition('.')
+    function = getattr(getattr(config, group), field)
+    for code in re.findall(r'[\w.]+:[\w.:]+', function):
+      if code not in (IN_HOUSE, *re.findall(r'[\w.]+:[\w.:]+', named)):
+        raise ConfigError(
+          f'{workdir}/config.json has the reward {code}, which is code; if you'
+          f" trust it, name it yourself: --set {setting}='{function}'"
+        )
 
 
 def check_stage(config: Config, name: str | None) -> None:

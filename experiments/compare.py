@@ -240,9 +240,9 @@ def run_arm(config: Config, workdir: pathlib.Path) -> Result:
   result |= {
     'cost/steps': len(steps),
     'cost/tokens': sum(r['train/tokens'] for r in steps),
-    # The first step is compilation for the most part.
+    # In the first step everything is cold.
     'cost/seconds': sum(
-      v for r in steps[1:] for k, v in r.items() if k.startswith('time/')
+      r.get(f'time/{phase}', 0) for r in steps[1:] for phase in writers.STEP
     ),
   }
   temporary = path.with_suffix('.tmp')

@@ -85,6 +85,8 @@ def evaluate(options) -> None:
     config = override(Config(), f'model.path={options.model}')
   assignments = [*flags(options), *options.set]
   config = command.overridden(config, assignments)
+  if not options.benchmarks:  # Those have rewards of their own.
+    command.check_rewards(config, options.workdir, options.set)
   # A mistake in the last file stops before the first is asked.
   rows = read_benchmarks(options)
   policy = train.load_policy(config)

@@ -84,6 +84,7 @@ def generate(options) -> None:
   require(out.suffix == '.jsonl', f'--out {out} does not end in .jsonl')
   require(out.parent.is_dir(), f'--out {out}: there is no folder {out.parent}')
   command.check_writable('--out', out.parent)
+  command.check_rewards(config, options.workdir, options.set)
   grader = rewards.Grader(config.reward)  # a mistake stops here
   policy, params = command.load_model(options, config)
   split, size = config.data.split, config.data.batch_size

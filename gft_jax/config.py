@@ -497,6 +497,33 @@ class LogConfig:
   tensorboard: bool = setting(True, 'event files under workdir/tensorboard')
   wandb: bool = setting(False, 'Weights & Biases, if it is installed')
   report: bool = setting(True, 'figures and a page when the run is done')
+  profile: str = setting(
+    '',
+    'steps to trace with jax.profiler into workdir/profile/STAGE: 3..5 of every'
+    ' stage, or gft:3..5 of one; empty: none',
+  )
+
+  def __post_init__(self):
+    profiled_steps(self.profile, '')
+
+
+def profiled_steps(profile: str, stage: str) -> range:
+  """The steps of a stage that `log.profile` names; a range may be empty.
+
+  Raises:
+    ConfigError: it is not of the form 3..5 or STAGE:3..5.
+  """
+  if not profile:
+    return range(0)
+  match = re.fullmatch(r'(?:(.+):)?([1-9]\d*)\.\.([1-9]\d*)', profile)
+  first, last = map(int, match.groups()[1:]) if match else (1, 0)
+  require(
+    first <= last,
+    f'log.profile={profile!r} is not of the form 3..5 or STAGE:3..5, the first'
+    ' and the last step',
+  )
+  named = match.group(1)
+  return range(first, last + 1) if named in (None, stage) else range(0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -630,6 +630,7 @@ def resolve(settings: Settings, objective: Objective) -> Settings:
   return settings
 
 
+@jax.named_scope('token_losses')
 def with_options(
   objective: Objective, view: View, settings: LossConfig
 ) -> tuple[Term, ...]:

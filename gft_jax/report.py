@@ -27,6 +27,7 @@ from gft_jax import writers
 
 BLUE, VERMILLION, ORANGE, GREEN = '#0072B2', '#D55E00', '#E69F00', '#009E73'
 SKY, PURPLE, GREY = '#56B4E9', '#CC79A7', '#999999'
+YELLOW, SILVER = '#F0E442', '#D0D0D0'
 
 STYLE = {
   'axes.axisbelow': True,
@@ -49,15 +50,34 @@ ORIGIN_STYLES = {
   'teacher': (ORANGE, ':'),
   'self': (BLUE, '-'),
 }
+# In the order of the bar and of the table: what is useful, then the rest.
 PHASE_COLOURS = {
-  'data': GREY,
   'sample': BLUE,
   'reward': ORANGE,
   'update': GREEN,
+  'data': GREY,
+  'compile': YELLOW,
   'evaluate': PURPLE,
-  'checkpoint': SKY,
+  'save': SKY,
+  'start': SILVER,
+  'lost': VERMILLION,
+}
+USEFUL = ('sample', 'reward', 'update')
+PHASES = {
+  'sample': 'rollouts',
+  'reward': 'rewards',
+  'update': 'updates',
+  'data': 'data',
+  'compile': 'compilation',
+  'evaluate': 'evaluation',
+  'save': 'saving',
+  'start': 'start-up',
+  'lost': 'work lost to interruptions',
+  'down': 'down, no process at work',
+  'other': 'other',
 }
 COLUMNS = 4
+LEGEND_COLUMNS = 5
 ACCURACY = r'eval/[^/]+/(avg|pass)@\d+'
 DRIFT = {
   'eval/kl_to_base': 'KL to base<br>per token',
@@ -118,6 +138,10 @@ class Run(NamedTuple):
       for name in dict.fromkeys(name for r in records for name in r)
       if re.fullmatch(pattern, name)
     ]
+
+  def total(self, name: str) -> float:
+    """The sum of a metric over all records."""
+    return float(sum(self.series(s, name)[1].sum() for s in self.records))
 
   def splits(self) -> list[str]:
     names = self.names(ACCURACY)
@@ -308,6 +332,22 @@ def latex(table: Table) -> str:
   )
 
 
+def goodput(run: Run) -> dict[str, float]:
+  """What the wall time of a run went into: phase -> seconds.
+
+  It is counted from the first start to the last record, whatever happened
+  meanwhile. Steps whose records were cut back are 'lost', done again or not.
+  Empty for a run that did not record its wall time.
+  """
+  records = [r for records in run.records.values() for r in records]
+  if any('time/wall' not in record for record in records):
+    return {}
+  wall = max(record['time/wall'] for record in records)
+  measured = [phase for phase in PHASES if phase != 'other']
+  spent = {phase: run.total(f'time/{phase}') for phase in measured}
+  return spent | {'other': max(wall - sum(spent.values()), 0.0)}
+
+
 def read_run(workdir: pathlib.Path) -> Run:
   """Reads a run directory; raises ConfigError if there is nothing to tell."""
   path = workdir / 'config.json'
@@ -449,23 +489,20 @@ def coefficients(run: Run) -> Figure | None:
 
 def seconds(run: Run) -> Figure | None:
   """Seconds by phase, summed over each stage."""
-  names = run.names('time/.+')
-  stages = run.stages_with(*names)
+  phases = [p for p in PHASE_COLOURS if run.stages_with(f'time/{p}')]
+  stages = run.stages_with(*(f'time/{phase}' for phase in phases))
   if not stages:
     return None
   figure, axes = _rows(stages, 1, width=5.0)
   left = np.zeros(len(stages))
-  phases = [name.partition('/')[2] for name in names]
-  order = [*PHASE_COLOURS, *phases]
-  for phase in sorted(phases, key=order.index):
+  for phase in phases:
     total = [run.series(s, f'time/{phase}')[1].sum() for s in stages]
-    colour = PHASE_COLOURS[phase] if phase in PHASE_COLOURS else 'black'
     axes[0].barh(
       range(len(stages)),
       total,
       left=left,
       height=0.6,
-      color=colour,
+      color=PHASE_COLOURS[phase],
       edgecolor='white',
       linewidth=0.5,
       label=phase,
@@ -512,7 +549,11 @@ FIGURES: dict[str, tuple[Callable[[Run], Figure | None], str]] = {
     'Weight that each token of held-out expert answers puts on the gradient'
     ' of its probability p: 1/p before rectification, C/p after.',
   ),
-  'seconds': (seconds, 'Measured seconds by phase, summed over each stage.'),
+  'seconds': (
+    seconds,
+    'Measured seconds by phase, summed over each stage; compilation stands'
+    ' apart from the phases in which it happened.',
+  ),
 }
 
 
@@ -559,14 +600,15 @@ def _finish(
 
 
 def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
-  """One legend above the panels, each label once."""
+  """One legend above the panels, each label once, in rows of a few."""
   handles = {}
   for ax in axes:
     for handle, label in zip(*ax.get_legend_handles_labels()):
       handles.setdefault(label, handle)
   if handles:
+    columns = min(len(handles), LEGEND_COLUMNS)
     figure.legend(
-      handles.values(), handles, loc='outside upper center', ncols=len(handles)
+      handles.values(), handles, loc='outside upper center', ncols=columns
     )
 
 
@@ -651,6 +693,7 @@ def _page(run: Run, figures: Sequence[str]) -> str:
     lead=html.escape(_lead(run)),
     tree=_tree(run, ''),
     table=_table(run.evaluations()),
+    goodput=_goodput(run),
     figures='\n'.join(figures),
     settings=html.escape(settings, quote=False),
   )
@@ -666,8 +709,7 @@ def _objectives(stages: Sequence[config_lib.Stage]) -> str:
 
 
 def _lead(run: Run) -> str:
-  names = run.names('time/.+')
-  spent = sum(run.series(s, n)[1].sum() for s in run.records for n in names)
+  spent = sum(run.total(f'time/{phase}') for phase in PHASE_COLOURS)
   steps = sum(records[-1]['step'] for records in run.records.values())
   reached = f'{len(run.records)} of {len(run.config.stages)} stages'
   minutes, rest = divmod(round(spent), 60)
@@ -708,6 +750,29 @@ def _table(evaluations: Evaluations) -> str:
   )
 
 
+def _goodput(run: Run) -> str:
+  """The phases that took any time, and the share of the useful ones."""
+  spent = goodput(run)
+  if not spent:
+    return ''
+  wall = sum(spent.values())
+  useful = sum(spent[phase] for phase in USEFUL)
+  rows = ''.join(
+    f'<tr><th scope="row">{PHASES[phase]}</th>'
+    f'<td>{value:.1f}</td><td>{100 * value / wall:.1f} %</td></tr>'
+    for phase, value in spent.items()
+    if value
+  )
+  up = f'{100 * useful / (wall - spent["down"]):.1f}'
+  return GOODPUT.format(
+    share=f'{100 * useful / wall:.1f}',
+    up=f' ({up} % while a process was at work)' if spent['down'] else '',
+    programs=round(run.total('memory/programs')),
+    cached=round(run.total('memory/programs_cached')),
+    rows=rows,
+  )
+
+
 def _columns(evaluations: Evaluations) -> list[str]:
   """Accuracies in order of appearance, then drift."""
   names = dict.fromkeys(n for record in evaluations.values() for n in record)
@@ -742,6 +807,13 @@ def _number(record: writers.Record, name: str) -> tuple[str, str]:
   return f'{record[name]:.3f}', f'{low:.3f}–{high:.3f}'
 
 
+GOODPUT = """<h2>Where the time went</h2>
+<p>Goodput {share} %{up}: the share of rollouts, rewards and updates that count
+in the time from the first start to the last record. {programs} programs were
+compiled, {cached} of which the cache had.</p>
+<table><thead><tr><th>phase</th><th>seconds</th><th>share</th></tr></thead>
+<tbody>{rows}</tbody></table>"""
+
 PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -774,6 +846,7 @@ PAGE = """<!doctype html>
 <div class="wide">{table}</div>
 <p><small>Under each accuracy its 95 % interval over problems. KL and entropy
 in nats, on the policy's own samples at temperature 1.</small></p>
+{goodput}
 <h2>Figures</h2>
 {figures}
 <h2>Settings</h2>

@@ -125,6 +125,7 @@ def sample_groups(
       variables, prefix, group_size, max_tokens, method='empty_cache'
     )
 
+  @jax.named_scope('next_token')
   def decide(rollout: Rollout) -> Rollout:
     logits = jnp.matmul(
       rollout.hidden, head, preferred_element_type=jnp.float32

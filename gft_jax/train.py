@@ -37,6 +37,7 @@ from gft_jax import (
   groups,
   objectives,
   parallel,
+  profiling,
   report,
   rewards,
   train_step,
@@ -51,6 +52,7 @@ from gft_jax.config import (
   differences,
   for_stage,
   from_dict,
+  profiled_steps,
   to_dict,
 )
 from gft_jax.data import arithmetic
@@ -141,6 +143,7 @@ def train(
     Preempted: SIGTERM came; the step in progress is done and saved.
     checkpoint.SaveError: the disk is full; the last checkpoint stands.
   """
+  started = time.time()
   workdir = pathlib.Path(workdir)
   check_workdir(workdir, config)
   mesh = parallel.make_mesh(config.mesh)
@@ -163,7 +166,14 @@ def train(
     )
     journal = rewards.Journal(workdir / 'timeouts.jsonl')
     engine = Engine(config, policy, mesh, graders, journal, judges)
-    loop = Loop(config, workdir, policy, engine, writer, preempted)
+    profiler = stack.enter_context(
+      contextlib.closing(
+        profiling.Profiler(workdir / 'profile', config.log.profile)
+      )
+    )
+    loop = Loop(
+      config, workdir, policy, engine, writer, profiler, preempted, started
+    )
     results = {job.stage.name: loop.run(job) for job in jobs}
   if config.log.report:
     report.write_report(workdir)
@@ -418,6 +428,16 @@ def plan(config: Config, policy: Policy) -> list[Job]:
     raise ConfigError(
       f'eval.base={base!r} is not a stage; stages: {", ".join(jobs)}'
     )
+  profile = config.log.profile
+  if profile and not any(
+    step in profiled_steps(profile, stage.name)
+    for stage in config.stages
+    for step in range(1, stage.steps + 1)
+  ):
+    has = ', '.join(
+      f'{stage.name} has {stage.steps}' for stage in config.stages
+    )
+    raise ConfigError(f'log.profile={profile!r} names no step; {has}')
   return list(jobs.values())
 
 
@@ -433,11 +453,11 @@ def _check_lengths(config: Config, max_positions: int) -> None:
 
 
 def check_workdir(workdir: pathlib.Path, config: Config) -> None:
-  """Refuses a workdir that was begun under another config."""
+  """Refuses a workdir that was begun under another config, log.* aside."""
   path = workdir / 'config.json'
   if path.exists():
     begun = from_dict(Config, json.loads(path.read_text()))
-    changed = differences(begun, config)
+    changed = differences(dataclasses.replace(begun, log=config.log), config)
     if changed:
       raise ConfigError(
         f'{workdir} was begun under another config; changed:'
@@ -499,16 +519,25 @@ class Loop:
     policy: Policy,
     engine: Engine,
     writer: writers.Writer,
+    profiler: profiling.Profiler,
     preempted: threading.Event,
+    started: float,
   ):
     self.config = config
     self.workdir = workdir
     self.policy = policy
     self.engine = engine
     self.writer = writer
+    self.profiler = profiler
     self.preempted = preempted
     # How much of metrics.jsonl the last checkpoint vouches for.
     self.metrics_bytes = 0
+    # The Unix time up to which every second is accounted for, and what is known
+    # of earlier processes once a stage begins.
+    self.since = started
+    self.past: writers.Past | None = None
+    # What belongs to no step; the next record takes it.
+    self.between = writers.Clock()
 
   def run(self, job: Job) -> dict[str, float]:
     """Runs or resumes one stage; returns its last evaluation."""
@@ -535,17 +564,18 @@ class Loop:
       self.metrics_bytes = restored.position['metrics_bytes']
       if restored.position['finished']:
         return evaluation
+    self._begin()
     self.writer.begin(stage.name, stage.steps, done, self.metrics_bytes)
     loaded = not stage.start and bool(self.config.model.path)
     if loaded and not done and job.config.eval.before:
-      self.writer.write(self._evaluate(job, begin.params, 0))
+      self._write(self._evaluate(job, begin.params, 0))
     pending: Callable[[], Record] | None = None
     watch = Stopwatch()
     for step, state, read, tokens in self._steps(
       job, begin, reference, batches, done
     ):
       if pending:
-        self.writer.write(pending())
+        self._write(pending())
       pending = read
       spent = Spent(spent.tokens + tokens, spent.seconds + watch.lap())
       spends, stops = self.engine.anywhere(
@@ -555,12 +585,12 @@ class Loop:
       evaluates = last or _due(step, job.config.eval.every)
       saves = last or stops or _due(step, job.config.checkpoint.every)
       if evaluates or saves:
-        self.writer.write(pending())
+        self._write(pending())
         pending = None
         spent = Spent(spent.tokens, spent.seconds + watch.lap())
       if evaluates:
         record = self._evaluate(job, state.params, step)
-        self.writer.write(record)
+        self._write(record)
         evaluation = {k: v for k, v in record.items() if k.startswith('eval/')}
       if saves:
         self.metrics_bytes = self.writer.position()
@@ -572,7 +602,8 @@ class Loop:
           'finished': last,
         }
         keep = job.config.checkpoint.keep
-        checkpoint.save(directory, step, state, position, keep=keep)
+        with self.between.phase('save'):
+          checkpoint.save(directory, step, state, position, keep=keep)
       if stops:
         raise Preempted(
           f'SIGTERM: stage {stage.name} is saved at step {step}; the same'
@@ -581,7 +612,24 @@ class Loop:
       if last:
         break
       watch.restart()
+    self.since = time.time()
     return evaluation
+
+  def _begin(self) -> None:
+    """A stage begins: what has passed since the last one, or ever."""
+    if self.past is None:
+      self.past = writers.past(self.workdir, self.metrics_bytes, self.since)
+      for name, seconds in self.past._asdict().items():
+        if seconds:
+          self.between.add(f'time/{name}', seconds)
+    self.between.add('time/start', time.time() - self.since)
+
+  def _write(self, record: Record) -> None:
+    """Writes it with what belongs to no step, and when that was."""
+    record = self.between.added_to(record)
+    self.between = writers.Clock()
+    wall = {'time/wall': time.time() - self.past.begun}
+    self.writer.write(record | wall)
 
   def _steps(
     self,
@@ -595,31 +643,30 @@ class Loop:
 
     The yielded state is donated to the next step.
     """
-    settings = job.config
+    settings, name = job.config, job.stage.name
     schedule = make_schedule(settings.optimizer, job.total_updates)
     while step < job.stage.steps:
       step += 1
       clock = writers.Clock()
-      batch, record = self._rollout(job, state.params, batches, step, clock)
-      updates = (step - 1) * settings.optimizer.mini_batches
-      record['train/learning_rate'] = float(schedule(updates))
-      start = time.perf_counter()
-      state, metrics, maxima = self.engine.update(
-        state, batch, reference, job.objective, settings
-      )
-      if settings.group.samples:
-        # The next rollout needs these parameters: nothing is lost by waiting,
-        # and the seconds are charged to the phase that spends them.
-        jax.block_until_ready(metrics)
-      clock.seconds['update'] = time.perf_counter() - start
+      with self.profiler.step(name, step):
+        batch, record = self._rollout(job, state.params, batches, step, clock)
+        updates = (step - 1) * settings.optimizer.mini_batches
+        record['train/learning_rate'] = float(schedule(updates))
+        with clock.phase('update'):
+          state, metrics, maxima = self.engine.update(
+            state, batch, reference, job.objective, settings
+          )
+          if settings.group.samples or self.profiler.traces(name, step):
+            # The next rollout needs these parameters: nothing is lost by
+            # waiting, and the seconds are charged to the phase that spends
+            # them.
+            jax.block_until_ready(metrics)
 
       def read(step=step, record=record, clock=clock, result=(metrics, maxima)):
         with clock.phase('update'):
           record |= _floats(*result)
-        check_finite(
-          job.stage.name, step, record, ('train/loss', 'train/grad_norm')
-        )
-        head = {'stage': job.stage.name, 'step': step}
+        check_finite(name, step, record, ('train/loss', 'train/grad_norm'))
+        head = {'stage': name, 'step': step}
         return head | record | clock.record() | writers.memory()
 
       yield step, state, read, record['train/tokens']

@@ -100,6 +100,7 @@ def make_train_step(
   # Whether the policy is evaluated as it was sampled, before any update.
   comparable = tempered == temperature
 
+  @jax.named_scope('reference')
   def refer(reference, batch, hidden, head):
     """What the view holds of the policy that the stage started from."""
     if not settings.kl_weight:
@@ -237,7 +238,8 @@ def make_train_step(
       micro_batches,
     )
     norm = optax.global_norm(grads)
-    state = state.apply_gradients(grads=grads)
+    with jax.named_scope('optimizer'):
+      state = state.apply_gradients(grads=grads)
     named = {'loss': loss, 'grad_norm': norm}
     if len(names) > 1:
       named |= {f'loss_{name}': x for name, x in zip(names, summands)}
@@ -245,6 +247,7 @@ def make_train_step(
     metrics |= {name: WeightedMean(x, one) for name, x in named.items()}
     return state, (metrics, maxima)
 
+  @jax.named_scope('behavior')
   def remember(params, batch):
     """The batch with log-probabilities of the policy as the step begins.
 
@@ -344,6 +347,7 @@ def _accumulate(differentiate, mini, micro_batches):
   return (added, maxima), grads
 
 
+@jax.named_scope('diagnosis')
 def _observe(view: View, settings: LossConfig) -> tuple[Metrics, Maxima]:
   """The paper's diagnosis of the batch."""
   metrics = {
@@ -373,6 +377,7 @@ def _mismatch(logp: jax.Array, batch: GroupBatch) -> WeightedMean:
   return masking.token_mean(jnp.abs(logp - batch.responses.behavior_logp), own)
 
 
+@jax.named_scope('diagnosis')
 def _largest_weight(
   objective: Objective, view: View, settings: LossConfig
 ) -> jax.Array:

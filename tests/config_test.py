@@ -131,3 +131,20 @@ def test_every_field_has_a_meaning_and_can_be_listed():
     'stages.NAME.steps',
   } <= listed
   assert all(m for *_, m in config_lib.fields_with_meaning())
+
+
+def test_the_steps_of_a_profile():
+  steps = config_lib.profiled_steps
+  assert steps('', 'gft') == range(0)
+  assert steps('3..5', 'gft') == steps('3..5', 'sft') == range(3, 6)
+  assert steps('sft:10..10', 'sft') == range(10, 11)
+  assert not steps('sft:10..10', 'gft')
+
+
+@pytest.mark.parametrize(
+  'profile', ['3', '3-5', '5..3', '0..2', ':1..2', 'a..b']
+)
+def test_a_profile_that_is_no_range_is_one_line(profile):
+  with pytest.raises(ConfigError, match=r'form 3\.\.5 or STAGE:3') as error:
+    override(config_lib.Config(), f'log.profile={profile}')
+  assert profile in str(error.value) and '\n' not in str(error.value)

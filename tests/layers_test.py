@@ -22,7 +22,7 @@ FLOORS = (
   ('data', 'rewards', 'groups'),
   ('objectives', 'generations'),
   ('train_step', 'evaluate'),
-  ('checkpoint', 'writers'),
+  ('checkpoint', 'profiling', 'writers'),
   ('report', 'engine'),
   ('train',),
   ('preferences',),

@@ -470,6 +470,39 @@ def test_no_buffer_of_tokens_by_vocabulary_or_of_tokens_by_keys():
     assert len(long) < 2, shape
 
 
+def test_operations_of_the_step_bear_the_names_of_the_paper(
+  model, params, batch
+):
+  """In the compiled program, where a profile finds them."""
+  step = train_step.make_train_step(
+    model,
+    objectives.OBJECTIVES['gft'],
+    LossConfig(chunk=7, kl_weight=0.1, behavior='recomputed'),
+    mini_batches=2,
+  )
+  state = train_step.create_state(model, params, optax.adamw(1e-3))
+  text = jax.jit(step).lower(state, batch, params).compile().as_text()
+  names = (
+    *('group_advantages', 'behavior', 'reference', 'head', 'token_losses'),
+    *('dynamic_coefficient', 'diagnosis', 'optimizer', 'Transformer.prefill'),
+    'Transformer.respond',
+  )
+  found = {
+    tuple(name for name in re.findall(r'[\w.]+', path) if name in names)
+    for path in re.findall(r'op_name="jit\(step\)/([^"]*)"', text)
+  }
+  forward = (('Transformer.prefill',), ('Transformer.respond',), ('head',))
+  assert found >= {
+    ('group_advantages',),
+    *(('behavior', *scope) for scope in forward),
+    *(('reference', *scope) for scope in forward),
+    *forward,
+    ('head', 'token_losses', 'dynamic_coefficient'),
+    ('diagnosis',),
+    ('optimizer',),
+  }
+
+
 # data, fsdp, tensor
 MESHES = {
   'data': MeshConfig(data=8),

@@ -4,13 +4,14 @@ import dataclasses
 import json
 import math
 import re
+import time
 
 import chex
 import jax
 import numpy as np
 import pytest
 
-from gft_jax import engine, rewards, writers
+from gft_jax import engine, report, rewards, writers
 from gft_jax import train as train_lib
 from gft_jax.config import (
   ConfigError,
@@ -259,6 +260,111 @@ def test_a_kl_is_to_the_policy_that_the_stage_starts_from(config, tmp_path):
   assert abs(kl[0]) < 1e-6 < kl[1] < kl[2]
 
 
+def phases(record):
+  return {
+    k: v
+    for k, v in record.items()
+    if k.startswith('time/') and k not in ('time/wall', 'time/begun')
+  }
+
+
+def test_every_second_of_a_run_is_accounted_for(whole):
+  """Also those of a run of several stages, but for the writing of records."""
+  records = writers.read_metrics(whole[0])
+  walls = [r['time/wall'] for r in records]
+  assert walls == sorted(walls)
+  spent = [sum(phases(r).values()) for r in records]
+  assert 0.9 * walls[-1] < sum(spent) <= walls[-1]
+  assert [i for i, r in enumerate(records) if 'time/begun' in r] == [0]
+  assert [(r['stage'], r['step']) for r in records if 'time/start' in r] == [
+    (stage, 1) for stage in ('base', 'gft', 'grpo')
+  ]
+  # Of the step before, and of the last of the stage before.
+  assert [(r['stage'], r['step']) for r in records if 'time/save' in r] == [
+    ('base', 3),
+    ('gft', 1),
+    ('gft', 3),
+    ('grpo', 1),
+  ]
+  made = [r for r in records if 'memory/programs' in r]
+  assert made and all(r['time/compile'] > 0 for r in made)
+  # Lengths vary from step to step, and no program is made anew for that.
+  later = [
+    r for r in training(whole[0]) if r['stage'] == 'gft' and r['step'] > 1
+  ]
+  assert later and not any('memory/programs' in r for r in later)
+
+
+def test_a_killed_run_shows_the_time_it_lost(config, tmp_path, monkeypatch):
+  given = ('group.samples=0', 'group.teachers=0', 'checkpoint.every=2')
+  config = alone(config, 'sft', *given)
+  config = override(config, 'stages.arm.steps=5')
+  with monkeypatch.context() as patch:
+    kill_at(patch, ('arm', 4))
+    with pytest.raises(Stop):
+      train_lib.train(config, tmp_path)
+  killed = writers.read_metrics(tmp_path)
+  assert [r['step'] for r in killed] == [1, 2, 3]  # saved at 2
+  time.sleep(0.3)
+  train_lib.train(config, tmp_path)
+  records = writers.read_metrics(tmp_path)
+  assert [r['step'] for r in records if 'train/loss' in r] == [1, 2, 3, 4, 5]
+  assert records[:2] == killed[:2]
+  assert [r['step'] for r in records if 'time/down' in r] == [3]
+  back = records[2]
+  assert (
+    back['time/lost'] == killed[2]['time/wall'] - killed[1]['time/wall'] > 0
+  )
+  assert 0.3 < back['time/down'] < 10
+  assert back['time/begun'] == killed[0]['time/begun']
+  wall = records[-1]['time/wall']
+  spent = report.goodput(report.read_run(tmp_path))
+  assert sum(spent.values()) == pytest.approx(wall)
+  assert spent['lost'] == back['time/lost']
+  assert spent['other'] < 0.1 * wall
+
+
+def test_a_traced_step_is_waited_for(config, tmp_path, monkeypatch):
+  """Others are not where nothing is sampled: the next is prepared meanwhile."""
+  given = ('group.samples=0', 'group.teachers=0')
+  config = override(alone(config, 'sft', *given), 'log.profile=2..2')
+  waited = []
+  wait = jax.block_until_ready
+  monkeypatch.setattr(
+    train_lib.jax, 'block_until_ready', lambda x: waited.append(wait(x))
+  )
+  train_lib.train(config, tmp_path)
+  assert len(waited) == 1
+
+
+def test_a_profile_may_be_asked_for_when_a_run_goes_on(
+  config, tmp_path, monkeypatch
+):
+  config = alone(config, 'gft', 'checkpoint.every=1')
+  with monkeypatch.context() as patch:
+    kill_at(patch, ('arm', 3))
+    with pytest.raises(Stop):
+      train_lib.train(config, tmp_path)
+  assert not (tmp_path / 'profile').exists()
+  traced = override(config, 'log.profile=2..3')
+  with pytest.raises(ConfigError, match=r'changed: seed: 0 -> 1;'):
+    train_lib.train(override(traced, 'seed=1'), tmp_path)
+  train_lib.train(traced, tmp_path)
+
+  (path,) = (tmp_path / 'profile/arm').rglob('*.xplane.pb')
+  found = {}
+  for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
+    for line in plane.lines:
+      for event in line.events:
+        found.setdefault(event.name, []).append(dict(event.stats))
+  assert [stats['step_num'] for stats in found['step']] == [3]
+  for phase in ('data', 'sample', 'reward', 'update'):
+    assert len(found[phase]) == 1
+  trace = path.read_bytes()
+  for scope in (b'group_advantages', b'dynamic_coefficient', b'next_token'):
+    assert scope in trace
+
+
 class Stop(Exception):
   """Stands for a kill."""
 
@@ -373,6 +479,7 @@ def test_a_changed_config_is_refused_by_name(config, whole):
     ('stages.gft.overrides=seed=1', 'seed belongs to the whole run'),
     ('eval.max_response=4000', 'max_positions=2048'),
     ('reward.function=math.nope:f', 'math.nope'),
+    ('log.profile=gft:4..9', 'names no step; base has 3, gft has 3, grpo has'),
   ],
 )
 def test_what_cannot_work_is_said_before_anything_is_written(

@@ -56,6 +56,8 @@ def start(folder: pathlib.Path, workdir: str) -> tuple[float, list[dict]]:
 
 
 def main() -> None:
+  from gft_jax.writers import STEP
+
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
@@ -69,9 +71,9 @@ def main() -> None:
         seconds.append(until)
   # The first step compiles.
   phases = {
-    name.removeprefix('time/'): statistics.median(r[name] for r in records[1:])
-    for name in records[0]
-    if name.startswith('time/')
+    phase: statistics.median(r[f'time/{phase}'] for r in records[1:])
+    for phase in STEP
+    if f'time/{phase}' in records[0]
   }
   tokens = statistics.median(r['train/tokens'] for r in records[1:])
   line = {

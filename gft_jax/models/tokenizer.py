@@ -46,7 +46,9 @@ def load_tokenizer(
   if FILES[0] in present:
     kind = transformers.PreTrainedTokenizerFast
   try:
-    tokenizer = kind.from_pretrained(directory, local_files_only=True)
+    tokenizer = kind.from_pretrained(
+      directory, local_files_only=True, trust_remote_code=False
+    )
   except Exception as error:  # Their parser raises no other kind.
     raise ConfigError(
       f'{directory}: transformers cannot read the tokenizer ({present[0]}):'

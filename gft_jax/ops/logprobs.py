@@ -18,6 +18,7 @@ import jax.numpy as jnp
 VOCABULARY_BLOCK = 8192
 
 
+@jax.named_scope('head')
 def target_logprobs(
   hidden: chex.Array,
   head: chex.Array,
@@ -57,6 +58,7 @@ def target_logprobs(
   return _target_logprobs(chunk, temperature, hidden, head, targets)
 
 
+@jax.named_scope('head')
 def fused_token_loss(
   hidden: chex.Array,
   head: chex.Array,

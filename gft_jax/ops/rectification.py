@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 
+@jax.named_scope('dynamic_coefficient')
 def dynamic_coefficient(logp: chex.Array, *, tau: float) -> chex.Array:
   """How much of a token's imitation gradient is kept.
 

@@ -1,0 +1,193 @@
+"""Nothing that is read is executed: what could, by its syntax, and real tries.
+
+What an answer tries is in hostile_test.py.
+"""
+
+import ast
+import importlib
+import json
+import pathlib
+import sys
+
+import folders
+import pytest
+
+from gft_jax import config
+from gft_jax.models import tokenizer as tokenizer_lib
+
+ROOT = pathlib.Path(__file__).parents[1]
+SOURCES = sorted(
+  path
+  for room in ('gft_jax', 'experiments')
+  for path in (ROOT / room).rglob('*.py')
+)
+# Modules that turn bytes into objects of any class, or text into code.
+MODULES = {
+  *('pickle', 'cPickle', '_pickle', 'dill', 'cloudpickle', 'joblib', 'shelve'),
+  *('marshal', 'copyreg', 'yaml', 'code', 'codeop', 'runpy', 'pandas'),
+}
+BUILTINS = {'eval', 'exec', 'compile', '__import__', 'breakpoint', 'input'}
+# Of any object: of torch, pandas, os, importlib, jinja2.
+METHODS = {
+  *('read_pickle', 'to_pickle', 'import_module', 'exec_module', 'run_path'),
+  *('run_module', 'system', 'popen', 'Template', 'from_string'),
+}
+# What is named by the user, or by this package itself, and runs as such.
+ALLOWED = {
+  ('experiments/command.py', 'imports runpy'),  # load_recipe: --config
+  ('experiments/command.py', 'calls run_path'),
+  ('gft_jax/rewards.py', 'calls import_module'),  # reward.function
+  ('gft_jax/__init__.py', 'calls import_module'),  # names of this package
+  ('gft_jax/data/__init__.py', 'calls import_module'),
+}
+
+
+def dangers(source):
+  """What a file could execute data by."""
+  for node in ast.walk(ast.parse(source)):
+    if isinstance(node, (ast.Import, ast.ImportFrom)):
+      module = getattr(node, 'module', None)
+      for name in [module] if module else [a.name for a in node.names]:
+        if name.split('.')[0] in MODULES:
+          yield f'imports {name}'
+    if not isinstance(node, ast.Call):
+      continue
+    options = {k.arg: getattr(k.value, 'value', None) for k in node.keywords}
+    for name in ('allow_pickle', 'trust_remote_code', 'shell'):
+      if options.get(name, False) is not False:
+        yield f'{name} is not False'
+    match node.func:
+      case ast.Name(name) if name in BUILTINS:
+        yield f'calls {name}'
+      case ast.Attribute(ast.Name('np' | 'numpy'), 'load'):
+        if 'allow_pickle' not in options:
+          yield 'np.load without allow_pickle=False'
+      case ast.Attribute(ast.Name('torch'), 'load'):
+        yield 'calls torch.load'
+      case ast.Attribute(_, 'from_pretrained'):
+        if 'trust_remote_code' not in options:
+          yield 'from_pretrained without trust_remote_code=False'
+      case ast.Attribute(_, name) | ast.Name(name) if name in METHODS:
+        yield f'calls {name}'
+
+
+def test_nothing_that_is_read_can_be_executed():
+  found = {
+    (str(path.relative_to(ROOT)), danger)
+    for path in SOURCES
+    for danger in dangers(path.read_text())
+  }
+  assert len(SOURCES) > 60
+  assert found == ALLOWED
+
+
+@pytest.mark.parametrize(
+  ('source', 'danger'),
+  [
+    ('import pickle', 'imports pickle'),
+    ('def f():\n  from yaml import load', 'imports yaml'),
+    ('import torch\ntorch.load(path)', 'calls torch.load'),
+    ('np.load(path)', 'np.load without allow_pickle=False'),
+    ('np.load(path, allow_pickle=True)', 'allow_pickle is not False'),
+    ('np.load(path, allow_pickle=trusted)', 'allow_pickle is not False'),
+    ('eval(answer)', 'calls eval'),
+    ('x = __import__(name)', 'calls __import__'),
+    ('importlib.import_module(name)', 'calls import_module'),
+    ('run_path(path)', 'calls run_path'),
+    ('os.system(text)', 'calls system'),
+    ('subprocess.run(text, shell=True)', 'shell is not False'),
+    ('jinja2.Template(text)', 'calls Template'),
+    ('A.from_pretrained(f)', 'from_pretrained without trust_remote_code=False'),
+    (
+      'A.from_pretrained(f, trust_remote_code=True)',
+      'trust_remote_code is not',
+    ),
+  ],
+)
+def test_the_test_can_fail(source, danger):
+  (found,) = dangers(source)
+  assert found.startswith(danger)
+
+
+@pytest.mark.parametrize(
+  'source',
+  [
+    'np.load(path, allow_pickle=False)',
+    're.compile(pattern)',
+    'ast.literal_eval(text)',
+    'model.eval()',
+    'A.from_pretrained(f, trust_remote_code=False)',
+  ],
+)
+def test_what_executes_nothing_is_no_danger(source):
+  assert not list(dangers(source))
+
+
+def test_code_in_the_folder_of_a_tokenizer_is_not_run(tmp_path, monkeypatch):
+  """Nor is anybody asked: transformers would, and run it upon a y."""
+  ran = tmp_path / 'ran'
+  code = f'import pathlib\npathlib.Path({str(ran)!r}).touch()\n'
+  mapped = {'AutoConfig': 'code.Config', 'AutoTokenizer': ['code.Own', None]}
+  for name, text in {
+    'config.json': json.dumps({'model_type': 'own', 'auto_map': mapped}),
+    'tokenizer_config.json': json.dumps({'auto_map': mapped}),
+    'vocab.json': '{"a": 0}',
+    'merges.txt': '',
+    'code.py': code,
+  }.items():
+    (tmp_path / name).write_text(text)
+  monkeypatch.setattr('builtins.input', lambda _: 'y')
+  with pytest.raises(config.ConfigError, match='contains custom code'):
+    tokenizer_lib.load_tokenizer(tmp_path)
+  assert not ran.exists()
+
+
+@pytest.mark.parametrize(
+  'attack',
+  [
+    "{{ cycler.__init__.__globals__['os'].system('touch FILE') }}",
+    "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "{{ messages.append('x') }}",
+  ],
+)
+def test_a_chat_template_stays_in_its_sandbox(attack, tmp_path):
+  tokenizer = folders.tiny_tokenizer()
+  tokenizer.chat_template = attack.replace('FILE', str(tmp_path / 'executed'))
+  with pytest.raises(config.ConfigError, match=r'the chat template .* fails'):
+    tokenizer_lib.chat_prompts([[{'role': 'user', 'content': 'w5'}]], tokenizer)
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('setting', ['reward.function', 'eval.reward'])
+@pytest.mark.parametrize('script', ['evaluate', 'generate_teacher'])
+def test_the_config_of_a_run_does_not_choose_what_is_imported(
+  script, setting, tmp_path, monkeypatch, capsys
+):
+  """runpy:run_path executes a file whose name is the prompt of a dataset."""
+  settings = config.override(config.Config(), f'{setting}=runpy:run_path')
+  (tmp_path / 'config.json').write_text(json.dumps(config.to_dict(settings)))
+  monkeypatch.syspath_prepend(str(ROOT / 'experiments'))
+  monkeypatch.delitem(sys.modules, script, raising=False)
+  flags = ['--workdir', str(tmp_path), '--stage', 'gft']
+  if script == 'evaluate':
+    flags += ['--out', str(tmp_path / 'out')]
+  else:
+    flags += ['--data', 'arithmetic', '--out', str(tmp_path / 'out.jsonl')]
+  assert importlib.import_module(script).main(flags) == 2
+  said = capsys.readouterr().err
+  assert f'name it yourself: --set {setting}=' in said and said.count('\n') == 1
+  assert [path.name for path in tmp_path.iterdir()] == ['config.json']
+
+
+def test_a_reward_that_the_user_names_is_used(monkeypatch):
+  monkeypatch.syspath_prepend(str(ROOT / 'experiments'))
+  import command
+
+  own = config.override(config.Config(), 'reward.function=own:f + 0.1 * length')
+  for trusted in ('own:f', 'own:f + 0.1 * length'):
+    command.check_rewards(own, 'run', [f'reward.function={trusted}'])
+  with pytest.raises(config.ConfigError, match='has the reward own:f'):
+    command.check_rewards(own, 'run', ['reward.function=own:fit'])
+  command.check_rewards(own, None, [])  # of a config file of the user
+  gym = config.override(own, f'reward.function={command.IN_HOUSE}')
+  command.check_rewards(gym, 'run', [])
