@@ -15,7 +15,7 @@ is counted by cause:
 | error | the reward raised |
 | timeout | it took longer than `reward.timeout_s` and was killed |
 | memory | it asked for more than `reward.memory_mb` |
-| crash | the process died |
+| crash | the process died; by SIGKILL, which is not the answer's doing, twice |
 
 Spawned workers import this module and the caller's main module, hence no jax
 here, and none at the top level of a script.
@@ -233,18 +233,25 @@ class Grader:
       return self._grade_in_pool(cases)
 
   def _grade_in_pool(self, cases: list[Case]) -> list[dict[str, _Outcome]]:
-    futures = [
-      self._pool.schedule(_work, args=(case,), timeout=self._config.timeout_s)
-      for case in cases
-    ]
-    return [self._collect(future) for future in futures]
+    futures = [self._schedule(case) for case in cases]
+    return [self._collect(*both) for both in zip(cases, futures)]
 
-  def _collect(self, future: pebble.ProcessFuture) -> dict[str, _Outcome]:
+  def _schedule(self, case: Case) -> pebble.ProcessFuture:
+    return self._pool.schedule(
+      _work, args=(case,), timeout=self._config.timeout_s
+    )
+
+  def _collect(
+    self, case: Case, future: pebble.ProcessFuture, again: bool = True
+  ) -> dict[str, _Outcome]:
     try:
       return future.result()
     except TimeoutError:
       return self._failed('timeout')
     except pebble.ProcessExpired as error:
+      # A person, or the kernel for want of memory: most likely not the answer.
+      if error.exitcode == -signal.SIGKILL and again:
+        return self._collect(case, self._schedule(case), again=False)
       return self._failed(_CAUSE_OF_EXIT.get(error.exitcode, 'crash'))
 
   def _new_pool(self) -> pebble.ProcessPool:

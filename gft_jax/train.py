@@ -17,8 +17,10 @@ import dataclasses
 import fcntl
 import functools
 import json
+import logging
 import math
 import pathlib
+import shutil
 import signal
 import threading
 import time
@@ -529,6 +531,7 @@ class Loop:
       self.metrics_bytes = restored.position['metrics_bytes']
       if restored.position['finished']:
         return evaluation
+    self._void_later(stage, done)
     self.writer.begin(stage.name, stage.steps, done, self.metrics_bytes)
     loaded = not stage.start and bool(self.config.model.path)
     if loaded and not done and job.config.eval.before:
@@ -576,6 +579,22 @@ class Loop:
         break
       watch.restart()
     return evaluation
+
+  def _void_later(self, stage: Stage, done: int) -> None:
+    """Removes what later stages saved, if this one is not whole after all.
+
+    That happens where its last checkpoint was damaged. Metrics are cut back to
+    what is done, and a later checkpoint vouches for more than that.
+    """
+    stages = self.config.stages
+    for later in stages[stages.index(stage) + 1 :]:
+      directory = _stage_directory(self.workdir, later.name)
+      if jax.process_index() == 0 and directory.exists():
+        logging.warning(
+          'stage %s goes on from step %d, so %s begins anew',
+          *(stage.name, done, later.name),
+        )
+        shutil.rmtree(directory)
 
   def _steps(
     self,
