@@ -88,7 +88,8 @@ def main(config: str, workdir: str, path: str) -> None:
   mark.wrap(evaluate, 'held_out', 'evaluating')
   settings = from_dict(Config, json.loads(pathlib.Path(config).read_text()))
   train.train(settings, workdir)
-  print(json.dumps({k: statistics.median(v) for k, v in mark.seconds.items()}))
+  medians = {k: statistics.median(v) for k, v in mark.seconds.items()}
+  sys.stdout.write(json.dumps(medians))
 
 
 if __name__ == '__main__':

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import json
+import logging
 import os
 import pathlib
 import random
@@ -175,7 +176,7 @@ def contents(folder):
 
 @pytest.mark.slow
 def test_killed_twenty_times_in_every_phase_ends_bit_for_bit(marked, tmp_path):
-  """About 3 minutes; `-s` prints the moments."""
+  """`--log-cli-level=info` prints the moments."""
   whole, killed = tmp_path / 'whole', tmp_path / 'killed'
   process = marked(whole)
   seconds = json.loads(process.communicate()[0])
@@ -192,7 +193,7 @@ def test_killed_twenty_times_in_every_phase_ends_bit_for_bit(marked, tmp_path):
     at, hit = kill_in(process, killed.with_suffix('.mark'), step, phase, delay)
     hits[hit] += 1
     saved = checkpoint.newest(killed / 'checkpoints' / 'gft')
-    print(
+    logging.info(
       f'| {number} | {phase}, {1000 * delay:.0f} ms | step {at}, {hit} |'
       f' {saved.name if saved else "none"} |'
     )
