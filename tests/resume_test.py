@@ -115,6 +115,7 @@ def marked(config, tmp_path):
     'checkpoint.every=4',
     'eval.base=',
     'eval.every=2',
+    'eval.kl_prompts=0',
     'log.report=false',
   ):
     config = override(config, assignment)
@@ -128,17 +129,24 @@ def marked(config, tmp_path):
     'XLA_FLAGS': '--xla_backend_optimization_level=0',
   }
 
+  started = []
+
   def begin(workdir):
     mark = workdir.with_suffix('.mark')
     mark.write_text(f'0 {marked_run.STARTING}')
-    return subprocess.Popen(
+    process = subprocess.Popen(
       [sys.executable, marked_run.__file__, settings, workdir, mark],
       env=environment,
       stdout=subprocess.PIPE,
       text=True,
     )
+    started.append(process)
+    return process
 
-  return begin
+  yield begin
+  for process in started:
+    process.kill()
+    process.wait()
 
 
 def kill_in(process, mark, step, phase, delay):
@@ -146,7 +154,7 @@ def kill_in(process, mark, step, phase, delay):
 
   Returns where the process was when it died.
   """
-  deadline = time.monotonic() + 120
+  deadline = time.monotonic() + 600
   while True:
     at, name = marked_run.read(mark)
     if name == phase and at >= step:
@@ -184,10 +192,10 @@ def test_killed_twenty_times_in_every_phase_ends_bit_for_bit(marked, tmp_path):
 
   draw = random.Random(SEED)
   steps = sorted(draw.randint(1, STEPS - 6) for _ in range(KILLS))
-  phases = list(marked_run.PHASES * (KILLS // len(marked_run.PHASES)))
-  draw.shuffle(phases)
   hits = collections.Counter()
-  for number, (step, phase) in enumerate(zip(steps, phases), 1):
+  for number, step in enumerate(steps, 1):
+    # A phase may be over before its moment has come: that counts for another.
+    phase = min(marked_run.PHASES, key=lambda p: (hits[p], draw.random()))
     delay = draw.uniform(0, seconds[phase])
     process = marked(killed)
     at, hit = kill_in(process, killed.with_suffix('.mark'), step, phase, delay)
