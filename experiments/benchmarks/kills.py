@@ -2,12 +2,12 @@
 
   python experiments/benchmarks/kills.py --every 10 40 160 --kills 9
 
-For each interval a run of experiments/train.py on the recipe below is killed
-again and again, at moments that are uniform over the interval, and started with
-the same command. Lost are the seconds from the last record before a kill to the
-next one after it, less those of a step. Expected are half of the interval, with
-its save, and a start: imports, programs from their cache, restoring. Prints one
-JSON line and rows for the README.
+For each interval a run of experiments/train.py on the recipe of end_to_end.py is
+killed again and again, at random moments spread over the interval, and started
+with the same command. Lost are the seconds from the last record before
+a kill to the next one after it, less those of a step. Expected are half of the
+interval, with its save, and a start: imports, programs from their cache,
+restoring. Prints one JSON line and rows for the README.
 """
 
 import argparse
@@ -21,24 +21,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-
-
-def get_config():
-  """A small GFT run: 16 prompts x (1 expert + 3 teachers + 4 own answers)."""
-  from gft_jax.config import Config, DataConfig, EvalConfig, LogConfig, Stage
-
-  return Config(
-    data=DataConfig(batch_size=16, max_prompt=14, max_response=40),
-    eval=EvalConfig(splits=(), kl_prompts=0),
-    log=LogConfig(report=False, progress=False, tensorboard=False),
-    stages=(Stage('gft', '', 'gft', 1_000_000),),
-  )
+RECIPE = 'experiments/benchmarks/end_to_end.py'
 
 
 class Run:
-  """A run that is killed and started again; `now` tells where it is."""
+  """A run that is killed and started again, watched through its metrics."""
 
   def __init__(self, folder: pathlib.Path, every: int):
     self._workdir = folder / str(every)
@@ -48,9 +38,10 @@ class Run:
   def start(self) -> None:
     self._process = subprocess.Popen(
       [
-        *(sys.executable, 'experiments/train.py', '--config', __file__),
+        *(sys.executable, 'experiments/train.py', '--config', RECIPE),
         *('--workdir', str(self._workdir)),
         *('--set', f'checkpoint.every={self._every}'),
+        'stages.gft.steps=1000000',
       ],
       cwd=ROOT,
       env=os.environ | {'JAX_COMPILATION_CACHE_DIR': self._programs},
@@ -71,13 +62,16 @@ class Run:
     """Waits for the first record after a start; returns when it was seen."""
     manifests = self._workdir.glob('checkpoints/gft/*/manifest.json')
     saved = max(int(path.parent.name) for path in manifests)
-    while self.step() > saved:  # Those of the killed run are not cut off yet.
-      time.sleep(0.002)
+    # Those of the killed run are cut off first.
+    self._wait(lambda: self.step() <= saved)
     return self.reach(saved + 1)
 
   def reach(self, step: int) -> float:
     """Waits for a record; returns when it was seen."""
-    while self.step() < step:
+    return self._wait(lambda: self.step() >= step)
+
+  def _wait(self, ready: Callable[[], bool]) -> float:
+    while not ready():
       if self._process.poll() is not None:
         raise SystemExit(f'experiments/train.py: {self._process.returncode}')
       time.sleep(0.002)
@@ -101,9 +95,13 @@ def measured(run: Run, every: int, kills: int, draw: random.Random) -> dict:
   begin = run.reach(every + 1)  # What came before compiles.
   step = (run.reach(2 * every - 1) - begin) / (every - 2)
   interval = run.reach(2 * every + 1) - begin
+  # One moment in each of equal parts of the interval: fewer kills will do.
+  moments = [(k + draw.random()) / kills for k in range(kills)]
+  draw.shuffle(moments)
   starts, lost = [], []
-  for _ in range(kills):
-    last, seen = run.kill_after(draw.uniform(0, interval))
+  for moment in moments:
+    wait = (moment - run.step() / every) % 1
+    last, seen = run.kill_after(wait * interval)
     begin = time.perf_counter()
     run.start()
     starts.append(run.resumed() - begin - step)
