@@ -4,10 +4,11 @@
 
 For each interval a run of experiments/train.py on the recipe of end_to_end.py is
 killed again and again, at random moments spread over the interval, and started
-with the same command. Lost are the seconds from the last record before
-a kill to the next one after it, less those of a step. Expected are half of the
+with the same command. Lost are the seconds from the last record before a kill
+to the next one after it, less those of a step. Expected are half of the
 interval, with its save, and a start: imports, programs from their cache,
-restoring. Prints one JSON line and rows for the README.
+restoring. Prints one JSON line and rows for the README: interval, start,
+expected, median and range.
 """
 
 import argparse
