@@ -1,6 +1,6 @@
 """What kill -9 at a random moment costs, against the checkpoint interval.
 
-  python experiments/benchmarks/kills.py --every 10 40 160 --kills 9
+  python experiments/benchmarks/kills.py --every 10 40 80 --kills 9
 
 For each interval a run of experiments/train.py on the recipe of end_to_end.py is
 killed again and again, at random moments spread over the interval, and started
@@ -123,7 +123,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument('--every', type=int, nargs='+', default=[10, 40, 160])
+  parser.add_argument('--every', type=int, nargs='+', default=[10, 40, 80])
   parser.add_argument('--kills', type=int, default=9)
   options = parser.parse_args()
   draw, points = random.Random(0), {}
