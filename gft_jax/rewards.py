@@ -15,7 +15,7 @@ is counted by cause:
 | error | the reward raised |
 | timeout | it took longer than `reward.timeout_s` and was killed |
 | memory | it asked for more than `reward.memory_mb` |
-| crash | the process died |
+| crash | the process died; by SIGKILL, which is not the answer's doing, twice |
 
 Spawned workers import this module and the caller's main module, hence no jax
 here, and none at the top level of a script.
@@ -46,6 +46,9 @@ from gft_jax.answers import AnswerError, GoldError, Reward
 MUST_STOP = frozenset({'arithmetic'})
 # The part of a sum that no text function gives; see Grader.score.
 MODEL = 'model'
+# Pools that one batch may use up: one that died since the last batch, one that
+# dies now, and one more. Workers that cannot start break all of them.
+ATTEMPTS = 3
 
 _LARGEST = float(np.finfo(np.float32).max)
 _EXIT_MEMORY = 77
@@ -175,7 +178,7 @@ class Grader:
         replayed as such, not graded.
 
     Raises:
-      RuntimeError: workers cannot start, or died twice between answers.
+      RuntimeError: workers cannot start, or died ATTEMPTS times between answers.
     """
     if finished is None:
       finished = [True] * len(responses)
@@ -220,7 +223,9 @@ class Grader:
     row = dict.fromkeys(self._functions, _Outcome(0.0, None))
     return row | {name: _Outcome(0.0, cause) for name in list(row)[:1]}
 
-  def _grade(self, cases: list[Case]) -> list[dict[str, _Outcome]]:
+  def _grade(
+    self, cases: list[Case], attempts: int = ATTEMPTS
+  ) -> list[dict[str, _Outcome]]:
     if self._pool is None or not self._functions:
       return [_outcomes(self._functions, case) for case in cases]
     try:
@@ -228,23 +233,32 @@ class Grader:
     except RuntimeError:
       # Pebble's word for a broken pool: a worker died while none was at work,
       # for instance by the kernel's memory killer. No answer is to blame.
+      if attempts == 1:
+        raise
       self.close()
       self._pool = self._new_pool()
-      return self._grade_in_pool(cases)
+      return self._grade(cases, attempts - 1)
 
   def _grade_in_pool(self, cases: list[Case]) -> list[dict[str, _Outcome]]:
-    futures = [
-      self._pool.schedule(_work, args=(case,), timeout=self._config.timeout_s)
-      for case in cases
-    ]
-    return [self._collect(future) for future in futures]
+    futures = [self._schedule(case) for case in cases]
+    return [self._collect(*both) for both in zip(cases, futures)]
 
-  def _collect(self, future: pebble.ProcessFuture) -> dict[str, _Outcome]:
+  def _schedule(self, case: Case) -> pebble.ProcessFuture:
+    return self._pool.schedule(
+      _work, args=(case,), timeout=self._config.timeout_s
+    )
+
+  def _collect(
+    self, case: Case, future: pebble.ProcessFuture, again: bool = True
+  ) -> dict[str, _Outcome]:
     try:
       return future.result()
     except TimeoutError:
       return self._failed('timeout')
     except pebble.ProcessExpired as error:
+      # A person, or the kernel for want of memory: most likely not the answer.
+      if error.exitcode == -signal.SIGKILL and again:
+        return self._collect(case, self._schedule(case), again=False)
       return self._failed(_CAUSE_OF_EXIT.get(error.exitcode, 'crash'))
 
   def _new_pool(self) -> pebble.ProcessPool:

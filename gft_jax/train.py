@@ -12,13 +12,16 @@ and the same random bits. With the data position in the checkpoint, a resumed
 run repeats the uninterrupted one bit for bit.
 """
 
+import collections
 import contextlib
 import dataclasses
 import fcntl
 import functools
 import json
+import logging
 import math
 import pathlib
+import shutil
 import signal
 import threading
 import time
@@ -53,10 +56,12 @@ from gft_jax.config import (
   for_stage,
   from_dict,
   profiled_steps,
+  require,
   to_dict,
 )
 from gft_jax.data import arithmetic
 from gft_jax.engine import Engine, Judge, Policy, key_of
+from gft_jax.generations import write_whole
 from gft_jax.models import hub, huggingface, lora, transformer
 from gft_jax.optimizer import make_schedule
 
@@ -130,15 +135,16 @@ def train(
 ) -> dict[str, dict[str, float]]:
   """Runs, or resumes, every stage.
 
-  Afterwards `workdir` holds config.json, metrics.jsonl, checkpoints/ and
-  report/. A finished stage is not run again.
+  Afterwards `workdir` holds config.json, data.json, metrics.jsonl,
+  checkpoints/ and report/. A finished stage is not run again.
 
   Returns:
     The last evaluation of each stage, by stage.
 
   Raises:
     ConfigError: a setting that cannot work, a workdir begun under another
-      config or in use by another run. Nothing has been written then.
+      config, on other data, or in use by another run. Nothing has been written
+      then.
     NonFiniteError: the last good checkpoint stands.
     Preempted: SIGTERM came; the step in progress is done and saved.
     checkpoint.SaveError: the disk is full; the last checkpoint stands.
@@ -160,6 +166,7 @@ def train(
     }
     judges = load_judges(graders, mesh)
     stack.enter_context(claim(workdir, config))
+    check_data(workdir, jobs)
     preempted = stack.enter_context(_sigterm())
     writer = stack.enter_context(
       contextlib.closing(writers.make_writer(workdir, config.log))
@@ -488,11 +495,37 @@ def claim(workdir: pathlib.Path, config: Config) -> Iterator[None]:
         ' --workdir'
       )
     if jax.process_index() == 0:
-      path = workdir / 'config.json'
-      temporary = path.with_suffix('.tmp')
-      temporary.write_text(json.dumps(to_dict(config), indent=1))
-      temporary.rename(path)
+      write_whole(
+        workdir / 'config.json', json.dumps(to_dict(config), indent=1)
+      )
     yield
+
+
+def check_data(workdir: pathlib.Path, jobs: Sequence[Job]) -> None:
+  """Refuses a workdir that was begun on other data; data.json keeps on which.
+
+  Raises:
+    ConfigError: a token of a row that is used has changed; the line names the
+      file.
+  """
+  prints = collections.defaultdict(set)
+  for job in jobs:
+    splits, demonstrations = job.benchmark
+    for dataset in (job.dataset, *splits.values(), demonstrations):
+      if dataset is not None:
+        prints[dataset.name].add(dataset.fingerprint)
+  found = {name: sorted(prints[name]) for name in prints}
+  path = workdir / 'data.json'
+  if path.exists():
+    begun = json.loads(path.read_text())
+    changed = [name for name in found if begun.get(name) != found[name]]
+    require(
+      not changed,
+      f'{workdir} was begun on other data; changed: {"; ".join(changed)};'
+      ' restore the file, or use a new --workdir',
+    )
+  elif jax.process_index() == 0:
+    write_whole(path, json.dumps(found, indent=1))
 
 
 @contextlib.contextmanager
@@ -565,6 +598,7 @@ class Loop:
       if restored.position['finished']:
         return evaluation
     self._begin()
+    self._void_later(stage, done)
     self.writer.begin(stage.name, stage.steps, done, self.metrics_bytes)
     loaded = not stage.start and bool(self.config.model.path)
     if loaded and not done and job.config.eval.before:
@@ -630,6 +664,22 @@ class Loop:
     self.between = writers.Clock()
     wall = {'time/wall': time.time() - self.past.begun}
     self.writer.write(record | wall)
+
+  def _void_later(self, stage: Stage, done: int) -> None:
+    """Removes what later stages saved, if this one is not whole after all.
+
+    That happens where its last checkpoint was damaged. Metrics are cut back to
+    what is done, and a later checkpoint vouches for more than that.
+    """
+    stages = self.config.stages
+    for later in stages[stages.index(stage) + 1 :]:
+      directory = _stage_directory(self.workdir, later.name)
+      if jax.process_index() == 0 and directory.exists():
+        logging.warning(
+          'stage %s goes on from step %d, so %s begins anew',
+          *(stage.name, done, later.name),
+        )
+        shutil.rmtree(directory)
 
   def _steps(
     self,

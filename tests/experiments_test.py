@@ -1,6 +1,7 @@
 """The scripts as a user calls them, and the recipes."""
 
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -604,6 +605,54 @@ def test_every_recipe_trains_and_shows_its_metrics(path, scripts, tmp_path):
     assert all(f'train/{name}' in r for r in steps), name
   if path.stem == 'chord_mu':
     assert steps[0]['train/mu'] > steps[1]['train/mu']
+
+
+TWO_FILES = """
+from gft_jax import config
+
+def get_config():
+  return config.Config(stages=(config.Stage('gft', '', 'gft', 1),))
+"""
+
+
+def test_a_dataset_file_that_changes_between_runs_is_refused(
+  scripts, tmp_path, monkeypatch, capsys
+):
+  from gft_jax import train
+  from gft_jax.data import arithmetic
+
+  def interrupt(*unused):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(train.Loop, 'run', interrupt)
+  (tmp_path / 'recipe.py').write_text(TWO_FILES)
+  for name in ('train', 'held_out'):
+    rows = list(itertools.islice(arithmetic.rows('train'), 30))
+    text = ''.join(json.dumps(row) + '\n' for row in rows)
+    (tmp_path / f'{name}.jsonl').write_text(text)
+  command = [
+    *('--config', str(tmp_path / 'recipe.py')),
+    *('--workdir', str(tmp_path / 'run'), '--set', *TINY[:5]),
+    f'data.path={tmp_path}/train.jsonl',
+    f'data.eval_path={tmp_path}/held_out.jsonl',
+    'data.max_dropped=0.9',
+    'eval.splits=test',
+    'eval.base=',
+    f'data.cache={tmp_path}/cache',
+  ]
+  run = scripts('train').main
+  assert run(command) == run(command) == 128 + signal.SIGINT  # Not a change.
+
+  for file in ('train', 'held_out'):
+    path = tmp_path / f'{file}.jsonl'
+    before = path.read_text()
+    path.write_text(before.replace('"answer": "', '"answer": "1', 1))
+    capsys.readouterr()
+    assert run(command) == 2
+    error = capsys.readouterr().err
+    assert f'run was begun on other data; changed: {path}; restore' in error
+    assert error.count('\n') == 1
+    path.write_text(before)
 
 
 COMPARED = [str(path) for path in EMBEDDED if path.stem in ('sft', 'gft')]

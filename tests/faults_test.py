@@ -2,14 +2,21 @@
 
 import dataclasses
 import json
+import logging
+import multiprocessing
+import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 
+import chex
 import pytest
 
-from gft_jax import checkpoint, train
+from gft_jax import checkpoint, rewards, train
 from gft_jax.config import ConfigError, RewardConfig, Stage
 
 
@@ -96,3 +103,88 @@ def test_a_full_disk_is_said_and_the_last_checkpoint_stands(tmp_path):
   assert not (tmp_path / '00000002').exists()
   checkpoint.save(tmp_path, 2, large, {}, keep=1)
   assert checkpoint.newest(tmp_path).name == '00000002'
+
+
+def flip_a_bit(folder):
+  path = max(folder.rglob('d/*'), key=lambda p: p.stat().st_size)
+  data = bytearray(path.read_bytes())
+  data[len(data) // 2] ^= 1
+  path.write_bytes(data)
+  return f'{path.relative_to(folder)} is damaged'
+
+
+def cut_short(folder):
+  path = max(folder.rglob('d/*'), key=lambda p: p.stat().st_size)
+  path.write_bytes(path.read_bytes()[:-1])
+  return f'{path.relative_to(folder)} is damaged'
+
+
+def lose_the_manifest(folder):
+  (folder / checkpoint.MANIFEST).unlink()
+  return f'no {checkpoint.MANIFEST}; the save did not finish'
+
+
+def lose_the_commit_file(folder):
+  path = folder / 'params' / 'commit_success.txt'  # Orbax's.
+  path.unlink()
+  return f'{path.relative_to(folder)} is missing'
+
+
+@pytest.mark.parametrize(
+  'damage',
+  [
+    flip_a_bit,
+    *(
+      pytest.param(damage, marks=pytest.mark.slow)
+      for damage in (cut_short, lose_the_manifest, lose_the_commit_file)
+    ),
+  ],
+)
+def test_a_run_goes_on_from_the_checkpoint_before_the_damaged_one(
+  config, whole, tmp_path, caplog, damage
+):
+  """Of three stages the second is hurt: the third is done again, too."""
+  workdir = tmp_path / 'run'
+  shutil.copytree(whole[0], workdir)
+  fault = damage(workdir / 'checkpoints/gft/00000003')
+  with caplog.at_level(logging.WARNING):
+    results = train.train(config, workdir)
+  assert f'gft/00000003 is passed over: {fault}' in caplog.text
+  assert 'gft goes on from step 2, so grpo begins anew' in caplog.text
+  assert results == whole[1]
+  assert records(workdir) == records(whole[0])
+  policy = train.load_policy(config)
+  for stage in ('base', 'gft', 'grpo'):
+    chex.assert_trees_all_equal(
+      train.result_of(policy, workdir, stage),
+      train.result_of(policy, whole[0], stage),
+    )
+
+
+def test_grader_workers_killed_in_the_middle_change_no_reward(
+  one_stage, tmp_path, monkeypatch
+):
+  reward = RewardConfig('reward_functions:slow', workers=2)
+  config = dataclasses.replace(one_stage, reward=reward)
+  train.train(config, tmp_path / 'whole')
+
+  score, draw, killed = rewards.Grader.score, random.Random(6), []
+
+  def kill_one():
+    while not (workers := multiprocessing.active_children()):
+      time.sleep(0.001)
+    worker = draw.choice(workers)
+    worker.kill()
+    killed.append(worker.pid)
+
+  def score_and_kill(*arguments, **keywords):
+    timer = threading.Timer(draw.uniform(0, 0.01), kill_one)
+    timer.start()
+    scores = score(*arguments, **keywords)
+    timer.join()
+    return scores
+
+  monkeypatch.setattr(rewards.Grader, 'score', score_and_kill)
+  train.train(config, tmp_path / 'killed')
+  assert len(set(killed)) == 4
+  assert records(tmp_path / 'killed') == records(tmp_path / 'whole')

@@ -28,6 +28,22 @@ def terminated(prompt: str, answer: str, response: str) -> float:
   return float(len(response))
 
 
+def slow(prompt: str, answer: str, response: str) -> float:
+  """Its length, after a millisecond."""
+  time.sleep(0.001)
+  return float(len(response))
+
+
+def killed(prompt: str, answer: str, response: str) -> float:
+  """Its length; the process is killed once for each line of a file."""
+  file = pathlib.Path(os.environ['GFT_JAX_TEST_KILLS'])
+  kills = file.read_text().splitlines()
+  if kills:
+    file.write_text('\n'.join(kills[1:]))
+    os.kill(os.getpid(), signal.SIGKILL)
+  return float(len(response))
+
+
 def hang(prompt: str, answer: str, response: str) -> float:
   return _hang()
 

@@ -182,6 +182,37 @@ def test_a_killed_worker_is_replaced():
   assert first != second
 
 
+def test_pools_that_break_are_replaced_but_not_forever(monkeypatch):
+  with grader('reward_functions:length', workers=1) as g:
+    work, breaks = g._grade_in_pool, [RuntimeError('broken')] * 2
+
+    def grade(cases):
+      if breaks:
+        raise breaks.pop()
+      return work(cases)
+
+    monkeypatch.setattr(g, '_grade_in_pool', grade)
+    assert g.score([''], [''], ['abc']).values == [3]
+    breaks += [RuntimeError('broken')] * 3
+    with pytest.raises(RuntimeError, match='broken'):
+      g.score([''], [''], ['abc'])
+
+
+@pytest.mark.parametrize(
+  'kills, value, failures', [(1, 3, {}), (2, 0, {'crash': 1})]
+)
+def test_an_answer_whose_worker_is_killed_is_graded_once_more(
+  tmp_path, monkeypatch, kills, value, failures
+):
+  file = tmp_path / 'kills'
+  file.write_text('now\n' * kills)
+  monkeypatch.setenv('GFT_JAX_TEST_KILLS', str(file))
+  scores = score('reward_functions:killed', ['abc'], workers=1)
+  assert not file.read_text()
+  assert scores.values == [value]
+  assert scores.failures == failures
+
+
 def test_a_worker_that_crashed_is_replaced(pool):
   for _ in range(3):
     assert ask(pool, ['crash', 'crash!']).values.tolist() == [0, 6]

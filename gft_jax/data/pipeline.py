@@ -118,12 +118,14 @@ class Dataset:
   """A tokenised split; rows are read by position.
 
   Attributes:
+    name: of the file or the task, for messages.
     statistics: counts of what is used and what is not.
     fingerprint: changes with any token of any row.
   """
 
   def __init__(
     self,
+    name: str,
     rows: Sequence[_Row],
     dropped: dict[str, list[int]],
     empty_slots: dict[str, int],
@@ -131,6 +133,7 @@ class Dataset:
     group: GroupConfig,
   ) -> None:
     """Packs the rows; `load` makes them."""
+    self.name = name
     self._widths = config.max_prompt, config.max_response
     self._origin = np.array(
       [EXPERT] * group.experts + [TEACHER] * group.teachers, np.int32
@@ -337,9 +340,8 @@ def load(
     f'{source.name}: {lost} of {total} rows are dropped ({reasons}), a share of'
     f' {lost / total:.2f} above data.max_dropped={config.max_dropped}',
   )
-  return Dataset(
-    rows, {**source.dropped, **dropped}, empty_slots, config, group
-  )
+  dropped = {**source.dropped, **dropped}
+  return Dataset(source.name, rows, dropped, empty_slots, config, group)
 
 
 def _fit(

@@ -1,0 +1,96 @@
+"""A training run that says which phase it is in, for one who kills it.
+
+  python tests/marked_run.py CONFIG WORKDIR MARK
+
+CONFIG is a config.json. The file MARK holds the step and the phase, and keeps
+them when the process is killed. A run that ends prints the median seconds of
+each phase as JSON.
+"""
+
+import contextlib
+import functools
+import json
+import os
+import pathlib
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+PHASES = ('sampling', 'grading', 'updating', 'saving', 'evaluating')
+STARTING, BETWEEN = 'starting', 'between'
+
+
+class Mark:
+  """The present phase in a file; what is inside a phase belongs to it."""
+
+  def __init__(self, path: str):
+    self._file = os.open(path, os.O_WRONLY | os.O_CREAT)
+    self.step = 0
+    self.seconds = {phase: [] for phase in PHASES}
+    self._write(STARTING)
+
+  def _write(self, phase: str) -> None:
+    self._phase = phase
+    os.pwrite(self._file, f'{self.step:6} {phase:10}'.encode(), 0)
+
+  @contextlib.contextmanager
+  def phase(self, name: str) -> Iterator[None]:
+    if self._phase in PHASES:
+      yield
+      return
+    self.step += name == 'sampling'
+    start = time.perf_counter()
+    self._write(name)
+    yield
+    self._write(BETWEEN)
+    self.seconds[name].append(time.perf_counter() - start)
+
+  def wrap(self, owner: Any, name: str, phase: str) -> None:
+    """Runs `owner.name` in a phase, to the end of what it dispatches."""
+    import jax
+
+    function = getattr(owner, name)
+
+    @functools.wraps(function)
+    def marked(*arguments, **keywords):
+      with self.phase(phase):
+        return jax.block_until_ready(function(*arguments, **keywords))
+
+    setattr(owner, name, marked)
+
+
+def read(path: pathlib.Path) -> tuple[int, str]:
+  """Step and phase of a mark."""
+  step, phase = path.read_text().split()
+  return int(step), phase
+
+
+def main(config: str, workdir: str, path: str) -> None:
+  from gft_jax import checkpoint, evaluate, train
+  from gft_jax.config import Config, from_dict
+  from gft_jax.engine import Engine
+
+  mark = Mark(path)
+  restore: Callable[..., checkpoint.Restored | None] = checkpoint.restore
+
+  def restored(*arguments):
+    found = restore(*arguments)
+    mark.step = found.step if found else 0
+    return found
+
+  checkpoint.restore = restored
+  mark.wrap(Engine, 'sample', 'sampling')
+  mark.wrap(Engine, 'score', 'grading')
+  mark.wrap(Engine, 'update', 'updating')
+  mark.wrap(checkpoint, 'save', 'saving')
+  mark.wrap(evaluate, 'held_out', 'evaluating')
+  settings = from_dict(Config, json.loads(pathlib.Path(config).read_text()))
+  train.train(settings, workdir)
+  medians = {k: statistics.median(v) for k, v in mark.seconds.items()}
+  sys.stdout.write(json.dumps(medians))
+
+
+if __name__ == '__main__':
+  main(*sys.argv[1:])
