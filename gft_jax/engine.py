@@ -5,6 +5,7 @@ mesh and no compiler. Everything random is a function of (seed, stream, step):
 `Engine.key` is the only source of keys, and no key is ever stored.
 """
 
+import collections
 import functools
 from typing import Any, NamedTuple
 
@@ -265,8 +266,15 @@ class Engine:
     present: np.ndarray,
     finished: np.ndarray,
   ) -> groups.Scored:
-    """Grades a batch of groups; time-outs are journalled under `name`."""
+    """Grades this process's groups; time-outs are journalled under `name`.
+
+    The failures that it counts are those of all processes.
+    """
     grader, judged = self._graders[settings], None
+    # The journal counts the answers of all processes, so that a run of another
+    # number of them can replay it.
+    first = jax.process_index() * present.size
+    own = range(first, first + present.size)
     if grader.asks_model:
       judge = self._judges[settings.model]
       judged = judge.scores(examples.prompts, texts)
@@ -278,10 +286,16 @@ class Engine:
       present,
       finished,
       judged=judged,
-      timed_out=self._journal.replay(name),
+      timed_out=[i - first for i in self._journal.replay(name) if i in own],
     )
-    self._journal.record(name, scored.timed_out)
-    return scored
+    late, failures = [], collections.Counter()
+    mine = [first + i for i in scored.timed_out]
+    for positions, counts in parallel.exchange([mine, scored.failures]):
+      late += positions
+      failures.update(counts)
+    if jax.process_index() == 0:
+      self._journal.record(name, tuple(late))
+    return scored._replace(failures=dict(failures))
 
   def fresh_state(
     self, params: Any, settings: OptimizerConfig, total_updates: int

@@ -14,6 +14,7 @@ collective.
 """
 
 import functools
+import json
 import os
 import re
 from collections.abc import Callable
@@ -269,6 +270,38 @@ def anywhere(*flags: bool) -> tuple[bool, ...]:
   """Which flags any process of the run raises; every process must ask."""
   raised = multihost_utils.process_allgather(np.array(flags))
   return tuple(raised.reshape(-1, len(flags)).any(axis=0).tolist())
+
+
+def gather(tree: Any) -> Any:
+  """Host arrays [B / processes, ...] -> [B, ...], the same in every process.
+
+  The rows stand in the order of the processes, as in `to_global`. Every process
+  must ask. Numbers of 64 bits would be rounded to 32.
+  """
+  if jax.process_count() == 1:
+    return tree
+  return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def own_rows(count: int) -> slice:
+  """Which of `count` rows are this process's; the inverse of `gather`."""
+  share = count // jax.process_count()
+  return slice(jax.process_index() * share, (jax.process_index() + 1) * share)
+
+
+def exchange(value: Any) -> list[Any]:
+  """What each process has to say, in their order; every process must ask.
+
+  Args:
+    value: JSON types; a float arrives bit for bit.
+  """
+  if jax.process_count() == 1:
+    return [value]
+  text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+  # A power of two: each size is another program to compile.
+  width = 1 << (max(largest(len(text))) - 1).bit_length()
+  texts = gather(np.pad(text, (0, width - len(text)))[None])
+  return [json.loads(row.tobytes().rstrip(b'\0')) for row in texts]
 
 
 def gft_loss(

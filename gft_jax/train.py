@@ -54,7 +54,7 @@ from gft_jax.config import (
   to_dict,
 )
 from gft_jax.data import arithmetic
-from gft_jax.engine import Engine, Judge, Policy, key_of
+from gft_jax.engine import Engine, Judge, Policy, key_of, spread
 from gft_jax.models import hub, huggingface, lora, transformer
 from gft_jax.optimizer import make_schedule
 
@@ -97,7 +97,7 @@ class Spent(NamedTuple):
   """What a stage has used of its budget.
 
   Attributes:
-    tokens: response tokens of this process that have trained.
+    tokens: response tokens that have trained.
     seconds: of training steps, the first after each start left out, in which
       programs are compiled.
   """
@@ -159,13 +159,18 @@ def train(
     stack.enter_context(claim(workdir, config))
     preempted = stack.enter_context(_sigterm())
     writer = stack.enter_context(
-      contextlib.closing(writers.make_writer(workdir, config.log))
+      contextlib.closing(
+        writers.make_writer(workdir, config.log)
+        if jax.process_index() == 0
+        else writers.Writer()
+      )
     )
+    saver = stack.enter_context(checkpoint.Saver())
     journal = rewards.Journal(workdir / 'timeouts.jsonl')
     engine = Engine(config, policy, mesh, graders, journal, judges)
-    loop = Loop(config, workdir, policy, engine, writer, preempted)
+    loop = Loop(config, workdir, policy, engine, writer, saver, preempted)
     results = {job.stage.name: loop.run(job) for job in jobs}
-  if config.log.report:
+  if config.log.report and jax.process_index() == 0:
     report.write_report(workdir)
   return results
 
@@ -296,7 +301,7 @@ def load_judges(
 
 
 def load_policy(config: Config) -> Policy:
-  """The model of the config, on its mesh, or fresh parameters.
+  """The model of the config, or fresh parameters, on its mesh.
 
   With `model.lora` the model's are frozen, and fresh adapters trained.
   """
@@ -338,6 +343,7 @@ def load_policy(config: Config) -> Policy:
       jnp.zeros((1, 1), jnp.int32),
       jnp.ones(1, jnp.int32),
     )['params']
+    params = spread(lambda x: x, params, parallel.make_mesh(config.mesh))
     stop_ids = (tokenizer.eos_token_id,)
   frozen = None
   if settings.lora.rank:
@@ -493,6 +499,7 @@ class Loop:
     policy: Policy,
     engine: Engine,
     writer: writers.Writer,
+    saver: checkpoint.Saver,
     preempted: threading.Event,
   ):
     self.config = config
@@ -500,6 +507,7 @@ class Loop:
     self.policy = policy
     self.engine = engine
     self.writer = writer
+    self.saver = saver
     self.preempted = preempted
     # How much of metrics.jsonl the last checkpoint vouches for.
     self.metrics_bytes = 0
@@ -547,7 +555,13 @@ class Loop:
       )
       last = step == stage.steps or spends
       evaluates = last or _due(step, job.config.eval.every)
-      saves = last or stops or _due(step, job.config.checkpoint.every)
+      best = job.config.checkpoint.best
+      saves = (
+        last
+        or stops
+        or _due(step, job.config.checkpoint.every)
+        or (evaluates and bool(best))
+      )
       if evaluates or saves:
         self.writer.write(pending())
         pending = None
@@ -564,9 +578,18 @@ class Loop:
           'evaluation': evaluation,
           'spent': spent._asdict(),
           'finished': last,
+          'score': evaluation[best] if evaluates and best else None,
         }
-        keep = job.config.checkpoint.keep
-        checkpoint.save(directory, step, state, position, keep=keep)
+        self.saver.save(
+          directory,
+          step,
+          state,
+          position,
+          keep=job.config.checkpoint.keep,
+          keep_best=bool(best),
+        )
+      if last or stops:
+        self.saver.wait()
       if stops:
         raise Preempted(
           f'SIGTERM: stage {stage.name} is saved at step {step}; the same'
@@ -631,12 +654,16 @@ class Loop:
     Groups that teach nothing are replaced, if the settings ask for it, by
     those of further rollouts.
     """
+    settings = job.config
     batch, record = self._groups(job, params, batches, step, 0, clock)
-    most, used = job.config.group.refills, 0
+    most, used = settings.group.refills, 0
     while used < most and self.engine.anywhere(groups.flat(batch).any())[0]:
       used += 1
       further, counts = self._groups(job, params, batches, step, used, clock)
-      batch = groups.refill(batch, further)
+      # Any process may have the groups that another one lacks.
+      whole = groups.refill(parallel.gather(batch), parallel.gather(further))
+      own = parallel.own_rows(settings.data.batch_size)
+      batch = jax.tree.map(lambda x, own=own: x[own], whole)
       record = {
         name: record.get(name, 0) + counts.get(name, 0)
         for name in record | counts
@@ -646,9 +673,8 @@ class Loop:
         record[name] /= 1 + used
     if most:
       record['train/refills'] = used
-    return batch, record | {
-      'train/tokens': groups.count_trained(batch.responses)
-    }
+    tokens = groups.count_trained(batch.responses)
+    return batch, record | {'train/tokens': sum(parallel.exchange(tokens))}
 
   def _groups(
     self,
@@ -686,6 +712,7 @@ class Loop:
       own, stopped = engine.decode(sampled, settings.sampler)
       texts = [a + b for a, b in zip(texts, own)]
       finished = np.concatenate([finished, stopped], axis=1)
+      stopped = parallel.gather(stopped)
       record['train/truncated_fraction'] = float(1 - stopped.mean())
     if job.objective.advantages is not None:
       name = f'{job.stage.name}/{step}' + (f'/{refill}' if refill else '')
@@ -704,10 +731,10 @@ class Loop:
         for cause, count in scored.failures.items()
       }
       if len(scored.parts) > 1:
-        present = responses.length > 0
+        present, parts = parallel.gather((responses.length > 0, scored.parts))
         record |= {
           f'train/reward_part/{part}': float(values[present].mean())
-          for part, values in scored.parts.items()
+          for part, values in parts.items()
         }
     return groups.build(prompts, responses, origin, scores), record
 
