@@ -183,10 +183,26 @@ def run(work: Callable[[], None]) -> int:
   except InterruptedError as error:
     print(f'stopped: {error}', file=sys.stderr)
     return 128 + signal.SIGTERM
-  except (FloatingPointError, OSError) as error:
+  except FloatingPointError as error:
     print(f'stopped: {error}', file=sys.stderr)
+    return 1
+  except OSError as error:
+    print(f'stopped: {error}', file=sys.stderr)
+    _leave_others(1)
     return 1
   except KeyboardInterrupt:
     print('stopped by hand', file=sys.stderr)
     return 128 + signal.SIGINT
   return 0
+
+
+def _leave_others(code: int) -> None:
+  """Ends this process of several at once; alone, returns.
+
+  An ordinary exit of JAX waits for the others, and they wait for this one.
+  """
+  jax = sys.modules.get('jax')
+  if jax and jax.distributed.is_initialized():
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

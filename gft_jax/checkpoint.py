@@ -60,15 +60,19 @@ class Saver:
   def __enter__(self) -> 'Saver':
     return self
 
-  def __exit__(self, *exception) -> None:
+  def __exit__(self, kind, *unused_exception) -> None:
+    # Without one of the processes a save would never end.
+    broken = kind is not None and issubclass(
+      kind, (jax.errors.JaxRuntimeError, parallel.LostProcessError)
+    )
     try:
-      self.wait()
+      if not broken:
+        self.wait()
     except SaveError:
-      # What already goes wrong is said; this one is said where nothing does.
-      if exception[0] is None:
+      if kind is None:  # What goes wrong already is said first.
         raise
     finally:
-      self._thread.shutdown()
+      self._thread.shutdown(wait=not broken)
 
   def save(
     self,
@@ -162,7 +166,10 @@ def _finish(
 def _saving(target: pathlib.Path) -> Iterator[None]:
   """Deletes what was written where that fails, and says so in one line."""
   try:
-    yield
+    with parallel.connected():
+      yield
+  except (jax.errors.JaxRuntimeError, parallel.LostProcessError):
+    raise  # Of devices and other processes, not of files.
   except Exception as error:  # TensorStore has no class of its own for it.
     if jax.process_index() == 0:
       shutil.rmtree(target, ignore_errors=True)

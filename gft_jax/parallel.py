@@ -13,11 +13,12 @@ A group is never split: B is sharded, G is not. The same loss is written with
 collective.
 """
 
+import contextlib
 import functools
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -64,6 +65,13 @@ PARTITION_RULES = (
 )
 
 
+# Seconds without a sign of life after which a process counts as gone.
+HEARTBEAT = 60
+
+# Words of gloo (CPU), NCCL (GPU), the coordination service and Orbax.
+_LOST = r'(?i)gloo|nccl|connection (closed|reset)|coordination|barrier'
+
+
 def initialize_processes() -> None:
   """Joins the other processes of the run, if there are any.
 
@@ -73,11 +81,15 @@ def initialize_processes() -> None:
   this process is alone. On a TPU pod or under Slurm, GFT_JAX_PROCESSES=auto
   lets JAX find them.
 
+  A process that is gone is noticed when the next collective fails, or, where
+  nothing says so, for instance because the machine is gone, after HEARTBEAT
+  seconds.
+
   Raises:
-    ConfigError: some of the three are set, but not all.
+    ConfigError: some of the three are set, but not all, or not as numbers.
   """
   if os.environ.get('GFT_JAX_PROCESSES') == 'auto':
-    jax.distributed.initialize()
+    jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT)
     return
   names = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
   missing = [name for name in names if name not in os.environ]
@@ -86,8 +98,35 @@ def initialize_processes() -> None:
   require(
     not missing, f'a run of several processes needs {", ".join(missing)} too'
   )
-  address, count, index = (os.environ[name] for name in names)
-  jax.distributed.initialize(address, int(count), int(index))
+  address, *numbers = (os.environ[name] for name in names)
+  require(
+    all(number.isdecimal() for number in numbers),
+    f'JAX_NUM_PROCESSES={numbers[0]!r} and JAX_PROCESS_ID={numbers[1]!r} must be'
+    ' numbers',
+  )
+  jax.distributed.initialize(
+    address, *map(int, numbers), heartbeat_timeout_seconds=HEARTBEAT
+  )
+
+
+class LostProcessError(ConnectionError):
+  """Another process of the run is gone; the message is one line."""
+
+
+@contextlib.contextmanager
+def connected() -> Iterator[None]:
+  """Raises LostProcessError where a collective says that a process is gone."""
+  try:
+    yield
+  except (jax.errors.JaxRuntimeError, TimeoutError) as error:
+    reason = ' '.join(str(error).split())
+    if jax.process_count() == 1 or not re.search(_LOST, reason):
+      raise
+    raise LostProcessError(
+      f'process {jax.process_index()} cannot reach another process of the run;'
+      ' the last checkpoint stands, start all of them again'
+      f' ({reason[:160]})'
+    ) from error
 
 
 def make_mesh(config: MeshConfig) -> Mesh:
@@ -98,7 +137,7 @@ def make_mesh(config: MeshConfig) -> Mesh:
 
   Raises:
     ConfigError: there are fewer devices than the axes need, or, with several
-      processes, not exactly as many.
+      processes, not exactly as many, or `tensor` reaches over several.
   """
   shape = (config.data, config.fsdp, config.tensor)
   needed, present = int(np.prod(shape)), jax.device_count()
@@ -112,16 +151,29 @@ def make_mesh(config: MeshConfig) -> Mesh:
     f'{asked} uses {needed} of {present} devices; {jax.process_count()}'
     ' processes must use all of them',
   )
-  return jax.make_mesh(
+  mesh = jax.make_mesh(
     shape,
     ('data', 'fsdp', 'tensor'),
     axis_types=(AxisType.Auto,) * 3,
     devices=jax.devices()[:needed],
   )
+  # Each process loads and grades the prompts of its own devices.
+  for devices in mesh.devices.reshape(-1, config.tensor):
+    owners = sorted({device.process_index for device in devices})
+    require(
+      len(owners) == 1,
+      f'{asked}: processes {owners} would hold the same prompts; mesh.tensor'
+      f' must divide the {jax.local_device_count()} devices of a process',
+    )
+  return mesh
 
 
 def check_divisible(
-  batch_size: int, config: MeshConfig, *, parts: int = 1
+  batch_size: int,
+  config: MeshConfig,
+  *,
+  parts: int = 1,
+  name: str = 'data.batch_size',
 ) -> None:
   """Every part of a batch must fill the devices that hold prompts.
 
@@ -129,6 +181,7 @@ def check_divisible(
     batch_size: B, prompts over all devices.
     config: the mesh.
     parts: mini-batches times micro-batches that B is cut into.
+    name: of the setting.
 
   Raises:
     ConfigError: names the numbers that disagree.
@@ -136,9 +189,9 @@ def check_divisible(
   rows = config.data * config.fsdp
   require(
     batch_size % (parts * rows) == 0,
-    f'data.batch_size={batch_size} is not a multiple of {parts * rows}:'
-    f' mesh.data={config.data} x mesh.fsdp={config.fsdp} devices hold prompts,'
-    f' optimizer.mini_batches x micro_batches={parts}',
+    f'{name}={batch_size} is not a multiple of {parts * rows}:'
+    f' mesh.data={config.data} x mesh.fsdp={config.fsdp} devices hold prompts'
+    + (f', optimizer.mini_batches x micro_batches={parts}' * (parts > 1)),
   )
 
 

@@ -140,13 +140,14 @@ def train(
     NonFiniteError: the last good checkpoint stands.
     Preempted: SIGTERM came; the step in progress is done and saved.
     checkpoint.SaveError: the disk is full; the last checkpoint stands.
+    parallel.LostProcessError: another process of the run is gone.
   """
   workdir = pathlib.Path(workdir)
   check_workdir(workdir, config)
   mesh = parallel.make_mesh(config.mesh)
   policy = load_policy(config)
   jobs = plan(config, policy)
-  with contextlib.ExitStack() as stack:
+  with parallel.connected(), contextlib.ExitStack() as stack:
     graders = {
       settings: stack.enter_context(rewards.Grader(settings))
       for settings in {
@@ -170,8 +171,9 @@ def train(
     engine = Engine(config, policy, mesh, graders, journal, judges)
     loop = Loop(config, workdir, policy, engine, writer, saver, preempted)
     results = {job.stage.name: loop.run(job) for job in jobs}
-  if config.log.report and jax.process_index() == 0:
-    report.write_report(workdir)
+    if config.log.report and jax.process_index() == 0:
+      report.write_report(workdir)
+    parallel.anywhere(False)  # Nobody leaves before the report is there.
   return results
 
 
@@ -397,6 +399,10 @@ def plan(config: Config, policy: Policy) -> list[Job]:
       settings.mesh,
       parts=settings.optimizer.mini_batches * settings.optimizer.micro_batches,
     )
+    if settings.eval.splits:
+      parallel.check_divisible(
+        settings.eval.batch_size, settings.mesh, name='eval.batch_size'
+      )
     _check_lengths(settings, policy.model.architecture.max_positions)
     parent = jobs.get(stage.start)
     first_step = parent.first_step + parent.stage.steps if parent else 0
