@@ -18,6 +18,7 @@ from gft_jax.config import (
   Config,
   ConfigError,
   fields_with_meaning,
+  for_stage,
   from_dict,
   nearest,
   override,
@@ -62,6 +63,16 @@ def add_model(arguments: argparse.ArgumentParser) -> None:
   arguments.add_argument('--model', help='a Hugging Face folder or hub id')
   arguments.add_argument('--workdir', help='a run, instead of --model')
   arguments.add_argument('--stage', help='the stage of the run')
+  add_best(arguments)
+
+
+def add_best(arguments: argparse.ArgumentParser) -> None:
+  """--best, for scripts with --workdir and --stage; see `check_stage`."""
+  arguments.add_argument(
+    '--best',
+    action='store_true',
+    help='the step with the best checkpoint.best of the run, not the last',
+  )
 
 
 def model_config(options: argparse.Namespace) -> Config:
@@ -73,11 +84,13 @@ def model_config(options: argparse.Namespace) -> Config:
   if bool(options.workdir) == bool(options.model):
     raise ConfigError('give --model, or --workdir and --stage')
   if options.model:
-    if options.stage:
-      raise ConfigError('--stage belongs to --workdir, not to --model')
+    if options.stage or options.best:
+      raise ConfigError(
+        '--stage and --best belong to --workdir, not to --model'
+      )
     return override(Config(), f'model.path={options.model}')
   config = read_config(options.workdir)
-  check_stage(config, options.stage)
+  check_stage(config, options.stage, options.best)
   return config
 
 
@@ -99,7 +112,9 @@ def load_model(options: argparse.Namespace, config: Config):
   policy = train.load_policy(config)
   if options.model:
     return policy, policy.params
-  params, _ = train.result_of(policy, options.workdir, options.stage)
+  params, _ = train.result_of(
+    policy, options.workdir, options.stage, best=options.best
+  )
   return policy, params
 
 
@@ -155,8 +170,11 @@ def read_config(workdir: str) -> Config:
     raise ConfigError(f'{path} is not the config of a run: {error}') from error
 
 
-def check_stage(config: Config, name: str | None) -> None:
-  """Raises ConfigError where a run has no such stage, or none is named."""
+def check_stage(config: Config, name: str | None, best: bool = False) -> None:
+  """Raises ConfigError where a run has no such stage, or none is named.
+
+  Also where the best of its steps is asked for, and it kept none.
+  """
   names = [stage.name for stage in config.stages]
   if not name:
     raise ConfigError(f'--workdir needs --stage, one of {", ".join(names)}')
@@ -164,6 +182,11 @@ def check_stage(config: Config, name: str | None) -> None:
     raise ConfigError(
       f'--stage {name!r} is not one of {", ".join(names)}'
       + nearest(name, names)
+    )
+  (stage,) = (stage for stage in config.stages if stage.name == name)
+  if best and not for_stage(config, stage).checkpoint.best:
+    raise ConfigError(
+      f'--best: stage {name} kept no best step; train with checkpoint.best='
     )
 
 

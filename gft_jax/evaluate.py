@@ -24,6 +24,7 @@ from gft_jax import data, groups, parallel, rewards
 from gft_jax.batch import GroupBatch, Prompts, Responses
 from gft_jax.config import (
   Config,
+  EvalConfig,
   GroupConfig,
   RewardConfig,
   SamplerConfig,
@@ -132,6 +133,12 @@ def held_out(
     dataset = next(iter(benchmark.splits.values()))
     metrics |= _drift(engine, params, base, dataset, config)
   return {f'eval/{k}': v for k, v in metrics.items()}
+
+
+def names(settings: EvalConfig) -> list[str]:
+  """What `held_out` calls the accuracies, without their intervals."""
+  kinds = [f'avg@{settings.samples}', *[f'pass@{k}' for k in settings.ks]]
+  return [f'eval/{split}/{kind}' for split in settings.splits for kind in kinds]
 
 
 def reward_of(config: Config) -> RewardConfig:

@@ -51,6 +51,8 @@ from gft_jax.config import (
   differences,
   for_stage,
   from_dict,
+  one_of,
+  require,
   to_dict,
 )
 from gft_jax.data import arithmetic
@@ -178,16 +180,22 @@ def train(
 
 
 def result_of(
-  policy: Policy, workdir: str | pathlib.Path, stage: str
+  policy: Policy,
+  workdir: str | pathlib.Path,
+  stage: str,
+  *,
+  best: bool = False,
 ) -> tuple[Any, int]:
   """Parameters that a stage has reached, and its step.
 
+  With `best` those of the step with the largest `checkpoint.best`.
+
   Raises:
-    ConfigError: the stage has no checkpoint that verifies.
+    ConfigError: the stage has no such checkpoint that verifies.
   """
   directory = _stage_directory(pathlib.Path(workdir), stage)
   try:
-    return checkpoint.restore_params(directory, policy.params)
+    return checkpoint.restore_params(directory, policy.params, best=best)
   except FileNotFoundError as error:
     raise ConfigError(str(error)) from None
 
@@ -404,6 +412,7 @@ def plan(config: Config, policy: Policy) -> list[Job]:
         settings.eval.batch_size, settings.mesh, name='eval.batch_size'
       )
     _check_lengths(settings, policy.model.architecture.max_positions)
+    _check_best(settings)
     parent = jobs.get(stage.start)
     first_step = parent.first_step + parent.stage.steps if parent else 0
     splits = settings.eval.splits
@@ -435,6 +444,17 @@ def _check_lengths(config: Config, max_positions: int) -> None:
     raise ConfigError(
       f'data.max_prompt={config.data.max_prompt} and the longest response take'
       f' {longest} tokens, but the model has max_positions={max_positions}'
+    )
+
+
+def _check_best(config: Config) -> None:
+  best = config.checkpoint.best
+  if best:
+    one_of('checkpoint.best', best, evaluate.names(config.eval))
+    require(
+      config.eval.every > 0,
+      f'checkpoint.best={best} compares evaluations, but eval.every=0 leaves one'
+      ' only',
     )
 
 
