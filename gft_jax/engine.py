@@ -362,7 +362,9 @@ class Engine:
     params, base = self._whole(params), self._whole(base)
     batch = self.put(batch)
     with jax.set_mesh(self._mesh):
-      return drift(self.model, params, base, batch, chunk=chunk)
+      found = drift(self.model, params, base, batch, chunk=chunk)
+    # Two programs that talk to other processes never run at one time.
+    return jax.block_until_ready(found)
 
   def demonstration_tokens(
     self, params: Any, batch: GroupBatch, *, chunk: int

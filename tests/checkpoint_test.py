@@ -197,7 +197,7 @@ def test_what_goes_wrong_in_the_background_is_said_at_the_next_save(
 
   with monkeypatch.context() as patch:
     patch.setattr(checkpoint, '_write', full)
-    with pytest.raises(checkpoint.SaveError, match='00000001 .*no space left'):
+    with pytest.raises(checkpoint.SaveError, match=r'00000001 .*no space left'):
       with checkpoint.Saver() as saver:
         saver.save(tmp_path, 1, state_at(1), {}, keep=1)
         with pytest.raises(checkpoint.SaveError, match='00000001 could not'):
