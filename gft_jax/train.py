@@ -653,9 +653,8 @@ class Loop:
       if settings.group.samples or jax.process_count() > 1:
         # The next rollout needs these parameters: nothing is lost by waiting,
         # and the seconds are charged to the phase that spends them. Processes
-        # talk after each step, and of two programs that talk at one time gloo
-        # has mixed up the sums: a gradient norm of 66 for 1.6, jaxlib 0.10.
-        jax.block_until_ready((state, metrics))
+        # talk after each step, and never two of their programs at one time.
+        jax.block_until_ready(metrics)
       clock.seconds['update'] = time.perf_counter() - start
 
       def read(step=step, record=record, clock=clock, result=(metrics, maxima)):

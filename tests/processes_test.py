@@ -56,6 +56,12 @@ def recipe(config) -> Config:
   return dataclasses.replace(config, stages=(stage,))
 
 
+def free_port() -> int:
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    return free.getsockname()[1]
+
+
 class Processes:
   """The same command in `count` processes that know of each other."""
 
@@ -63,9 +69,6 @@ class Processes:
     file = workdir.with_suffix('.py')
     file.write_text(RECIPE)
     file.with_suffix('.json').write_text(json.dumps(to_dict(config)))
-    with socket.socket() as free:
-      free.bind(('localhost', 0))
-      port = free.getsockname()[1]
     environment = os.environ | {
       'PYTHONPATH': f'{ROOT}:{ROOT}/tests',
       'XLA_FLAGS': (
@@ -73,7 +76,7 @@ class Processes:
         ' --xla_backend_optimization_level=0'
         ' --xla_cpu_use_fusion_emitters=false'
       ),
-      'JAX_COORDINATOR_ADDRESS': f'localhost:{port}',
+      'JAX_COORDINATOR_ADDRESS': f'localhost:{free_port()}',
       'JAX_NUM_PROCESSES': str(count),
     }
     command = [sys.executable, 'experiments/train.py']
@@ -244,3 +247,31 @@ def test_sigterm_to_one_process_saves_all_at_one_step(
   again = Processes(recipe, workdir, 2)
   assert again.wait() == [0, 0], again.said(0)
   assert records(workdir) == records(finished[2])
+
+
+@pytest.mark.slow
+def test_the_script_for_one_machine_runs_two_processes(recipe, tmp_path):
+  given = ('group.samples=0', 'group.teachers=0', 'eval.splits=()')
+  stage = Stage('gft', '', 'sft', 2, given)
+  recipe = dataclasses.replace(recipe, stages=(stage,))
+  file = tmp_path / 'run.py'
+  file.write_text(RECIPE)
+  file.with_suffix('.json').write_text(json.dumps(to_dict(recipe)))
+  environment = os.environ | {
+    'PYTHON': sys.executable,
+    'PYTHONPATH': f'{ROOT}:{ROOT}/tests',
+    'XLA_FLAGS': '--xla_force_host_platform_device_count=4',
+    'JAX_COORDINATOR_ADDRESS': f'localhost:{free_port()}',
+  }
+  command = ['experiments/pods/local.sh', '2', '--config', str(file)]
+  command += ['--workdir', str(tmp_path / 'run')]
+  assert subprocess.run(command, cwd=ROOT, env=environment).returncode == 0
+  assert [r['step'] for r in records(tmp_path / 'run')] == [1, 2, 2]
+  # What one process refuses both refuse, and so does the script.
+  command[-1] = str(tmp_path / 'other')
+  command += ['--set', 'mesh.data=2']
+  found = subprocess.run(
+    command, cwd=ROOT, env=environment, capture_output=True, text=True
+  )
+  assert found.returncode == 2
+  assert 'processes must use all of them' in found.stderr
