@@ -239,6 +239,8 @@ def test_the_best_is_kept_beside_the_newest(tmp_path):
   assert checkpoint.restore_params(tmp_path, params)[1] == 5
   save_scored(tmp_path, {6: 1.0})
   assert [p.name for p in tmp_path.iterdir()] == ['00000006']
+  save_scored(tmp_path / 'equal', {1: 0.5, 2: 0.5}, keep=2)
+  assert checkpoint.newest(tmp_path / 'equal', best=True).name == '00000001'
 
 
 def test_a_damaged_best_gives_way_to_the_next(tmp_path, caplog):
