@@ -41,7 +41,7 @@ def recipe(config) -> Config:
     'data.batch_size=8',
     'mesh.data=4',
     'mesh.fsdp=2',
-    'reward.function=reward_functions:uneven + 0.1 * length',
+    'reward.function=reward_functions:uneven + 0 * length',
     'checkpoint.keep=9',
     'eval.every=2',
     'eval.batch_size=8',
