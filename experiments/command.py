@@ -19,6 +19,7 @@ from gft_jax.config import (
   Config,
   ConfigError,
   fields_with_meaning,
+  for_stage,
   from_dict,
   nearest,
   override,
@@ -66,6 +67,16 @@ def add_model(arguments: argparse.ArgumentParser) -> None:
   arguments.add_argument('--model', help='a Hugging Face folder or hub id')
   arguments.add_argument('--workdir', help='a run, instead of --model')
   arguments.add_argument('--stage', help='the stage of the run')
+  add_best(arguments)
+
+
+def add_best(arguments: argparse.ArgumentParser) -> None:
+  """--best, for scripts with --workdir and --stage; see `check_stage`."""
+  arguments.add_argument(
+    '--best',
+    action='store_true',
+    help='the step with the best checkpoint.best of the run, not the last',
+  )
 
 
 def model_config(options: argparse.Namespace) -> Config:
@@ -77,11 +88,13 @@ def model_config(options: argparse.Namespace) -> Config:
   if bool(options.workdir) == bool(options.model):
     raise ConfigError('give --model, or --workdir and --stage')
   if options.model:
-    if options.stage:
-      raise ConfigError('--stage belongs to --workdir, not to --model')
+    if options.stage or options.best:
+      raise ConfigError(
+        '--stage and --best belong to --workdir, not to --model'
+      )
     return override(Config(), f'model.path={options.model}')
   config = read_config(options.workdir)
-  check_stage(config, options.stage)
+  check_stage(config, options.stage, options.best)
   return config
 
 
@@ -103,7 +116,9 @@ def load_model(options: argparse.Namespace, config: Config):
   policy = train.load_policy(config)
   if options.model:
     return policy, policy.params
-  params, _ = train.result_of(policy, options.workdir, options.stage)
+  params, _ = train.result_of(
+    policy, options.workdir, options.stage, best=options.best
+  )
   return policy, params
 
 
@@ -186,8 +201,11 @@ def check_rewards(
         )
 
 
-def check_stage(config: Config, name: str | None) -> None:
-  """Raises ConfigError where a run has no such stage, or none is named."""
+def check_stage(config: Config, name: str | None, best: bool = False) -> None:
+  """Raises ConfigError where a run has no such stage, or none is named.
+
+  Also where the best of its steps is asked for, and it kept none.
+  """
   names = [stage.name for stage in config.stages]
   if not name:
     raise ConfigError(f'--workdir needs --stage, one of {", ".join(names)}')
@@ -195,6 +213,11 @@ def check_stage(config: Config, name: str | None) -> None:
     raise ConfigError(
       f'--stage {name!r} is not one of {", ".join(names)}'
       + nearest(name, names)
+    )
+  (stage,) = (stage for stage in config.stages if stage.name == name)
+  if best and not for_stage(config, stage).checkpoint.best:
+    raise ConfigError(
+      f'--best: stage {name} kept no best step; train with checkpoint.best='
     )
 
 
@@ -214,10 +237,26 @@ def run(work: Callable[[], None]) -> int:
   except InterruptedError as error:
     print(f'stopped: {error}', file=sys.stderr)
     return 128 + signal.SIGTERM
-  except (FloatingPointError, OSError) as error:
+  except FloatingPointError as error:
     print(f'stopped: {error}', file=sys.stderr)
+    return 1
+  except OSError as error:
+    print(f'stopped: {error}', file=sys.stderr)
+    _leave_others(1)
     return 1
   except KeyboardInterrupt:
     print('stopped by hand', file=sys.stderr)
     return 128 + signal.SIGINT
   return 0
+
+
+def _leave_others(code: int) -> None:
+  """Ends this process of several at once; alone, returns.
+
+  An ordinary exit of JAX waits for the others, and they wait for this one.
+  """
+  jax = sys.modules.get('jax')
+  if jax and jax.distributed.is_initialized():
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

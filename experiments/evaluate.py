@@ -49,6 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
   add('--model', help='a Hugging Face folder, instead of --config')
   add('--workdir', help='a run, instead of --config')
   add('--stage', help='the stage of the run')
+  command.add_best(parser)
   add('--benchmarks', help='names with commas, or all')
   add('--data', default='.', help='folder of benchmark files; by default here')
   add('--limit', type=int, help='ask the first N problems of each benchmark')
@@ -76,9 +77,11 @@ def evaluate(options) -> None:
   given = (options.workdir, options.config, options.model)
   if sum(map(bool, given)) != 1:
     raise ConfigError('give --workdir and --stage, or --config, or --model')
+  if options.best and not options.workdir:
+    raise ConfigError('--best belongs to --workdir')
   if options.workdir:
     config = command.read_config(options.workdir)
-    command.check_stage(config, options.stage)
+    command.check_stage(config, options.stage, options.best)
   elif options.config:
     config = command.load_recipe(options.config, []).config
   else:
@@ -92,8 +95,10 @@ def evaluate(options) -> None:
   policy = train.load_policy(config)
   params = policy.params
   if options.workdir:
-    params, _ = train.result_of(policy, options.workdir, options.stage)
-  name = options.stage or 'model'
+    params, _ = train.result_of(
+      policy, options.workdir, options.stage, best=options.best
+    )
+  name = (options.stage or 'model') + '-best' * options.best
   out = pathlib.Path(
     options.out or f'{options.workdir or "."}/evaluation-{name}'
   )

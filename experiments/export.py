@@ -20,6 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
   parser = command.parser(__doc__)
   parser.add_argument('--workdir', required=True, help='a run')
   parser.add_argument('--stage', required=True, help='name of a stage')
+  command.add_best(parser)
   parser.add_argument('--out', required=True, help='folder to write')
   parser.add_argument(
     '--max-shard-size',
@@ -38,14 +39,16 @@ def main(arguments: list[str] | None = None) -> int:
     command.check_writable('--out', options.out)
     size = tensor_files.bytes_of(options.max_shard_size)
     config = command.read_config(options.workdir)
-    command.check_stage(config, options.stage)
+    command.check_stage(config, options.stage, options.best)
     if options.adapter and not config.model.lora.rank:
       raise ConfigError(
         '--adapter: the run has no adapters (model.lora.rank=0); without the'
         ' flag its weights are exported'
       )
     policy = train.load_policy(config)
-    params, step = train.result_of(policy, options.workdir, options.stage)
+    params, step = train.result_of(
+      policy, options.workdir, options.stage, best=options.best
+    )
     if options.adapter:
       base = str(pathlib.Path(config.model.path).expanduser())
       peft.save(options.out, policy.model, params, base=base)

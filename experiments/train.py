@@ -3,9 +3,10 @@
   python experiments/train.py --config experiments/configs/NAME.py \\
     --workdir DIR --set a.b=c
 
-The same command continues an interrupted run. Exit codes: 0 done; 1 stopped
-by a non-finite step; 2 a setting or an input that cannot work, and nothing
-was written.
+The same command continues an interrupted run. For a run of several processes
+see experiments/pods/. Exit codes: 0 done; 1 stopped by a non-finite step, a full
+disk, or because another process is gone; 2 a setting or an input that cannot
+work, and nothing was written; 143 preempted, and saved.
 """
 
 import sys
@@ -20,11 +21,15 @@ def main(arguments: list[str] | None = None) -> int:
   options = parser.parse_args(arguments)
 
   def work():
+    import jax
+
     from gft_jax import parallel, report, train
 
     recipe = command.load_recipe(options.config, options.set)
     parallel.initialize_processes()
     results = train.train(recipe.config, options.workdir)
+    if jax.process_index() != 0:
+      return  # Process 0 speaks for all.
     print(report.table(results))
     if recipe.claims:
       for claim, holds in recipe.claims(results).items():

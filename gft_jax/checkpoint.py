@@ -7,17 +7,22 @@ lists truncated steps, so a step without a manifest, or with one that does not
 match, does not count.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import pathlib
 import shutil
+from collections.abc import Iterator, Sequence
+from concurrent import futures
 from typing import Any, NamedTuple
 
 import flax.serialization
 import jax
 from orbax.checkpoint import v1 as ocp
+
+from gft_jax import parallel
 
 MANIFEST = 'manifest.json'
 
@@ -40,6 +45,89 @@ class Restored(NamedTuple):
   position: dict[str, Any]
 
 
+class Saver:
+  """Writes checkpoints while training goes on, one at a time.
+
+  Each process writes its part of the arrays. Process 0 writes the rest, the
+  manifest when all have written, and deletes. Leave `with` and the last save is
+  done.
+  """
+
+  def __init__(self):
+    self._thread = futures.ThreadPoolExecutor(max_workers=1)
+    self._saving: futures.Future[None] | None = None
+
+  def __enter__(self) -> 'Saver':
+    return self
+
+  def __exit__(self, kind, *unused_exception) -> None:
+    # Without one of the processes a save would never end.
+    broken = kind is not None and issubclass(
+      kind, (jax.errors.JaxRuntimeError, parallel.LostProcessError)
+    )
+    try:
+      if not broken:
+        self.wait()
+    except SaveError:
+      if kind is None:  # What goes wrong already is said first.
+        raise
+    finally:
+      self._thread.shutdown(wait=not broken)
+
+  def save(
+    self,
+    directory: pathlib.Path,
+    step: int,
+    state: Any,
+    position: dict[str, Any],
+    *,
+    keep: int,
+    keep_best: bool = False,
+  ) -> None:
+    """Begins a checkpoint; `state` may be donated when this returns.
+
+    All but the newest `keep` are deleted, and with `keep_best` all but the best
+    too.
+
+    Args:
+      directory: of this stage.
+      step: steps done.
+      state: a Flax train state, or another tree of arrays with `params`.
+      position: JSON types: data iterator, byte offset of metrics.jsonl; its
+        `score`, if any, makes a checkpoint the best.
+      keep: at least 1; only complete steps are counted and deleted.
+      keep_best: see above.
+
+    Raises:
+      SaveError: this one or the one before could not be written, for instance
+        because the disk is full. What was written of it is deleted, earlier
+        ones stand.
+    """
+    self.wait()
+    target = directory.absolute() / f'{step:08d}'  # Orbax takes no other path.
+    rest = flax.serialization.to_state_dict(state)
+    params = rest.pop('params')
+    with _saving(target):
+      if jax.process_index() == 0:
+        # A leftover of an interrupted or damaged save of the same step.
+        shutil.rmtree(target, ignore_errors=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+      parallel.anywhere(False)  # Nobody writes before that.
+      arrays = [
+        ocp.save_async(target / 'params', params),
+        ocp.save_async(target / 'rest', rest),
+      ]
+    self._saving = self._thread.submit(
+      _finish, target, arrays, position, keep, keep_best
+    )
+
+  def wait(self) -> None:
+    """Returns when no save is going on; raises SaveError, see `save`."""
+    saving, self._saving = self._saving, None
+    if saving is not None:
+      saving.result()
+
+
 def save(
   directory: pathlib.Path,
   step: int,
@@ -48,41 +136,48 @@ def save(
   *,
   keep: int,
 ) -> None:
-  """Writes a checkpoint and deletes all but the newest `keep`.
+  """Writes a checkpoint before it returns; see Saver.save."""
+  with Saver() as saver:
+    saver.save(directory, step, state, position, keep=keep)
 
-  Args:
-    directory: of this stage.
-    step: steps done.
-    state: a Flax train state, or another tree of arrays with `params`.
-    position: JSON types: data iterator, byte offset of metrics.jsonl.
-    keep: at least 1; only verified steps are counted and deleted.
 
-  Raises:
-    SaveError: the disk is full, or takes no files for another reason. What was
-      written of this step is deleted, earlier ones stand.
-  """
-  directory = directory.absolute()  # Orbax takes no other path.
-  target = directory / f'{step:08d}'
-  # A leftover of an interrupted or damaged save of the same step.
-  shutil.rmtree(target, ignore_errors=True)
-  target.parent.mkdir(parents=True, exist_ok=True)
-  rest = flax.serialization.to_state_dict(state)
-  params = rest.pop('params')
-  try:
-    ocp.save(target / 'params', params)
-    ocp.save(target / 'rest', rest)
+def _finish(
+  target: pathlib.Path,
+  arrays: list[ocp.AsyncResponse[None]],
+  position: dict[str, Any],
+  keep: int,
+  keep_best: bool,
+) -> None:
+  """Waits for the arrays of all processes; the manifest makes it count."""
+  with _saving(target):
+    for array in arrays:
+      array.result()
+    if jax.process_index() != 0:
+      return
     _write(target / 'position.json', json.dumps(position))
     _write(target / MANIFEST, json.dumps(_digests(target), indent=1))
+  done = sorted(p.parent for p in target.parent.glob(f'*/{MANIFEST}'))
+  kept = done[-keep:] + (_by_score(done)[:1] if keep_best else [])
+  for old in set(done) - set(kept):
+    shutil.rmtree(old)
+
+
+@contextlib.contextmanager
+def _saving(target: pathlib.Path) -> Iterator[None]:
+  """Deletes what was written where that fails, and says so in one line."""
+  try:
+    with parallel.connected():
+      yield
+  except (jax.errors.JaxRuntimeError, parallel.LostProcessError):
+    raise  # Of devices and other processes, not of files.
   except Exception as error:  # TensorStore has no class of its own for it.
-    shutil.rmtree(target, ignore_errors=True)
+    if jax.process_index() == 0:
+      shutil.rmtree(target, ignore_errors=True)
     reason = ' '.join(str(error).split())
     raise SaveError(
       f'the checkpoint {target} could not be written ({reason[:200]}); earlier'
       ' ones stand'
     ) from error
-  done = sorted(p.parent for p in directory.glob(f'*/{MANIFEST}'))
-  for old in done[:-keep]:
-    shutil.rmtree(old)
 
 
 def restore(directory: pathlib.Path, abstract: Any) -> Restored | None:
@@ -106,35 +201,60 @@ def restore(directory: pathlib.Path, abstract: Any) -> Restored | None:
   )
 
 
-def restore_params(directory: pathlib.Path, abstract: Any) -> tuple[Any, int]:
+def restore_params(
+  directory: pathlib.Path, abstract: Any, *, best: bool = False
+) -> tuple[Any, int]:
   """Parameters and step of the newest checkpoint that verifies.
 
   Args:
     directory: of one stage.
     abstract: the parameters to fill; see `restore`.
+    best: of those with a score, the one with the largest, instead.
 
   Raises:
     FileNotFoundError: there is none.
   """
-  folder = newest(directory)
+  folder = newest(directory, best=best)
   if folder is None:
-    raise FileNotFoundError(f'no checkpoint that verifies in {directory}')
+    scored = ' and has a score' if best else ''
+    raise FileNotFoundError(
+      f'no checkpoint that verifies{scored} in {directory}'
+    )
   return _load(folder / 'params', abstract), int(folder.name)
 
 
-def newest(directory: pathlib.Path) -> pathlib.Path | None:
-  """The newest step that verifies.
+def newest(
+  directory: pathlib.Path, *, best: bool = False
+) -> pathlib.Path | None:
+  """The newest step that verifies, or the best; None where there is none.
 
   One that does not is passed over with a warning that names it and the file
-  at fault.
+  at fault. Process 0 looks and all take what it finds, so every process must
+  ask.
   """
-  folders = directory.absolute().glob('[0-9]*')
-  for folder in sorted(folders, reverse=True):
-    fault = _fault(folder)
-    if not fault:
-      return folder
-    logging.warning('checkpoint %s is passed over: %s', folder, fault)
-  return None
+  directory, found = directory.absolute(), None
+  if jax.process_index() == 0:
+    folders = sorted(directory.glob('[0-9]*'), reverse=True)
+    for folder in _by_score(folders) if best else folders:
+      fault = _fault(folder)
+      if not fault:
+        found = folder.name
+        break
+      logging.warning('checkpoint %s is passed over: %s', folder, fault)
+  found, *_ = parallel.exchange(found)
+  return directory / found if found else None
+
+
+def _by_score(folders: Sequence[pathlib.Path]) -> list[pathlib.Path]:
+  """Those with a score, the largest first; of equals the earliest step."""
+  scores = {}
+  for folder in sorted(folders):
+    with contextlib.suppress(OSError, ValueError):  # Damaged; see `newest`.
+      position = json.loads((folder / 'position.json').read_text())
+      # Runs of before the setting have none.
+      if position.get('score') is not None:
+        scores[folder] = position['score']
+  return sorted(scores, key=scores.get, reverse=True)
 
 
 def _load(path: pathlib.Path, abstract: Any) -> Any:

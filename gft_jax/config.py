@@ -443,6 +443,11 @@ class MeshConfig:
 class CheckpointConfig:
   every: int = setting(50, 'steps between checkpoints; the last is always kept')
   keep: int = setting(2, 'checkpoints kept per stage')
+  best: str = setting(
+    '',
+    'number of an evaluation, for instance eval/test/avg@4: every evaluation is'
+    ' saved, and the step with the largest is kept besides; empty: none',
+  )
 
   def __post_init__(self):
     positive('checkpoint.every', self.every)

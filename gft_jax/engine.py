@@ -5,6 +5,7 @@ mesh and no compiler. Everything random is a function of (seed, stream, step):
 `Engine.key` is the only source of keys, and no key is ever stored.
 """
 
+import collections
 import functools
 from typing import Any, NamedTuple
 
@@ -282,8 +283,15 @@ class Engine:
     present: np.ndarray,
     finished: np.ndarray,
   ) -> groups.Scored:
-    """Grades a batch of groups; time-outs are journalled under `name`."""
+    """Grades this process's groups; time-outs are journalled under `name`.
+
+    The failures that it counts are those of all processes.
+    """
     grader, judged = self._graders[settings], None
+    # The journal counts the answers of all processes, so that a run of another
+    # number of them can replay it.
+    first = jax.process_index() * present.size
+    own = range(first, first + present.size)
     if grader.asks_model:
       judge = self._judges[settings.model]
       judged = judge.scores(examples.prompts, texts)
@@ -295,10 +303,16 @@ class Engine:
       present,
       finished,
       judged=judged,
-      timed_out=self._journal.replay(name),
+      timed_out=[i - first for i in self._journal.replay(name) if i in own],
     )
-    self._journal.record(name, scored.timed_out)
-    return scored
+    late, failures = [], collections.Counter()
+    mine = [first + i for i in scored.timed_out]
+    for positions, counts in parallel.exchange([mine, scored.failures]):
+      late += positions
+      failures.update(counts)
+    if jax.process_index() == 0:
+      self._journal.record(name, tuple(late))
+    return scored._replace(failures=dict(failures))
 
   def fresh_state(
     self, params: Any, settings: OptimizerConfig, total_updates: int
@@ -365,7 +379,9 @@ class Engine:
     params, base = self._whole(params), self._whole(base)
     batch = self.put(batch)
     with jax.set_mesh(self._mesh):
-      return drift(self.model, params, base, batch, chunk=chunk)
+      found = drift(self.model, params, base, batch, chunk=chunk)
+    # Two programs that talk to other processes never run at one time.
+    return jax.block_until_ready(found)
 
   def demonstration_tokens(
     self, params: Any, batch: GroupBatch, *, chunk: int

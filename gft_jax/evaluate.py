@@ -7,14 +7,14 @@ exact over the vocabulary, on the policy's own samples at temperature 1.
 """
 
 import collections
-import contextlib
 import dataclasses
 import fcntl
+import itertools
 import logging
 import pathlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -24,6 +24,7 @@ from gft_jax import data, groups, parallel, rewards
 from gft_jax.batch import GroupBatch, Prompts, Responses
 from gft_jax.config import (
   Config,
+  EvalConfig,
   GroupConfig,
   RewardConfig,
   SamplerConfig,
@@ -97,6 +98,9 @@ def held_out(
 ) -> dict[str, float]:
   """Accuracy, likelihood of experts, and drift from the base.
 
+  Each process samples and grades its share. The numbers are of all of them,
+  and process 0 writes the files.
+
   Args:
     engine: train.Engine.
     params: the policy.
@@ -114,14 +118,10 @@ def held_out(
   metrics = {}
   for number, (split, dataset) in enumerate(benchmark.splits.items()):
     key = engine.key('evaluate', number)
-    with contextlib.ExitStack() as stack:
-      keep = None
-      if generations:
-        generations.mkdir(parents=True, exist_ok=True)
-        keep = stack.enter_context((generations / f'{split}.jsonl').open('w'))
-      scores, failures = _answers(
-        engine, params, dataset, config, key, f'{name}/{split}', keep
-      )
+    keep = generations / f'{split}.jsonl' if generations else None
+    scores, failures = _answers(
+      engine, params, dataset, config, key, f'{name}/{split}', keep
+    )
     values = accuracy(scores, config.eval.ks)
     values |= {f'reward_failures/{k}': v for k, v in failures.items()}
     metrics |= {f'{split}/{k}': v for k, v in values.items()}
@@ -133,6 +133,12 @@ def held_out(
     dataset = next(iter(benchmark.splits.values()))
     metrics |= _drift(engine, params, base, dataset, config)
   return {f'eval/{k}': v for k, v in metrics.items()}
+
+
+def names(settings: EvalConfig) -> list[str]:
+  """What `held_out` calls the accuracies, without their intervals."""
+  kinds = [f'avg@{settings.samples}', *[f'pass@{k}' for k in settings.ks]]
+  return [f'eval/{split}/{kind}' for split in settings.splits for kind in kinds]
 
 
 def reward_of(config: Config) -> RewardConfig:
@@ -360,40 +366,47 @@ def _answers(
   config: Config,
   key: jax.Array,
   name: str,
-  keep: TextIO | None,
+  keep: pathlib.Path | None,
 ) -> tuple[np.ndarray, dict[str, int]]:
-  """Scores [problems, samples] of sampled answers, and failures by cause."""
+  """Scores [problems, samples] of sampled answers, and failures by cause.
+
+  The answers go to the file `keep`.
+  """
   settings = config.eval
   sampling = dataclasses.replace(
     config.sampler, temperature=settings.temperature
   )
-  scores, failures = [], collections.Counter()
-  asked = batches(dataset, settings.prompts, settings.batch_size)
-  for number, examples in enumerate(asked):
+  scores, failures, lines = [], collections.Counter(), []
+  asked = _shares(dataset, settings.prompts, settings.batch_size)
+  for number, (examples, real) in enumerate(asked):
     responses = engine.sample(
       params,
-      pad_rows(prompts_of(examples), settings.batch_size),
+      prompts_of(examples),
       key,
       sampling,
       settings.samples,
       settings.max_response,
     )
-    responses = _rows(responses, len(examples.index))
     texts, finished = engine.decode(responses, sampling)
     scored = engine.score(
       reward_of(config),
       f'{name}/{number}',
       examples,
       texts,
-      responses.length > 0,
+      (responses.length > 0) & real[:, None],
       finished,
     )
     if keep:
       problems = examples.index, examples.prompts, examples.answers
       answers = Answers(*problems, texts, finished, scored.rewards)
-      keep.writelines(lines_of(answers))
-    scores.append(scored.rewards)
+      own = list(lines_of(answers))[: real.sum() * settings.samples]
+      lines += itertools.chain(*parallel.exchange(own))
+    graded, counted = parallel.gather((scored.rewards, real))
+    scores.append(graded[counted])
     failures.update(scored.failures)
+  if keep and jax.process_index() == 0:
+    keep.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(keep, ''.join(lines))
   return np.concatenate(scores), dict(failures)
 
 
@@ -515,16 +528,18 @@ def _demonstrations(
   """
   settings = config.eval
   parts = []
-  for examples in batches(dataset, settings.prompts, settings.batch_size):
-    batch = unscored(
-      prompts_of(examples), given_of(examples), settings.batch_size
-    )
+  shares = _shares(dataset, settings.prompts, settings.batch_size)
+  for examples, real in shares:
+    given = _only(given_of(examples), real)
+    batch = unscored(prompts_of(examples), given, len(real))
     logp = engine.token_logprobs(params, batch, chunk=config.loss.chunk)
-    parts.append(logp[np.asarray(batch.token_mask)])
+    logp, mask = parallel.gather((logp, np.asarray(batch.token_mask)))
+    parts.append(logp[mask])
   logp = np.concatenate(parts)
   coefficient = np.asarray(dynamic_coefficient(logp, tau=config.loss.tau))
-  figures.parent.mkdir(parents=True, exist_ok=True)
-  np.savez(figures, before=np.exp(-logp), after=coefficient * np.exp(-logp))
+  if jax.process_index() == 0:
+    figures.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(figures, before=np.exp(-logp), after=coefficient * np.exp(-logp))
   return {
     'expert_logp': float(logp.mean()),
     'expert_rectified_fraction': float(np.mean(coefficient < 1)),
@@ -538,19 +553,18 @@ def _drift(
   settings = config.eval
   key = engine.key('drift', 0)
   totals = []
-  for examples in batches(dataset, settings.kl_prompts, settings.batch_size):
+  shares = _shares(dataset, settings.kl_prompts, settings.batch_size)
+  for examples, real in shares:
     prompts = prompts_of(examples)
     responses = engine.sample(
       params,
-      pad_rows(prompts, settings.batch_size),
+      prompts,
       key,
       SamplerConfig(temperature=1.0, stop_strings=config.sampler.stop_strings),
       1,
       settings.max_response,
     )
-    batch = unscored(
-      prompts, _rows(responses, len(examples.index)), settings.batch_size
-    )
+    batch = unscored(prompts, _only(responses, real), len(real))
     totals.append(engine.drift(params, base, batch, chunk=config.loss.chunk))
   return {
     name: float(sum(part[name] for part in totals).value) for name in totals[0]
@@ -564,6 +578,25 @@ def batches(
   count = min(count, len(dataset))
   for start in range(0, count, size):
     yield dataset.examples(np.arange(start, min(start + size, count)))
+
+
+def _shares(
+  dataset: data.Dataset, count: int, size: int
+) -> Iterator[tuple[data.Examples, np.ndarray]]:
+  """This process's part of each of `batches`, and which of its rows are real.
+
+  The last batch is filled with its last row: all have one shape.
+  """
+  count = min(count, len(dataset))
+  for start in range(0, count, size):
+    rows = np.arange(start, start + size)[parallel.own_rows(size)]
+    yield dataset.examples(np.minimum(rows, count - 1)), rows < count
+
+
+def _only(responses: Responses, real: np.ndarray) -> Responses:
+  """Rows that are not real become empty slots."""
+  length = np.where(real[:, None], responses.length, 0)
+  return responses.replace(length=length)
 
 
 def _rows(tree: Any, count: int) -> Any:

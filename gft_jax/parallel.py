@@ -13,10 +13,12 @@ A group is never split: B is sharded, G is not. The same loss is written with
 collective.
 """
 
+import contextlib
 import functools
+import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -63,6 +65,13 @@ PARTITION_RULES = (
 )
 
 
+# Seconds without a sign of life after which a process counts as gone.
+HEARTBEAT = 60
+
+# Words of gloo (CPU), NCCL (GPU), the coordination service and Orbax.
+_LOST = r'(?i)gloo|nccl|connection (closed|reset)|coordination|barrier'
+
+
 def initialize_processes() -> None:
   """Joins the other processes of the run, if there are any.
 
@@ -72,11 +81,16 @@ def initialize_processes() -> None:
   this process is alone. On a TPU pod or under Slurm, GFT_JAX_PROCESSES=auto
   lets JAX find them.
 
+  A process that is gone is noticed when the next collective fails, or, where
+  nothing says so, for instance because the machine is gone, after HEARTBEAT
+  seconds.
+
   Raises:
-    ConfigError: some of the three are set, but not all.
+    ConfigError: some of the three are set, but not all, or not as numbers.
   """
   if os.environ.get('GFT_JAX_PROCESSES') == 'auto':
-    jax.distributed.initialize()
+    jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT)
+    _compile_anew()
     return
   names = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
   missing = [name for name in names if name not in os.environ]
@@ -85,8 +99,46 @@ def initialize_processes() -> None:
   require(
     not missing, f'a run of several processes needs {", ".join(missing)} too'
   )
-  address, count, index = (os.environ[name] for name in names)
-  jax.distributed.initialize(address, int(count), int(index))
+  address, *numbers = (os.environ[name] for name in names)
+  require(
+    all(number.isdecimal() for number in numbers),
+    f'JAX_NUM_PROCESSES={numbers[0]!r} and JAX_PROCESS_ID={numbers[1]!r} must be'
+    ' numbers',
+  )
+  jax.distributed.initialize(
+    address, *map(int, numbers), heartbeat_timeout_seconds=HEARTBEAT
+  )
+  _compile_anew()
+
+
+def _compile_anew() -> None:
+  """Programs for several processes on CPUs do not come from the cache.
+
+  With jaxlib 0.10 those that did hung, or their sums were wrong: a gradient
+  norm of 66 for 1.6.
+  """
+  if jax.default_backend() == 'cpu':
+    jax.config.update('jax_enable_compilation_cache', False)
+
+
+class LostProcessError(ConnectionError):
+  """Another process of the run is gone; the message is one line."""
+
+
+@contextlib.contextmanager
+def connected() -> Iterator[None]:
+  """Raises LostProcessError where a collective says that a process is gone."""
+  try:
+    yield
+  except (jax.errors.JaxRuntimeError, TimeoutError) as error:
+    reason = ' '.join(str(error).split())
+    if jax.process_count() == 1 or not re.search(_LOST, reason):
+      raise
+    raise LostProcessError(
+      f'process {jax.process_index()} cannot reach another process of the run;'
+      ' the last checkpoint stands, start all of them again'
+      f' ({reason[:160]})'
+    ) from error
 
 
 def make_mesh(config: MeshConfig) -> Mesh:
@@ -97,7 +149,7 @@ def make_mesh(config: MeshConfig) -> Mesh:
 
   Raises:
     ConfigError: there are fewer devices than the axes need, or, with several
-      processes, not exactly as many.
+      processes, not exactly as many, or `tensor` reaches over several.
   """
   shape = (config.data, config.fsdp, config.tensor)
   needed, present = int(np.prod(shape)), jax.device_count()
@@ -111,12 +163,21 @@ def make_mesh(config: MeshConfig) -> Mesh:
     f'{asked} uses {needed} of {present} devices; {jax.process_count()}'
     ' processes must use all of them',
   )
-  return jax.make_mesh(
+  mesh = jax.make_mesh(
     shape,
     ('data', 'fsdp', 'tensor'),
     axis_types=(AxisType.Auto,) * 3,
     devices=jax.devices()[:needed],
   )
+  # Each process loads and grades the prompts of its own devices.
+  for devices in mesh.devices.reshape(-1, config.tensor):
+    owners = sorted({device.process_index for device in devices})
+    require(
+      len(owners) == 1,
+      f'{asked}: processes {owners} would hold the same prompts; mesh.tensor'
+      f' must divide the {jax.local_device_count()} devices of a process',
+    )
+  return mesh
 
 
 def rollout_mesh(mesh: Mesh, config: MeshConfig) -> Mesh:
@@ -158,8 +219,8 @@ def check_divisible(
   require(
     batch_size % (parts * rows) == 0,
     f'data.batch_size={batch_size} is not a multiple of {parts * rows}:'
-    f' mesh.data={config.data} x mesh.fsdp={config.fsdp} devices hold prompts,'
-    f' optimizer.mini_batches x micro_batches={parts}',
+    f' mesh.data={config.data} x mesh.fsdp={config.fsdp} devices hold prompts'
+    + (f', optimizer.mini_batches x micro_batches={parts}' * (parts > 1)),
   )
 
 
@@ -314,7 +375,7 @@ def lay_out(params: Any, mesh: Mesh) -> Any:
   return jax.tree.map(one, params, parameter_shardings(params, mesh))
 
 
-def gather(x: jax.Array, name: str) -> jax.Array:
+def whole_parameter(x: jax.Array, name: str) -> jax.Array:
   """A layer's parameter, whole over the axes that hold prompts.
 
   Its gradient is added up and split again. Where it is not said, a TPU's
@@ -330,17 +391,17 @@ def gather(x: jax.Array, name: str) -> jax.Array:
   mesh = jax.sharding.get_abstract_mesh()
   split = _fitting(_rule(name)[-x.ndim :], x.shape, mesh)
   whole = PartitionSpec(*(None if a in BATCH_AXES else a for a in split))
-  return _gather(split, whole, x)
+  return _make_whole(split, whole, x)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _gather(split, whole, x):
+def _make_whole(split, whole, x):
   del split
   return jax.lax.with_sharding_constraint(x, whole)
 
 
-_gather.defvjp(
-  lambda split, whole, x: (_gather(split, whole, x), None),
+_make_whole.defvjp(
+  lambda split, whole, x: (_make_whole(split, whole, x), None),
   lambda split, whole, _, gradient: (
     jax.lax.with_sharding_constraint(gradient, split),
   ),
@@ -362,6 +423,38 @@ def anywhere(*flags: bool) -> tuple[bool, ...]:
   """Which flags any process of the run raises; every process must ask."""
   raised = multihost_utils.process_allgather(np.array(flags))
   return tuple(raised.reshape(-1, len(flags)).any(axis=0).tolist())
+
+
+def gather(tree: Any) -> Any:
+  """Host arrays [B / processes, ...] -> [B, ...], the same in every process.
+
+  The rows stand in the order of the processes, as in `to_global`. Every process
+  must ask. Numbers of 64 bits would be rounded to 32.
+  """
+  if jax.process_count() == 1:
+    return tree
+  return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def own_rows(count: int) -> slice:
+  """Which of `count` rows are this process's; the inverse of `gather`."""
+  share = count // jax.process_count()
+  return slice(jax.process_index() * share, (jax.process_index() + 1) * share)
+
+
+def exchange(value: Any) -> list[Any]:
+  """What each process has to say, in their order; every process must ask.
+
+  Args:
+    value: JSON types; a float arrives bit for bit.
+  """
+  if jax.process_count() == 1:
+    return [value]
+  text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+  # A power of two: each size is another program to compile.
+  width = 1 << (max(largest(len(text))) - 1).bit_length()
+  texts = gather(np.pad(text, (0, width - len(text)))[None])
+  return [json.loads(row.tobytes().rstrip(b'\0')) for row in texts]
 
 
 def gft_loss(

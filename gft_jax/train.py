@@ -55,12 +55,13 @@ from gft_jax.config import (
   differences,
   for_stage,
   from_dict,
+  one_of,
   profiled_steps,
   require,
   to_dict,
 )
 from gft_jax.data import arithmetic
-from gft_jax.engine import Engine, Judge, Policy, key_of
+from gft_jax.engine import Engine, Judge, Policy, key_of, spread
 from gft_jax.generations import write_whole
 from gft_jax.models import hub, huggingface, lora, transformer
 from gft_jax.optimizer import make_schedule
@@ -104,7 +105,7 @@ class Spent(NamedTuple):
   """What a stage has used of its budget.
 
   Attributes:
-    tokens: response tokens of this process that have trained.
+    tokens: response tokens that have trained.
     seconds: of training steps, the first after each start left out, in which
       programs are compiled.
   """
@@ -148,6 +149,7 @@ def train(
     NonFiniteError: the last good checkpoint stands.
     Preempted: SIGTERM came; the step in progress is done and saved.
     checkpoint.SaveError: the disk is full; the last checkpoint stands.
+    parallel.LostProcessError: another process of the run is gone.
   """
   started = time.time()
   workdir = pathlib.Path(workdir)
@@ -155,7 +157,7 @@ def train(
   mesh = parallel.make_mesh(config.mesh)
   policy = load_policy(config)
   jobs = plan(config, policy)
-  with contextlib.ExitStack() as stack:
+  with parallel.connected(), contextlib.ExitStack() as stack:
     graders = {
       settings: stack.enter_context(rewards.Grader(settings))
       for settings in {
@@ -169,8 +171,13 @@ def train(
     check_data(workdir, jobs)
     preempted = stack.enter_context(_sigterm())
     writer = stack.enter_context(
-      contextlib.closing(writers.make_writer(workdir, config.log))
+      contextlib.closing(
+        writers.make_writer(workdir, config.log)
+        if jax.process_index() == 0
+        else writers.Writer()
+      )
     )
+    saver = stack.enter_context(checkpoint.Saver())
     journal = rewards.Journal(workdir / 'timeouts.jsonl')
     engine = Engine(config, policy, mesh, graders, journal, judges)
     profiler = stack.enter_context(
@@ -179,25 +186,40 @@ def train(
       )
     )
     loop = Loop(
-      config, workdir, policy, engine, writer, profiler, preempted, started
+      config,
+      workdir,
+      policy,
+      engine,
+      writer,
+      saver,
+      profiler,
+      preempted,
+      started,
     )
     results = {job.stage.name: loop.run(job) for job in jobs}
-  if config.log.report:
-    report.write_report(workdir)
+    if config.log.report and jax.process_index() == 0:
+      report.write_report(workdir)
+    parallel.anywhere(False)  # Nobody leaves before the report is there.
   return results
 
 
 def result_of(
-  policy: Policy, workdir: str | pathlib.Path, stage: str
+  policy: Policy,
+  workdir: str | pathlib.Path,
+  stage: str,
+  *,
+  best: bool = False,
 ) -> tuple[Any, int]:
   """Parameters that a stage has reached, and its step.
 
+  With `best` those of the step with the largest `checkpoint.best`.
+
   Raises:
-    ConfigError: the stage has no checkpoint that verifies.
+    ConfigError: the stage has no such checkpoint that verifies.
   """
   directory = _stage_directory(pathlib.Path(workdir), stage)
   try:
-    return checkpoint.restore_params(directory, policy.params)
+    return checkpoint.restore_params(directory, policy.params, best=best)
   except FileNotFoundError as error:
     raise ConfigError(str(error)) from None
 
@@ -313,7 +335,7 @@ def load_judges(
 
 
 def load_policy(config: Config) -> Policy:
-  """The model of the config, on its mesh, or fresh parameters.
+  """The model of the config, or fresh parameters, on its mesh.
 
   With `model.lora` the model's are frozen, and fresh adapters trained.
   """
@@ -355,6 +377,7 @@ def load_policy(config: Config) -> Policy:
       jnp.zeros((1, 1), jnp.int32),
       jnp.ones(1, jnp.int32),
     )['params']
+    params = spread(lambda x: x, params, parallel.make_mesh(config.mesh))
     stop_ids = (tokenizer.eos_token_id,)
   frozen = None
   if settings.lora.rank:
@@ -411,10 +434,11 @@ def plan(config: Config, policy: Policy) -> list[Job]:
     if settings.group.samples:
       rows = settings.data.batch_size
       parallel.check_rows('data.batch_size', rows, settings.mesh)
-    parallel.check_rows(
-      'eval.batch_size', settings.eval.batch_size, settings.mesh
-    )
+    if settings.eval.splits:
+      rows = settings.eval.batch_size
+      parallel.check_rows('eval.batch_size', rows, settings.mesh)
     _check_lengths(settings, policy.model.architecture.max_positions)
+    _check_best(settings)
     parent = jobs.get(stage.start)
     first_step = parent.first_step + parent.stage.steps if parent else 0
     splits = settings.eval.splits
@@ -456,6 +480,17 @@ def _check_lengths(config: Config, max_positions: int) -> None:
     raise ConfigError(
       f'data.max_prompt={config.data.max_prompt} and the longest response take'
       f' {longest} tokens, but the model has max_positions={max_positions}'
+    )
+
+
+def _check_best(config: Config) -> None:
+  best = config.checkpoint.best
+  if best:
+    one_of('checkpoint.best', best, evaluate.names(config.eval))
+    require(
+      config.eval.every > 0,
+      f'checkpoint.best={best} compares evaluations, but eval.every=0 leaves one'
+      ' only',
     )
 
 
@@ -552,6 +587,7 @@ class Loop:
     policy: Policy,
     engine: Engine,
     writer: writers.Writer,
+    saver: checkpoint.Saver,
     profiler: profiling.Profiler,
     preempted: threading.Event,
     started: float,
@@ -561,6 +597,7 @@ class Loop:
     self.policy = policy
     self.engine = engine
     self.writer = writer
+    self.saver = saver
     self.profiler = profiler
     self.preempted = preempted
     # How much of metrics.jsonl the last checkpoint vouches for.
@@ -617,7 +654,13 @@ class Loop:
       )
       last = step == stage.steps or spends
       evaluates = last or _due(step, job.config.eval.every)
-      saves = last or stops or _due(step, job.config.checkpoint.every)
+      best = job.config.checkpoint.best
+      saves = (
+        last
+        or stops
+        or _due(step, job.config.checkpoint.every)
+        or (evaluates and bool(best))
+      )
       if evaluates or saves:
         self._write(pending())
         pending = None
@@ -634,10 +677,20 @@ class Loop:
           'evaluation': evaluation,
           'spent': spent._asdict(),
           'finished': last,
+          'score': evaluation[best] if evaluates and best else None,
         }
-        keep = job.config.checkpoint.keep
         with self.between.phase('save'):
-          checkpoint.save(directory, step, state, position, keep=keep)
+          self.saver.save(
+            directory,
+            step,
+            state,
+            position,
+            keep=job.config.checkpoint.keep,
+            keep_best=bool(best),
+          )
+      if last or stops:
+        with self.between.phase('save'):
+          self.saver.wait()
       if stops:
         raise Preempted(
           f'SIGTERM: stage {stage.name} is saved at step {step}; the same'
@@ -706,10 +759,12 @@ class Loop:
           state, metrics, maxima = self.engine.update(
             state, batch, reference, job.objective, settings
           )
-          if settings.group.samples or self.profiler.traces(name, step):
+          waits = settings.group.samples or jax.process_count() > 1
+          if waits or self.profiler.traces(name, step):
             # The next rollout needs these parameters: nothing is lost by
             # waiting, and the seconds are charged to the phase that spends
-            # them.
+            # them. Processes talk after each step, and never two of their
+            # programs at one time.
             jax.block_until_ready(metrics)
 
       def read(step=step, record=record, clock=clock, result=(metrics, maxima)):
@@ -734,12 +789,16 @@ class Loop:
     Groups that teach nothing are replaced, if the settings ask for it, by
     those of further rollouts.
     """
+    settings = job.config
     batch, record = self._groups(job, params, batches, step, 0, clock)
-    most, used = job.config.group.refills, 0
+    most, used = settings.group.refills, 0
     while used < most and self.engine.anywhere(groups.flat(batch).any())[0]:
       used += 1
       further, counts = self._groups(job, params, batches, step, used, clock)
-      batch = groups.refill(batch, further)
+      # Any process may have the groups that another one lacks.
+      whole = groups.refill(parallel.gather(batch), parallel.gather(further))
+      own = parallel.own_rows(settings.data.batch_size)
+      batch = jax.tree.map(lambda x, own=own: x[own], whole)
       record = {
         name: record.get(name, 0) + counts.get(name, 0)
         for name in record | counts
@@ -749,9 +808,8 @@ class Loop:
         record[name] /= 1 + used
     if most:
       record['train/refills'] = used
-    return batch, record | {
-      'train/tokens': groups.count_trained(batch.responses)
-    }
+    tokens = groups.count_trained(batch.responses)
+    return batch, record | {'train/tokens': sum(parallel.exchange(tokens))}
 
   def _groups(
     self,
@@ -789,6 +847,7 @@ class Loop:
       own, stopped = engine.decode(sampled, settings.sampler)
       texts = [a + b for a, b in zip(texts, own)]
       finished = np.concatenate([finished, stopped], axis=1)
+      stopped = parallel.gather(stopped)
       record['train/truncated_fraction'] = float(1 - stopped.mean())
     if job.objective.advantages is not None:
       name = f'{job.stage.name}/{step}' + (f'/{refill}' if refill else '')
@@ -807,10 +866,10 @@ class Loop:
         for cause, count in scored.failures.items()
       }
       if len(scored.parts) > 1:
-        present = responses.length > 0
+        present, parts = parallel.gather((responses.length > 0, scored.parts))
         record |= {
           f'train/reward_part/{part}': float(values[present].mean())
-          for part, values in scored.parts.items()
+          for part, values in parts.items()
         }
     return groups.build(prompts, responses, origin, scores), record
 

@@ -1,6 +1,7 @@
 import json
 import logging
 import pathlib
+import threading
 
 import chex
 import jax
@@ -156,3 +157,101 @@ def test_a_damaged_step_is_written_again(tmp_path):
   no_manifest(tmp_path / '00000002')
   save(tmp_path, 2)
   assert checkpoint.restore(tmp_path, state_at(0)).step == 2
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
+  """The saved state is donated, and the manifest waits for every file."""
+  release = threading.Event()
+  digests = checkpoint._digests
+
+  def held(folder):
+    release.wait(30)
+    return digests(folder)
+
+  update = jax.jit(
+    lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0
+  )
+  state = update(state_at(2))
+  expected = jax.tree.map(np.array, state)
+  with checkpoint.Saver() as saver:
+    saver.save(tmp_path, 1, state, {}, keep=2)
+    saver.wait()
+    monkeypatch.setattr(checkpoint, '_digests', held)
+    saver.save(tmp_path, 2, state, {}, keep=2)
+    for _ in range(20):
+      state = update(state)
+    jax.block_until_ready(state)
+    # A kill now leaves the one before.
+    assert not (tmp_path / '00000002' / checkpoint.MANIFEST).exists()
+    release.set()
+  restored = checkpoint.restore(tmp_path, state_at(0))
+  assert restored.step == 2
+  chex.assert_trees_all_equal(restored.state, expected)
+
+
+def test_what_goes_wrong_in_the_background_is_said_at_the_next_save(
+  tmp_path, monkeypatch
+):
+  def full(path, text):
+    raise OSError('no space left')
+
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoint, '_write', full)
+    with pytest.raises(checkpoint.SaveError, match=r'00000001 .*no space left'):
+      with checkpoint.Saver() as saver:
+        saver.save(tmp_path, 1, state_at(1), {}, keep=1)
+        with pytest.raises(checkpoint.SaveError, match='00000001 could not'):
+          saver.save(tmp_path, 2, state_at(2), {}, keep=1)
+        saver.save(tmp_path, 1, state_at(1), {}, keep=1)
+  assert not list(tmp_path.iterdir())
+
+
+def test_an_error_of_the_run_is_not_hidden_by_one_of_the_save(
+  tmp_path, monkeypatch
+):
+  def full(path, text):
+    raise OSError('no space left')
+
+  monkeypatch.setattr(checkpoint, '_write', full)
+  with pytest.raises(FloatingPointError, match='step 3'):
+    with checkpoint.Saver() as saver:
+      saver.save(tmp_path, 1, state_at(1), {}, keep=1)
+      raise FloatingPointError('step 3')
+
+
+def save_scored(directory, scores, *, keep=1):
+  with checkpoint.Saver() as saver:
+    for step, score in scores.items():
+      position = {'score': score} if score is not None else {}
+      saver.save(
+        directory, step, state_at(step), position, keep=keep, keep_best=True
+      )
+
+
+def test_the_best_is_kept_beside_the_newest(tmp_path):
+  """Of equals the earliest; steps without a score are never the best."""
+  save_scored(tmp_path, {1: 0.25, 2: 0.75, 3: 0.5, 4: 0.75, 5: None})
+  assert sorted(p.name for p in tmp_path.iterdir()) == ['00000002', '00000005']
+  params = state_at(0).params
+  found, step = checkpoint.restore_params(tmp_path, params, best=True)
+  assert step == 2
+  chex.assert_trees_all_equal(found, state_at(2).params)
+  assert checkpoint.restore_params(tmp_path, params)[1] == 5
+  save_scored(tmp_path, {6: 1.0})
+  assert [p.name for p in tmp_path.iterdir()] == ['00000006']
+  save_scored(tmp_path / 'equal', {1: 0.5, 2: 0.5}, keep=2)
+  assert checkpoint.newest(tmp_path / 'equal', best=True).name == '00000001'
+
+
+def test_a_damaged_best_gives_way_to_the_next(tmp_path, caplog):
+  save_scored(tmp_path, {1: 0.5, 2: 0.75, 3: 0.25}, keep=3)
+  flip_bit(tmp_path / '00000002')
+  with caplog.at_level(logging.WARNING):
+    found = checkpoint.newest(tmp_path, best=True)
+  assert found.name == '00000001' and '00000002' in caplog.text
+
+
+def test_no_best(tmp_path):
+  save(tmp_path, 1)
+  with pytest.raises(FileNotFoundError, match='verifies and has a score'):
+    checkpoint.restore_params(tmp_path, state_at(0).params, best=True)

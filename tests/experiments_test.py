@@ -517,6 +517,22 @@ def test_an_unknown_stage_is_named(
   assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+  ('model', 'words'),
+  [
+    (['--workdir', 'RUN', '--stage', 'gft'], 'stage gft kept no best step'),
+    (['--model', 'folder'], 'belong to --workdir'),
+  ],
+)
+def test_a_best_step_that_nobody_kept_is_said(
+  scripts, whole, capsys, model, words
+):
+  model = [str(whole[0]) if word == 'RUN' else word for word in model]
+  code = scripts('generate').main([*model, '--best', '--prompt', 'a'])
+  error = capsys.readouterr().err
+  assert code == 2 and words in error and error.count('\n') == 1
+
+
 def test_not_a_run(scripts, tmp_path, capsys):
   arguments = ['--workdir', str(tmp_path), '--stage', 'a', '--out', 'x']
   assert scripts('export').main(arguments) == 2

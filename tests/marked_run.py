@@ -23,17 +23,31 @@ STARTING, BETWEEN = 'starting', 'between'
 
 
 class Mark:
-  """The present phase in a file; what is inside a phase belongs to it."""
+  """The present phase in a file; what is inside a phase belongs to it.
+
+  A checkpoint is written beside the other phases, and hides them.
+  """
 
   def __init__(self, path: str):
     self._file = os.open(path, os.O_WRONLY | os.O_CREAT)
+    self._saves = 0
     self.step = 0
     self.seconds = {phase: [] for phase in PHASES}
     self._write(STARTING)
 
   def _write(self, phase: str) -> None:
     self._phase = phase
-    os.pwrite(self._file, f'{self.step:6} {phase:10}'.encode(), 0)
+    shown = 'saving' if self._saves else phase
+    os.pwrite(self._file, f'{self.step:6} {shown:10}'.encode(), 0)
+
+  def saving(self, begun: int) -> None:
+    """One more save goes on, or one less."""
+    self._saves += begun
+    self._write(self._phase)
+    if begun > 0:
+      self._save_start = time.perf_counter()
+    else:
+      self.seconds['saving'].append(time.perf_counter() - self._save_start)
 
   @contextlib.contextmanager
   def phase(self, name: str) -> Iterator[None]:
@@ -80,11 +94,21 @@ def main(config: str, workdir: str, path: str) -> None:
     mark.step = found.step if found else 0
     return found
 
+  begin, finish = checkpoint.Saver.save, checkpoint._finish
+
+  def save(*arguments, **keywords):
+    mark.saving(1)
+    begin(*arguments, **keywords)
+
+  def finished(*arguments):
+    finish(*arguments)
+    mark.saving(-1)
+
   checkpoint.restore = restored
+  checkpoint.Saver.save, checkpoint._finish = save, finished
   mark.wrap(Engine, 'sample', 'sampling')
   mark.wrap(Engine, 'score', 'grading')
   mark.wrap(Engine, 'update', 'updating')
-  mark.wrap(checkpoint, 'save', 'saving')
   mark.wrap(evaluate, 'held_out', 'evaluating')
   settings = from_dict(Config, json.loads(pathlib.Path(config).read_text()))
   train.train(settings, workdir)

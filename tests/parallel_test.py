@@ -256,8 +256,9 @@ class TestInitializeProcesses:
   @pytest.fixture(autouse=True)
   def calls(self, monkeypatch):
     calls = []
+    cached = jax.config.jax_enable_compilation_cache
     monkeypatch.setattr(
-      jax.distributed, 'initialize', lambda *args: calls.append(args)
+      jax.distributed, 'initialize', lambda *args, **_: calls.append(args)
     )
     for name in (
       'GFT_JAX_PROCESSES',
@@ -266,7 +267,8 @@ class TestInitializeProcesses:
       'JAX_PROCESS_ID',
     ):
       monkeypatch.delenv(name, raising=False)
-    return calls
+    yield calls
+    jax.config.update('jax_enable_compilation_cache', cached)
 
   def test_alone(self, calls):
     parallel.initialize_processes()
@@ -280,6 +282,15 @@ class TestInitializeProcesses:
     monkeypatch.setenv('JAX_PROCESS_ID', '3')
     parallel.initialize_processes()
     assert calls == [('localhost:1234', 4, 3)]
+    assert not jax.config.jax_enable_compilation_cache
+
+  def test_numbers_that_are_none(self, calls, monkeypatch):
+    monkeypatch.setenv('JAX_COORDINATOR_ADDRESS', 'localhost:1234')
+    monkeypatch.setenv('JAX_NUM_PROCESSES', 'two')
+    monkeypatch.setenv('JAX_PROCESS_ID', '1')
+    with pytest.raises(ConfigError, match=r"JAX_NUM_PROCESSES='two' .*numbers"):
+      parallel.initialize_processes()
+    assert calls == []
 
   def test_found(self, calls, monkeypatch):
     monkeypatch.setenv('GFT_JAX_PROCESSES', 'auto')

@@ -44,6 +44,13 @@ def killed(prompt: str, answer: str, response: str) -> float:
   return float(len(response))
 
 
+def uneven(prompt: str, answer: str, response: str) -> float:
+  """0 or 1; the same for some prompts, and a bug for some responses."""
+  if len(response) % 5 == 0:
+    raise KeyError(response)
+  return float(len(response) % 2 and prompt[0] > '3')
+
+
 def hang(prompt: str, answer: str, response: str) -> float:
   return _hang()
 

@@ -493,6 +493,55 @@ def test_what_cannot_work_is_said_before_anything_is_written(
   assert not workdir.exists()
 
 
+@pytest.mark.parametrize(
+  ('assignments', 'message'),
+  [
+    (['checkpoint.best=eval/test/accuracy'], r'one of eval/test/avg@2, '),
+    (['checkpoint.best=eval/test/pass@1'], r'compares .* eval.every=0 leaves'),
+    (
+      ['mesh.data=4', 'eval.batch_size=6'],
+      r'eval.batch_size=6 .* of the 4 dev',
+    ),
+  ],
+)
+def test_evaluations_that_cannot_be_are_refused(
+  config, tmp_path, assignments, message
+):
+  for assignment in assignments:
+    config = override(config, assignment)
+  with pytest.raises(ConfigError, match=message):
+    train_lib.train(config, tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
+
+
+def test_the_best_step_is_kept_and_found(config, tmp_path, monkeypatch):
+  """Every evaluation is saved; its number decides, not the newest."""
+  numbers = iter([0.25, 0.75, 0.5])
+  held_out = train_lib.evaluate.held_out
+
+  def scripted(*args, **kwargs):
+    return held_out(*args, **kwargs) | {'eval/test/pass@2': next(numbers)}
+
+  monkeypatch.setattr(train_lib.evaluate, 'held_out', scripted)
+  stage = dataclasses.replace(config.stages[0], steps=3)
+  config = dataclasses.replace(config, stages=(stage,))
+  for assignment in (
+    'checkpoint.every=100',
+    'checkpoint.keep=1',
+    'checkpoint.best=eval/test/pass@2',
+    'eval.every=1',
+  ):
+    config = override(config, assignment)
+  train_lib.train(config, tmp_path)
+  folder = tmp_path / 'checkpoints/base'
+  assert sorted(p.name for p in folder.iterdir()) == ['00000002', '00000003']
+  policy = train_lib.load_policy(config)
+  best, step = train_lib.result_of(policy, tmp_path, 'base', best=True)
+  newest, last = train_lib.result_of(policy, tmp_path, 'base')
+  assert (step, last) == (2, 3)
+  assert not np.array_equal(best['embedding'], newest['embedding'])
+
+
 def test_a_non_finite_step_is_named_and_the_last_checkpoint_stands(
   config, tmp_path
 ):

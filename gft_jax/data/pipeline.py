@@ -210,10 +210,10 @@ class Dataset:
   ) -> 'Batches':
     """Batches without end for one process.
 
-    The rows of step n depend on the seed alone: process k has every
-    shard_count-th row of the global batch, from row k. An epoch drops the rows
-    that do not fill a batch, so a batch never holds a row twice; each epoch is
-    shuffled anew.
+    The rows of step n depend on the seed alone: process k has the k-th of
+    shard_count equal parts of the global batch, so a device sees the same rows
+    whichever process it belongs to. An epoch drops the rows that do not fill a
+    batch, so a batch never holds a row twice; each epoch is shuffled anew.
 
     Args:
       size: rows of the global batch.
@@ -233,7 +233,8 @@ class Dataset:
       f'data.batch_size={size} exceeds the {len(self)} rows of the dataset',
     )
     schedule = _Schedule(len(self), size, seed)
-    local = slice(shard_index, None, shard_count)
+    share = size // shard_count
+    local = slice(shard_index * share, (shard_index + 1) * share)
     batches = grain.MapDataset.source(schedule).map(
       lambda positions: self.examples(positions[local])
     )

@@ -24,8 +24,13 @@ import numpy as np
 # waste fewer keys after the current token, larger ones take fewer turns.
 BLOCK = 64
 
-# Most queries of each sequence whose scores exist at one time.
+# Most queries of each sequence whose scores exist at one time, and most bytes of
+# the scores of one group, where that leaves FEWEST queries: they then stay in a
+# TPU core's own memory, which halves what a training step reads and writes
+# (experiments/pods).
 QUERY_BLOCK = 128
+SCORES = 2**24
+FEWEST = 16
 
 
 class Part(NamedTuple):
@@ -160,7 +165,9 @@ def attend_prompt(
     same = own_segments[:, :, None] == segments[:, None]
     return attend(query, key, value, causal & same).out.astype(query.dtype)
 
-  return _in_query_blocks(attend_block, query, segments, axis=1)
+  return _in_query_blocks(
+    attend_block, query, segments, axis=1, block=QUERY_BLOCK
+  )
 
 
 def attend_response(
@@ -189,7 +196,11 @@ def attend_response(
     )
     return part.out.astype(query.dtype)
 
-  return _in_query_blocks(attend_block, query, axis=2)
+  _, group, tokens, heads, _ = query.shape
+  keys = max(tokens, prefix[0].shape[1])
+  fitting = SCORES // (4 * group * heads * keys) // FEWEST * FEWEST
+  block = min(QUERY_BLOCK, max(FEWEST, fitting))
+  return _in_query_blocks(attend_block, query, axis=2, block=block)
 
 
 def _causal(start: jax.Array, queries: int, keys: int) -> jax.Array:
@@ -199,13 +210,16 @@ def _causal(start: jax.Array, queries: int, keys: int) -> jax.Array:
 
 
 def _in_query_blocks(
-  attend_block: Callable[..., jax.Array], *arrays: jax.Array, axis: int
+  attend_block: Callable[..., jax.Array],
+  *arrays: jax.Array,
+  axis: int,
+  block: int,
 ) -> jax.Array:
-  """`attend_block(start, *arrays)` on blocks of the arrays, cut along `axis`."""
+  """`attend_block(start, *arrays)` on parts of at most `block` along `axis`."""
   tokens = arrays[0].shape[axis]
-  if tokens <= QUERY_BLOCK:
+  if tokens <= block:
     return attend_block(0, *arrays)
-  count = -(-tokens // QUERY_BLOCK)
+  count = -(-tokens // block)
   size = -(-tokens // count)
 
   def cut(x):

@@ -206,7 +206,7 @@ class Block(nn.Module):
 
 def _promote(name, inputs, kernel, *bias, dtype):
   inputs, kernel, *bias = promote_dtype(inputs, kernel, *bias, dtype=dtype)
-  return inputs, parallel.gather(kernel, name), *bias
+  return inputs, parallel.whole_parameter(kernel, name), *bias
 
 
 class Transformer(nn.Module):

@@ -1,0 +1,277 @@
+"""Runs of several real processes on one machine, on one global mesh.
+
+Eight virtual CPU devices in all, whoever holds them; gloo between processes.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from gft_jax import train, writers
+from gft_jax.config import Config, Stage, override, to_dict
+
+ROOT = pathlib.Path(__file__).parents[1]
+DEVICES = 8
+
+# Sums over 8 devices of one process are added in another order.
+TOLERANCE = {'rtol': 1e-4, 'atol': 1e-6}
+
+RECIPE = """
+import json, pathlib
+from gft_jax.config import Config, from_dict
+text = pathlib.Path(__file__).with_suffix('.json').read_text()
+get_config = lambda: from_dict(Config, json.loads(text))
+"""
+
+
+@pytest.fixture(scope='module')
+def recipe(config) -> Config:
+  """One stage with every origin, refilled groups and evaluations."""
+  for assignment in (
+    'data.batch_size=8',
+    'mesh.data=4',
+    'mesh.fsdp=2',
+    'reward.function=reward_functions:uneven + 0 * length',
+    'checkpoint.keep=9',
+    'eval.every=2',
+    'eval.batch_size=8',
+    # Of the last batch some processes of four have no row.
+    'eval.prompts=13',
+    'eval.kl_prompts=9',
+    'eval.base=',
+    'log.report=false',
+  ):
+    config = override(config, assignment)
+  stage = Stage('gft', '', 'gft', 4, ('group.refills=1',))
+  return dataclasses.replace(config, stages=(stage,))
+
+
+def free_port() -> int:
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    return free.getsockname()[1]
+
+
+class Processes:
+  """The same command in `count` processes that know of each other."""
+
+  def __init__(self, config: Config, workdir: pathlib.Path, count: int):
+    file = workdir.with_suffix('.py')
+    file.write_text(RECIPE)
+    file.with_suffix('.json').write_text(json.dumps(to_dict(config)))
+    environment = os.environ | {
+      'PYTHONPATH': f'{ROOT}:{ROOT}/tests',
+      'XLA_FLAGS': (
+        f'--xla_force_host_platform_device_count={DEVICES // count}'
+        ' --xla_backend_optimization_level=0'
+        ' --xla_cpu_use_fusion_emitters=false'
+      ),
+      'JAX_COORDINATOR_ADDRESS': f'localhost:{free_port()}',
+      'JAX_NUM_PROCESSES': str(count),
+    }
+    command = [sys.executable, 'experiments/train.py']
+    command += ['--config', str(file), '--workdir', str(workdir)]
+    self._metrics = workdir / 'metrics.jsonl'
+    self._logs = [workdir.with_suffix(f'.{i}.log') for i in range(count)]
+    self._children = [
+      subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment | {'JAX_PROCESS_ID': str(index)},
+        stdout=log.open('w'),
+        stderr=subprocess.STDOUT,
+      )
+      for index, log in enumerate(self._logs)
+    ]
+
+  def wait(self, timeout: float = 600) -> list[int]:
+    """Exit codes; a process that is still there is killed and fails."""
+    deadline = time.monotonic() + timeout
+    try:
+      return [
+        child.wait(timeout=max(0, deadline - time.monotonic()))
+        for child in self._children
+      ]
+    finally:
+      for child in self._children:
+        child.kill()
+
+  def signal_at(self, step: int, index: int, number: int) -> None:
+    """Sends a signal to one process when the metrics show the step."""
+    deadline = time.monotonic() + 600
+    mark = f'"step": {step}, '
+    while not (self._metrics.exists() and mark in self._metrics.read_text()):
+      assert all(child.poll() is None for child in self._children), self.said(0)
+      assert time.monotonic() < deadline
+      time.sleep(0.02)
+    self._children[index].send_signal(number)
+
+  def said(self, index: int) -> list[str]:
+    """Lines of a process, without those of the runtime as it starts."""
+    lines = self._logs[index].read_text().splitlines()
+    noise = ('connected peer ranks', 'spmd_partitioner')
+    return [x for x in lines if not any(word in x for word in noise)]
+
+
+def records(workdir):
+  return [
+    {k: v for k, v in r.items() if not k.startswith(('time/', 'memory/'))}
+    for r in writers.read_metrics(workdir)
+  ]
+
+
+def assert_close(found, expected):
+  assert len(found) == len(expected)
+  for a, b in zip(found, expected):
+    assert a.keys() == b.keys()
+    for name, value in b.items():
+      if isinstance(value, str):
+        assert a[name] == value
+      else:
+        np.testing.assert_allclose(
+          a[name], value, **TOLERANCE, err_msg=f'{name} at step {b["step"]}'
+        )
+
+
+def cut_back(workdir, copy, step):
+  """A copy of the run as a kill after the checkpoint of `step` leaves it."""
+  shutil.copytree(workdir, copy)
+  for folder in (copy / 'checkpoints/gft').iterdir():
+    if int(folder.name) > step:
+      shutil.rmtree(folder)
+
+
+def test_two_processes_train_as_one_does(recipe, tmp_path):
+  """Demonstrations alone, which compile fast."""
+  given = ('group.samples=0', 'group.teachers=0', 'eval.splits=()')
+  stage = Stage('gft', '', 'sft', 2, given)
+  recipe = dataclasses.replace(recipe, stages=(stage,))
+  two = Processes(recipe, tmp_path / 'two', 2)
+  train.train(recipe, tmp_path / 'one')
+  assert two.wait() == [0, 0], two.said(0)
+  assert_close(records(tmp_path / 'two'), records(tmp_path / 'one'))
+  assert len(records(tmp_path / 'one')) == 3
+  assert two.said(1) == []  # Process 0 speaks for all.
+
+
+@pytest.fixture(scope='module')
+def finished(recipe, tmp_path_factory):
+  """Number of processes -> workdir of a finished run."""
+  workdirs = {}
+  for count in (1, 2, 4):
+    workdirs[count] = tmp_path_factory.mktemp('finished') / f'run{count}'
+    run = Processes(recipe, workdirs[count], count)
+    assert run.wait() == [0] * count, run.said(0)
+  return workdirs
+
+
+@pytest.mark.slow
+def test_metrics_do_not_depend_on_who_holds_the_devices(finished):
+  two = records(finished[2])
+  assert [(r['step'], 'eval/entropy' in r) for r in two] == [
+    *((step, False) for step in (1, 2)),
+    (2, True),
+    *((step, False) for step in (3, 4)),
+    (4, True),
+  ]
+  assert two == records(finished[4])
+  assert_close(two, records(finished[1]))
+  # What each process counts for itself is there, and not trivial.
+  assert any(r.get('train/refills') for r in two)
+  assert any(r.get('train/reward_failures/error') for r in two)
+  assert any(r.get('eval/test/reward_failures/error') for r in two)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('before', 'after'), [(4, 1), (1, 4)])
+def test_a_checkpoint_resumes_on_another_number_of_processes(
+  recipe, finished, tmp_path, before, after
+):
+  cut_back(finished[before], tmp_path / 'run', 2)
+  run = Processes(recipe, tmp_path / 'run', after)
+  assert run.wait() == [0] * after, run.said(0)
+  found, whole = records(tmp_path / 'run'), records(finished[before])
+  assert found[:3] == whole[:3]
+  assert_close(found, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('victim', [0, 1])
+def test_a_killed_process_stops_the_others_and_the_relaunch_resumes(
+  recipe, finished, tmp_path, victim
+):
+  """Whoever has lost process 0 is ended by the runtime, with its own words."""
+  workdir = tmp_path / 'run'
+  run = Processes(recipe, workdir, 2)
+  run.signal_at(3, victim, signal.SIGKILL)
+  start = time.monotonic()
+  codes = run.wait(timeout=90)
+  assert time.monotonic() - start < 75  # parallel.HEARTBEAT and its neighbours.
+  assert codes[victim] == -signal.SIGKILL
+  survivor = 1 - victim
+  text = '\n'.join(run.said(survivor))
+  if codes[survivor] == 1:
+    assert text.count('\n') == 0
+    assert 'cannot reach another process of the run' in text
+  else:
+    assert codes[survivor] == -signal.SIGABRT
+    assert 'another task died' in text
+  again = Processes(recipe, workdir, 2)
+  assert again.wait() == [0, 0], again.said(0)
+  assert records(workdir) == records(finished[2])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('index', [0, 1])
+def test_sigterm_to_one_process_saves_all_at_one_step(
+  recipe, finished, tmp_path, index
+):
+  workdir = tmp_path / 'run'
+  run = Processes(recipe, workdir, 2)
+  run.signal_at(2, index, signal.SIGTERM)
+  assert run.wait(timeout=120) == [128 + signal.SIGTERM] * 2
+  assert run.said(0) == run.said(1)
+  (line,) = run.said(0)
+  step = int(line.partition('saved at step ')[2].partition(';')[0])
+  assert (workdir / f'checkpoints/gft/{step:08d}/manifest.json').exists()
+  again = Processes(recipe, workdir, 2)
+  assert again.wait() == [0, 0], again.said(0)
+  assert records(workdir) == records(finished[2])
+
+
+@pytest.mark.slow
+def test_the_script_for_one_machine_runs_two_processes(recipe, tmp_path):
+  given = ('group.samples=0', 'group.teachers=0', 'eval.splits=()')
+  stage = Stage('gft', '', 'sft', 2, given)
+  recipe = dataclasses.replace(recipe, stages=(stage,))
+  file = tmp_path / 'run.py'
+  file.write_text(RECIPE)
+  file.with_suffix('.json').write_text(json.dumps(to_dict(recipe)))
+  environment = os.environ | {
+    'PYTHON': sys.executable,
+    'PYTHONPATH': f'{ROOT}:{ROOT}/tests',
+    'XLA_FLAGS': '--xla_force_host_platform_device_count=4',
+    'JAX_COORDINATOR_ADDRESS': f'localhost:{free_port()}',
+  }
+  command = ['experiments/pods/local.sh', '2', '--config', str(file)]
+  command += ['--workdir', str(tmp_path / 'run')]
+  assert subprocess.run(command, cwd=ROOT, env=environment).returncode == 0
+  assert [r['step'] for r in records(tmp_path / 'run')] == [1, 2, 2]
+  # What one process refuses both refuse, and so does the script.
+  command[-1] = str(tmp_path / 'other')
+  command += ['--set', 'mesh.data=2']
+  found = subprocess.run(
+    command, cwd=ROOT, env=environment, capture_output=True, text=True
+  )
+  assert found.returncode == 2
+  assert 'processes must use all of them' in found.stderr
