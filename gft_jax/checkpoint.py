@@ -150,8 +150,10 @@ def _finish(
 ) -> None:
   """Waits for the arrays of all processes; the manifest makes it count."""
   with _saving(target):
-    for array in arrays:
-      array.result()
+    # All are asked, also where one fails: what still wrote would come back.
+    with contextlib.ExitStack() as written:
+      for array in arrays:
+        written.callback(array.result)
     if jax.process_index() != 0:
       return
     _write(target / 'position.json', json.dumps(position))
