@@ -2,6 +2,8 @@
 
 import math
 
+import re
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -176,6 +178,29 @@ def test_queries_in_blocks_equal_all_at_once(block, monkeypatch):
     return jax.jit(run)(query, own, prefix)
 
   chex.assert_trees_all_close(results(block), results(100), atol=1e-5)
+
+
+def test_scores_of_a_group_are_bounded(monkeypatch):
+  """Fewer queries at one time where many members see many keys."""
+  group, heads, tokens = 8, 4, 64
+  query = random(0, 1, group, tokens, heads, 2)
+  own = random(1, 1, group, tokens, 2, 2), random(2, 1, group, tokens, 2, 2)
+  prefix = random(3, 1, 32, 2, 2), random(4, 1, 32, 2, 2)
+
+  def largest(scores):
+    monkeypatch.setattr(attention, 'SCORES', scores)
+    text = str(
+      jax.make_jaxpr(lambda *x: attention.attend_response(*x))(
+        query, own, prefix, jnp.array([32])
+      )
+    )
+    shapes = re.findall(r'f32\[([\d,]+)\]', text)
+    return max(np.prod([int(n) for n in shape.split(',')]) for shape in shapes)
+
+  each = group * heads * tokens  # of one query
+  assert largest(2**24) == tokens * each
+  assert largest(4 * 40 * each) == 32 * each
+  assert largest(1) == attention.FEWEST * each
 
 
 def fresh_step():
