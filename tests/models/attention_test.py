@@ -1,7 +1,6 @@
 """Attention against loops; parts of the keys against all of them at once."""
 
 import math
-
 import re
 
 import chex
