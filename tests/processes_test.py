@@ -151,6 +151,7 @@ def cut_back(workdir, copy, step):
       shutil.rmtree(folder)
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does(recipe, tmp_path):
   """Demonstrations alone, which compile fast."""
   given = ('group.samples=0', 'group.teachers=0', 'eval.splits=()')

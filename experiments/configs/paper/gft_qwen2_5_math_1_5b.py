@@ -4,9 +4,9 @@ Paper item: Table 1, row GFT, Qwen2.5-Math-1.5B. Command:
   python experiments/train.py \
     --config experiments/configs/paper/gft_qwen2_5_math_1_5b.py \
     --workdir runs/gft_1_5b
-Hardware: 16 TPU v6e or v5p chips (mesh fsdp=16), for which
-`experiments/pods/compile_check.py` compiles it (20 GB a chip). Not run here: no
-weights, data or accelerator at hand.
+Hardware: 16 TPU chips (mesh fsdp=16), for which experiments/pods/compile_check.py
+compiles it, with the paper's other models by `--set model.path=...`: see
+experiments/pods/README.md. Not run here: no weights, data or accelerator at hand.
 
 Values: examples/gft_trainer/run_qwen2.5-math-1.5B.sh of ZJU-OmniAI/GFT at
 763384d: 128 prompts x (1 expert + 3 teachers + 4 samples), 1,024 + 2,048 tokens,
