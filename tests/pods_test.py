@@ -12,7 +12,7 @@ import sys
 import pytest
 
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / 'experiments'
-RECIPE = str(EXPERIMENTS / 'configs/paper/gft_qwen2_5_math_1_5b.py')
+RECIPE = str(EXPERIMENTS / 'configs/paper/gft.py')
 
 
 @pytest.fixture
@@ -183,3 +183,37 @@ def test_a_launch_without_its_numbers_is_one_line(script):
   found = launch(script, '--config', 'a.py')
   assert found.returncode and not found.stdout
   assert found.stderr.count('\n') == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'path',
+  sorted((EXPERIMENTS / 'configs/paper').glob('*.py')),
+  ids=lambda p: p.stem,
+)
+def test_every_recipe_of_the_paper_traces_at_full_size(script, path):
+  """Its training steps and samplers, with the shapes of the model and no array."""
+  import command
+
+  from gft_jax import objectives, parallel
+  from gft_jax.config import MeshConfig, for_stage
+
+  config = command.load_recipe(str(path), []).config
+  assert path.stem in ('pipelines', config.stages[0].name)
+  mesh = parallel.make_mesh(MeshConfig(fsdp=8))
+  for stage in config.stages:
+    settings = for_stage(config, stage)
+    optimizer = settings.optimizer
+    parts = optimizer.mini_batches * optimizer.micro_batches
+    size = settings.data.batch_size
+    parallel.check_divisible(size, settings.mesh, parts=parts)
+    objective = objectives.choose(stage.objective, settings.group)
+    work = {
+      name: work
+      for name, _, work in script.programs(
+        settings, objective, stage, script.shape_of(config), mesh
+      )
+    }
+    assert set(work) == {'update', *(['sample'] * bool(settings.group.samples))}
+    # What is recomputed costs a third more, attention and the head something.
+    assert 1.3 < work['update'].flops / work['update'].model_flops < 2

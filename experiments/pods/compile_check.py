@@ -2,7 +2,7 @@
 
   pip install 'jax[tpu]'
   python experiments/pods/compile_check.py --topology v5e:4x4 \\
-    --config experiments/configs/paper/gft_qwen2_5_math_1_5b.py
+    --config experiments/configs/paper/gft.py
 
 The training step and the sampler of every stage, at full lengths, through the
 TPU compiler itself (libtpu, jax.experimental.topologies). Prints per program:

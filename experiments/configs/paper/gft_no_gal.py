@@ -1,0 +1,16 @@
+"""GFT without group advantages (GAL), as the paper compares it.
+
+Paper item: the row without GAL of Table 2, and Figure 3. Command:
+  python experiments/train.py --config experiments/configs/paper/gft_no_gal.py \
+    --workdir runs/gft_no_gal
+Hardware: 16 TPU chips; see experiments/pods/README.md. Never run here: no weights,
+data or accelerator at hand. Values and sources: experiments/paper.py.
+"""
+
+import paper
+
+from gft_jax.config import Config
+
+
+def get_config() -> Config:
+  return paper.config(paper.stage('gft_no_gal'))

@@ -1,0 +1,16 @@
+"""LUFFY, as the paper compares it.
+
+Paper item: the row LUFFY of Table 1. Command:
+  python experiments/train.py --config experiments/configs/paper/luffy.py \
+    --workdir runs/luffy
+Hardware: 16 TPU chips; see experiments/pods/README.md. Never run here: no weights,
+data or accelerator at hand. Values and sources: experiments/paper.py.
+"""
+
+import paper
+
+from gft_jax.config import Config
+
+
+def get_config() -> Config:
+  return paper.config(paper.stage('luffy'))

@@ -1,0 +1,16 @@
+"""PSFT, as the paper compares it.
+
+Paper item: the row PSFT of Table 1. Command:
+  python experiments/train.py --config experiments/configs/paper/psft.py \
+    --workdir runs/psft
+Hardware: 8 TPU chips, because each of 8 updates sees 8 answers; see experiments/pods/README.md. Never run here: no weights,
+data or accelerator at hand. Values and sources: experiments/paper.py.
+"""
+
+import paper
+
+from gft_jax.config import Config, MeshConfig
+
+
+def get_config() -> Config:
+  return paper.config(paper.stage('psft'), mesh=MeshConfig(fsdp=8))

@@ -1,0 +1,16 @@
+"""SFT, as the paper compares it.
+
+Paper item: the rows SFT of Tables 1, 2 and 3, and Figures 1 and 5. Command:
+  python experiments/train.py --config experiments/configs/paper/sft.py \
+    --workdir runs/sft
+Hardware: 16 TPU chips; see experiments/pods/README.md. Never run here: no weights,
+data or accelerator at hand. Values and sources: experiments/paper.py.
+"""
+
+import paper
+
+from gft_jax.config import Config
+
+
+def get_config() -> Config:
+  return paper.config(paper.stage('sft'))

@@ -1,0 +1,161 @@
+"""What the recipes of configs/paper share: the paper's model, data and methods.
+
+The model is Qwen2.5-Math-1.5B on 16 TPU chips; `--set model.path=...` takes the
+paper's others (experiments/pods/README.md says on which chips they fit).
+
+Values of the group methods: examples/gft_trainer/run_qwen2.5-math-1.5B.sh of
+ZJU-OmniAI/GFT at 763384d: 128 prompts x 8 answers, 1,024 + 2,048 tokens, AdamW at
+1e-6 constant, clip 1, weight decay 0.01, float32 master weights with bfloat16
+compute; 78 rollouts of 4 updates are its 10,000 prompts. The threshold is the
+paper's best, 0.7 (Figure 6); that script has 0.1. Methods that imitate see
+100,000 answers (section 4.1). What each method changes has its source below;
+where the paper does not say, it is that of the method's own authors.
+"""
+
+from typing import NamedTuple
+
+from gft_jax.config import (
+  Config,
+  DataConfig,
+  EvalConfig,
+  GroupConfig,
+  LossConfig,
+  MeshConfig,
+  ModelConfig,
+  OptimizerConfig,
+  RewardConfig,
+  Stage,
+)
+
+
+class Method(NamedTuple):
+  """A row of Table 1.
+
+  Attributes:
+    objective: a row of objectives.OBJECTIVES.
+    steps: rollouts, or batches of demonstrations.
+    overrides: what differs from GFT.
+  """
+
+  objective: str
+  steps: int
+  overrides: tuple[str, ...] = ()
+
+
+# The policy's own answers alone; and one expert beside seven of them.
+OWN_SAMPLES = ('group.experts=0', 'group.teachers=0', 'group.samples=8')
+EXPERT_AND_SAMPLES = ('group.teachers=0', 'group.samples=7')
+
+# The expert's answer alone, 256 a batch, for one epoch of 100,000: the command in
+# DFT's README (yongliang-wu/DFT), whose trainer has the other values.
+IMITATION = (
+  'group.teachers=0',
+  'group.samples=0',
+  'data.rows=100_000',
+  'data.batch_size=256',
+  'optimizer.learning_rate=5e-5',
+  'optimizer.schedule=cosine',
+  'optimizer.warmup_steps=39',
+  'optimizer.b2=0.95',
+  'optimizer.mini_batches=1',
+  'optimizer.micro_batches=4',
+)
+
+METHODS = {
+  'gft': Method('gft', 78),
+  # No distilled answers (README of the official code, Table 1). How many samples
+  # replace them is not published; here the group stays at 8.
+  'gft_no_mix': Method('gft', 78, EXPERT_AND_SAMPLES),
+  # The ablations of Table 2.
+  'gft_no_dcr': Method('gft_no_dcr', 78),
+  'gft_no_gal': Method('gft_no_gal', 390, IMITATION),
+  'grpo': Method('grpo', 78, OWN_SAMPLES),
+  'sft': Method('sft', 390, IMITATION),
+  # Expert and teachers, four answers a prompt; the ratio is not published.
+  'sft_mix': Method(
+    'sft', 390, (*IMITATION, 'group.teachers=3', 'data.batch_size=64')
+  ),
+  'dft': Method('dft', 390, IMITATION),
+  # Three epochs of batches of 64 at 2e-5 without weight decay: train_v2.py of
+  # zhuchichi56/ASFT at 6f6f51c, whose schedule is linear; here it is a cosine.
+  'asft': Method(
+    'asft',
+    4687,
+    (
+      *IMITATION,
+      'data.batch_size=64',
+      'optimizer.learning_rate=2e-5',
+      'optimizer.warmup_steps=0',
+      'optimizer.b2=0.999',
+      'optimizer.weight_decay=0',
+    ),
+  ),
+  # 64 demonstrations, 8 updates, 1e-6 after 10 steps of warm-up: recipe/psft of
+  # zwhong714/PSFT at 569b1ba.
+  'psft': Method(
+    'psft',
+    1562,
+    (
+      *IMITATION,
+      'data.batch_size=64',
+      'optimizer.learning_rate=1e-6',
+      'optimizer.schedule=constant',
+      'optimizer.warmup_steps=10',
+      'optimizer.b2=0.999',
+      'optimizer.weight_decay=0.1',
+      'optimizer.micro_batches=1',
+      'optimizer.mini_batches=8',
+    ),
+  ),
+  # Two updates a rollout: exp_scripts/train.sh of ElliottYan/LUFFY at 01f4ae0.
+  'luffy': Method(
+    'luffy',
+    78,
+    (
+      *EXPERT_AND_SAMPLES,
+      'optimizer.mini_batches=2',
+      'optimizer.micro_batches=4',
+    ),
+  ),
+  # CHORD-phi, whose weight of imitation is 0.1: chord_policy_loss.py of
+  # Trinity-RFT. One expert for 7 samples; there it is one for 4.
+  'chord': Method('chord_phi', 78, EXPERT_AND_SAMPLES),
+}
+
+
+def stage(
+  method: str, *, name: str = '', start: str = '', steps: int = 0
+) -> Stage:
+  """A stage of METHODS; it starts from the model unless `start` says a stage."""
+  objective, own, overrides = METHODS[method]
+  return Stage(name or method, start, objective, steps or own, overrides)
+
+
+def config(*stages: Stage, mesh: MeshConfig | None = None) -> Config:
+  """GFT as the paper trains it, in these stages."""
+  return Config(
+    model=ModelConfig(
+      path='Qwen/Qwen2.5-Math-1.5B', dtype='bfloat16', remat='full'
+    ),
+    data=DataConfig(
+      path='hub:OmniAI-ZJU/NuminaMath-Cot-Distillation-100K',
+      instruction=(
+        "Let's think step by step and output the final answer within \\boxed{}."
+      ),
+      batch_size=128,
+      max_prompt=1024,
+      max_response=2048,
+      rows=10_000,
+    ),
+    group=GroupConfig(experts=1, teachers=3, samples=4),
+    reward=RewardConfig(function='math', workers=8),
+    loss=LossConfig(tau=0.7),
+    optimizer=OptimizerConfig(
+      learning_rate=1e-6, mini_batches=4, micro_batches=2
+    ),
+    mesh=mesh or MeshConfig(fsdp=16),
+    eval=EvalConfig(
+      splits=('test',), max_response=2048, batch_size=32, kl_prompts=32
+    ),
+    stages=stages,
+  )
