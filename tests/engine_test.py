@@ -59,6 +59,7 @@ def start(index, count, port):
   )
 
 
+@pytest.mark.slow
 def test_two_processes_sample_what_one_does():
   with socket.socket() as free:
     free.bind(('localhost', 0))
@@ -77,7 +78,9 @@ def test_two_processes_sample_what_one_does():
   assert halves[0] + halves[1] == whole
 
 
-@pytest.mark.parametrize('rollout_tensor', [2, 4])
+@pytest.mark.parametrize(
+  'rollout_tensor', [2, pytest.param(4, marks=pytest.mark.slow)]
+)
 def test_rollouts_may_have_another_layout_than_training(rollout_tensor):
   """Sums over a width round differently, so log-probabilities: to 1e-5."""
   shape = Architecture(width=32, heads=4, kv_heads=2, head_size=8, mlp_width=64)

@@ -472,7 +472,6 @@ def test_a_changed_config_is_refused_by_name(config, whole):
     ('model.path=/nowhere', '/nowhere'),
     ('data.batch_size=6', r'data.batch_size=6 .* multiple of 4'),
     ('mesh.data=64', 'needs 64 devices'),
-    ('mesh.data=8', r'eval.batch_size=4 .* of the 8 devices'),
     ('eval.splits=tset', 'tset'),
     ('eval.base=sft', "eval.base='sft' is not a stage"),
     ('stages.gft.objective=gtf', 'did you mean gft'),
