@@ -12,6 +12,7 @@ import re
 import runpy
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -143,7 +144,7 @@ def load_recipe(path: str, assignments: list[str]) -> Recipe:
   """
   file = pathlib.Path(path)
   if not file.is_file():
-    known = pathlib.Path(__file__).parent.glob('configs/*.py')
+    known = pathlib.Path(__file__).parent.glob('configs/**/*.py')
     raise ConfigError(
       f'--config {path}: no such file' + nearest(path, map(str, known))
     )
@@ -189,15 +190,17 @@ def check_rewards(
   """
   if not workdir:
     return
-  named = ' '.join(given)
+  from gft_jax import rewards
+
+  named = {IN_HOUSE, *re.findall(r'[\w.:]+', ' '.join(given))}
   for setting in ('reward.function', 'eval.reward'):
     group, _, field = setting.partition('.')
     function = getattr(getattr(config, group), field)
-    for code in re.findall(r'[\w.]+:[\w.:]+', function):
-      if code not in (IN_HOUSE, *re.findall(r'[\w.]+:[\w.:]+', named)):
+    for part in rewards.parts_of(function) if function else ():
+      if ':' in part.name and part.name not in named:
         raise ConfigError(
-          f'{workdir}/config.json has the reward {code}, which is code; if you'
-          f" trust it, name it yourself: --set {setting}='{function}'"
+          f'{workdir}/config.json has the reward {part.name}, which is code; if'
+          f" you trust it, name it yourself: --set {setting}='{function}'"
         )
 
 
@@ -233,21 +236,30 @@ def run(work: Callable[[], None]) -> int:
     work()
   except ConfigError as error:
     print(f'error: {error}', file=sys.stderr)
+    _leave_others(2)
     return 2
   except InterruptedError as error:
     print(f'stopped: {error}', file=sys.stderr)
     return 128 + signal.SIGTERM
-  except FloatingPointError as error:
-    print(f'stopped: {error}', file=sys.stderr)
-    return 1
-  except OSError as error:
+  except (FloatingPointError, OSError) as error:
     print(f'stopped: {error}', file=sys.stderr)
     _leave_others(1)
     return 1
   except KeyboardInterrupt:
     print('stopped by hand', file=sys.stderr)
     return 128 + signal.SIGINT
+  except Exception:
+    if _several():
+      traceback.print_exc()
+      _leave_others(1)
+    raise
   return 0
+
+
+def _several() -> bool:
+  """Whether this is one process of several."""
+  jax = sys.modules.get('jax')
+  return bool(jax) and jax.distributed.is_initialized()
 
 
 def _leave_others(code: int) -> None:
@@ -255,8 +267,7 @@ def _leave_others(code: int) -> None:
 
   An ordinary exit of JAX waits for the others, and they wait for this one.
   """
-  jax = sys.modules.get('jax')
-  if jax and jax.distributed.is_initialized():
+  if _several():
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

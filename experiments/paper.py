@@ -66,7 +66,7 @@ METHODS = {
   # No distilled answers (README of the official code, Table 1). How many samples
   # replace them is not published; here the group stays at 8.
   'gft_no_mix': Method('gft', 78, EXPERT_AND_SAMPLES),
-  # The ablations of Table 2.
+  # The ablations of Table 2; of them nothing else is published.
   'gft_no_dcr': Method('gft_no_dcr', 78),
   'gft_no_gal': Method('gft_no_gal', 390, IMITATION),
   'grpo': Method('grpo', 78, OWN_SAMPLES),
@@ -90,8 +90,8 @@ METHODS = {
       'optimizer.weight_decay=0',
     ),
   ),
-  # 64 demonstrations, 8 updates, 1e-6 after 10 steps of warm-up: recipe/psft of
-  # zwhong714/PSFT at 569b1ba.
+  # 64 demonstrations, 8 updates, 1e-6 after 10 steps of warm-up, which are 80
+  # updates: recipe/psft of zwhong714/PSFT at 569b1ba.
   'psft': Method(
     'psft',
     1562,
@@ -100,7 +100,7 @@ METHODS = {
       'data.batch_size=64',
       'optimizer.learning_rate=1e-6',
       'optimizer.schedule=constant',
-      'optimizer.warmup_steps=10',
+      'optimizer.warmup_steps=80',
       'optimizer.b2=0.999',
       'optimizer.weight_decay=0.1',
       'optimizer.micro_batches=1',

@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import pathlib
 import shutil
 from collections.abc import Iterator, Sequence
@@ -23,6 +22,7 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from gft_jax import parallel
+from gft_jax.generations import write_whole
 
 MANIFEST = 'manifest.json'
 
@@ -109,10 +109,13 @@ class Saver:
     params = rest.pop('params')
     with _saving(target):
       if jax.process_index() == 0:
-        # A leftover of an interrupted or damaged save of the same step.
-        shutil.rmtree(target, ignore_errors=True)
+        # Leftovers of an interrupted save of this step, and of damaged ones that
+        # a resumed run has passed over.
+        for other in target.parent.glob('[0-9]*'):
+          if other.name >= target.name:
+            shutil.rmtree(other)
         target.parent.mkdir(parents=True, exist_ok=True)
-      parallel.anywhere(False)  # Nobody writes before that.
+      parallel.barrier()  # Nobody writes before that.
       arrays = [
         ocp.save_async(target / 'params', params),
         ocp.save_async(target / 'rest', rest),
@@ -156,10 +159,12 @@ def _finish(
         written.callback(array.result)
     if jax.process_index() != 0:
       return
-    _write(target / 'position.json', json.dumps(position))
-    _write(target / MANIFEST, json.dumps(_digests(target), indent=1))
+    write_whole(target / 'position.json', json.dumps(position))
+    write_whole(target / MANIFEST, json.dumps(_digests(target), indent=1))
   done = sorted(p.parent for p in target.parent.glob(f'*/{MANIFEST}'))
-  kept = done[-keep:] + (_by_score(done)[:1] if keep_best else [])
+  kept = done[-keep:]
+  if keep_best:
+    kept += [x for x in _by_score(done) if x == target or not _fault(x)][:1]
   for old in set(done) - set(kept):
     shutil.rmtree(old)
 
@@ -296,13 +301,3 @@ def _digests(folder: pathlib.Path) -> dict[str, str]:
         digest = hashlib.file_digest(file, 'sha256').hexdigest()
       digests[str(path.relative_to(folder))] = digest
   return digests
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-  """Whole or not at all, also across a power cut."""
-  temporary = path.with_suffix('.tmp')
-  with temporary.open('w') as file:
-    file.write(text)
-    file.flush()
-    os.fsync(file.fileno())
-  temporary.rename(path)

@@ -8,6 +8,7 @@ problems: avg@k is the mean score, pass@k the unbiased estimate of Chen et al.
 import dataclasses
 import hashlib
 import json
+import os
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -309,9 +310,12 @@ def read_answers(path: pathlib.Path, *, graded: bool = True) -> Answers:
 
 
 def write_whole(path: pathlib.Path, text: str) -> None:
-  """Writes a file that is either the old one or the new one at any time."""
+  """Writes a file that is the old or the new one, also across a power cut."""
   temporary = path.with_suffix('.tmp')
-  temporary.write_text(text)
+  with temporary.open('w') as file:
+    file.write(text)
+    file.flush()
+    os.fsync(file.fileno())
   temporary.rename(path)
 
 

@@ -18,7 +18,7 @@ import functools
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -86,10 +86,18 @@ def initialize_processes() -> None:
   seconds.
 
   Raises:
-    ConfigError: some of the three are set, but not all, or not as numbers.
+    ConfigError: some of the three are set, but not all, or not as numbers; or
+      JAX finds no processes.
   """
-  if os.environ.get('GFT_JAX_PROCESSES') == 'auto':
-    jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT)
+  found = os.environ.get('GFT_JAX_PROCESSES')
+  if found:
+    require(found == 'auto', f'GFT_JAX_PROCESSES={found!r} is not auto')
+    try:
+      jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT)
+    except ValueError as error:
+      raise ConfigError(
+        f'GFT_JAX_PROCESSES=auto: JAX finds no other process here ({error})'
+      ) from error
     _compile_anew()
     return
   names = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
@@ -144,8 +152,7 @@ def connected() -> Iterator[None]:
 def make_mesh(config: MeshConfig) -> Mesh:
   """The mesh (data, fsdp, tensor) on the first devices.
 
-  Its axes are Auto: XLA propagates the shardings. `jax.make_mesh` would make
-  them Explicit.
+  Its axes are Auto: XLA propagates the shardings.
 
   Raises:
     ConfigError: there are fewer devices than the axes need, or, with several
@@ -163,12 +170,7 @@ def make_mesh(config: MeshConfig) -> Mesh:
     f'{asked} uses {needed} of {present} devices; {jax.process_count()}'
     ' processes must use all of them',
   )
-  mesh = jax.make_mesh(
-    shape,
-    ('data', 'fsdp', 'tensor'),
-    axis_types=(AxisType.Auto,) * 3,
-    devices=jax.devices()[:needed],
-  )
+  mesh = mesh_of(config, jax.devices()[:needed])
   # Each process loads and grades the prompts of its own devices.
   for devices in mesh.devices.reshape(-1, config.tensor):
     owners = sorted({device.process_index for device in devices})
@@ -178,6 +180,20 @@ def make_mesh(config: MeshConfig) -> Mesh:
       f' must divide the {jax.local_device_count()} devices of a process',
     )
   return mesh
+
+
+def mesh_of(config: MeshConfig, devices: Sequence[jax.Device]) -> Mesh:
+  """The mesh on these devices, those of each process side by side.
+
+  `jax.make_mesh` would follow the torus of a TPU, and a process would hold rows
+  that are not next to each other.
+  """
+  ordered = sorted(devices, key=lambda d: (d.process_index, d.id))
+  return Mesh(
+    np.array(ordered).reshape(config.data, config.fsdp, config.tensor),
+    ('data', 'fsdp', 'tensor'),
+    axis_types=(AxisType.Auto,) * 3,
+  )
 
 
 def rollout_mesh(mesh: Mesh, config: MeshConfig) -> Mesh:
@@ -378,7 +394,8 @@ def lay_out(params: Any, mesh: Mesh) -> Any:
 def whole_parameter(x: jax.Array, name: str) -> jax.Array:
   """A layer's parameter, whole over the axes that hold prompts.
 
-  Its gradient is added up and split again. Where it is not said, a TPU's
+  Its gradient is added up in the dtype of the computation (the official code
+  adds in float32) and split again. Where it is not said, a TPU's
   compiler multiplies by one shard after another, and each time reads and writes
   all the results.
 
@@ -423,6 +440,11 @@ def anywhere(*flags: bool) -> tuple[bool, ...]:
   """Which flags any process of the run raises; every process must ask."""
   raised = multihost_utils.process_allgather(np.array(flags))
   return tuple(raised.reshape(-1, len(flags)).any(axis=0).tolist())
+
+
+def barrier() -> None:
+  """Returns when every process has come here."""
+  anywhere(False)
 
 
 def gather(tree: Any) -> Any:

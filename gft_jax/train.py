@@ -199,7 +199,7 @@ def train(
     results = {job.stage.name: loop.run(job) for job in jobs}
     if config.log.report and jax.process_index() == 0:
       report.write_report(workdir)
-    parallel.anywhere(False)  # Nobody leaves before the report is there.
+    parallel.barrier()  # Nobody leaves before the report is there.
   return results
 
 
@@ -498,7 +498,12 @@ def check_workdir(workdir: pathlib.Path, config: Config) -> None:
   """Refuses a workdir that was begun under another config, log.* aside."""
   path = workdir / 'config.json'
   if path.exists():
-    begun = from_dict(Config, json.loads(path.read_text()))
+    try:
+      begun = from_dict(Config, json.loads(path.read_text()))
+    except (ValueError, TypeError, AttributeError) as error:
+      raise ConfigError(
+        f'{path} is damaged ({error}); restore it, or use a new --workdir'
+      ) from error
     changed = differences(dataclasses.replace(begun, log=config.log), config)
     if changed:
       raise ConfigError(
@@ -529,6 +534,8 @@ def claim(workdir: pathlib.Path, config: Config) -> Iterator[None]:
         f'{workdir} is in use by another run; wait for it, or use a new'
         ' --workdir'
       )
+    check_workdir(workdir, config)  # Another run may have begun it meanwhile.
+    parallel.barrier()
     if jax.process_index() == 0:
       write_whole(
         workdir / 'config.json', json.dumps(to_dict(config), indent=1)
@@ -624,6 +631,7 @@ class Loop:
       start, job.config.optimizer, job.total_updates
     )
     reference = self.engine.copy(start) if job.config.loss.kl_weight else None
+    del start  # It would lie beside the state as long as the stage runs.
     done, evaluation, spent = 0, {}, Spent()
     restored = checkpoint.restore(directory, begin)
     if restored:
@@ -669,6 +677,9 @@ class Loop:
         record = self._evaluate(job, state.params, step)
         self._write(record)
         evaluation = {k: v for k, v in record.items() if k.startswith('eval/')}
+        # An evaluation may take long, and who preempts does not wait.
+        (stops,) = self.engine.anywhere(self.preempted.is_set())
+        saves = saves or stops
       if saves:
         self.metrics_bytes = self.writer.position()
         position = {

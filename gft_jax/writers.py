@@ -312,7 +312,7 @@ def past(workdir: str | pathlib.Path, position: int, now: float) -> Past:
   if not records or 'time/begun' not in records[0]:
     return Past(now)
   begun, alive = records[0]['time/begun'], records[-1]['time/wall']
-  kept = text[:position].count(b'\n')
+  kept = min(text[:position].count(b'\n'), len(records))
   valid = records[kept - 1]['time/wall'] if kept else 0.0
   earlier = sum(record.get('time/down', 0) for record in records[kept:])
   down = now - begun - alive

@@ -65,7 +65,7 @@ def test_nothing_there(tmp_path):
 
 
 def test_keeps_the_newest(tmp_path):
-  save(tmp_path, 1, 2, 10, 9, keep=2)
+  save(tmp_path, 1, 2, 9, 10, keep=2)
   assert sorted(p.name for p in tmp_path.iterdir()) == ['00000009', '00000010']
 
 
@@ -159,6 +159,24 @@ def test_a_damaged_step_is_written_again(tmp_path):
   assert checkpoint.restore(tmp_path, state_at(0)).step == 2
 
 
+def test_damaged_later_steps_do_not_push_out_good_ones(tmp_path):
+  """A resumed run saves below those that it has passed over."""
+  save(tmp_path, 20, 30, 40, keep=3)
+  for step in ('00000030', '00000040'):
+    flip_bit(tmp_path / step)
+  assert checkpoint.restore(tmp_path, state_at(0)).step == 20
+  save(tmp_path, 21, keep=2)
+  assert sorted(p.name for p in tmp_path.iterdir()) == ['00000020', '00000021']
+  assert checkpoint.restore(tmp_path, state_at(0)).step == 21
+
+
+def test_a_damaged_best_is_not_kept_for_a_good_one(tmp_path):
+  save_scored(tmp_path, {1: 0.5, 2: 0.75})
+  flip_bit(tmp_path / '00000002')
+  save_scored(tmp_path, {3: 0.6, 4: 0.1})
+  assert sorted(p.name for p in tmp_path.iterdir()) == ['00000003', '00000004']
+
+
 def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
   """The saved state is donated, and the manifest waits for every file."""
   release = threading.Event()
@@ -196,7 +214,7 @@ def test_what_goes_wrong_in_the_background_is_said_at_the_next_save(
     raise OSError('no space left')
 
   with monkeypatch.context() as patch:
-    patch.setattr(checkpoint, '_write', full)
+    patch.setattr(checkpoint, 'write_whole', full)
     with pytest.raises(checkpoint.SaveError, match=r'00000001 .*no space left'):
       with checkpoint.Saver() as saver:
         saver.save(tmp_path, 1, state_at(1), {}, keep=1)
@@ -212,7 +230,7 @@ def test_an_error_of_the_run_is_not_hidden_by_one_of_the_save(
   def full(path, text):
     raise OSError('no space left')
 
-  monkeypatch.setattr(checkpoint, '_write', full)
+  monkeypatch.setattr(checkpoint, 'write_whole', full)
   with pytest.raises(FloatingPointError, match='step 3'):
     with checkpoint.Saver() as saver:
       saver.save(tmp_path, 1, state_at(1), {}, keep=1)

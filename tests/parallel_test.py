@@ -125,6 +125,13 @@ def test_mesh_has_three_auto_axes_on_the_first_devices(axis):
   assert list(mesh.devices.flat) == jax.devices()[:4]
 
 
+def test_a_mesh_has_the_devices_of_a_process_side_by_side():
+  """In whatever order they come; jax.make_mesh would follow a TPU's torus."""
+  devices = jax.devices()
+  mesh = parallel.mesh_of(MeshConfig(fsdp=8), devices[4:] + devices[:4][::-1])
+  assert list(mesh.devices.flat) == devices
+
+
 def test_mesh_too_large_names_both_numbers():
   with pytest.raises(ConfigError, match='needs 16 devices, but there are 8'):
     parallel.make_mesh(MeshConfig(data=2, fsdp=4, tensor=2))

@@ -166,6 +166,7 @@ def test_a_dry_run_says_what_would_run(script, count, words):
 def test_the_job_of_kubernetes_gives_each_pod_its_number():
   yaml = pytest.importorskip('yaml')
   arguments = ['--dry-run', '4', '--config', 'a.py', '--workdir', '/runs/b']
+  arguments += ['--set', r'data.instruction=put "it" in \boxed{}']
   text = launch('gke.sh', *arguments, **PLACES).stdout
   service, job = yaml.safe_load_all(text)
   assert service['spec']['clusterIP'] == 'None'

@@ -254,6 +254,49 @@ def test_sigterm_to_one_process_saves_all_at_one_step(
   assert records(workdir) == records(finished[2])
 
 
+ALONE = """
+import sys
+sys.path.insert(0, 'experiments')
+import command
+
+def work():
+  import jax
+  from gft_jax import parallel
+  from gft_jax.config import ConfigError
+
+  parallel.initialize_processes()
+  if jax.process_index() == 1:
+    raise ConfigError('only here')
+  parallel.barrier()
+
+sys.exit(command.run(work))
+"""
+
+
+@pytest.mark.slow
+def test_a_mistake_that_one_process_sees_ends_all_of_them():
+  address = f'localhost:{free_port()}'
+  children = [
+    subprocess.Popen(
+      [sys.executable, '-c', ALONE],
+      cwd=ROOT,
+      env=os.environ
+      | {
+        'PYTHONPATH': str(ROOT),
+        'JAX_COORDINATOR_ADDRESS': address,
+        'JAX_NUM_PROCESSES': '2',
+        'JAX_PROCESS_ID': str(index),
+      },
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for index in range(2)
+  ]
+  _, error = children[1].communicate(timeout=60)
+  assert children[1].returncode == 2 and 'error: only here' in error
+  assert children[0].wait(timeout=75) != 0
+
+
 @pytest.mark.slow
 def test_the_script_for_one_machine_runs_two_processes(recipe, tmp_path):
   given = ('group.samples=0', 'group.teachers=0', 'eval.splits=()')

@@ -188,6 +188,10 @@ def test_a_reward_that_the_user_names_is_used(monkeypatch):
     command.check_rewards(own, 'run', [f'reward.function={trusted}'])
   with pytest.raises(config.ConfigError, match='has the reward own:f'):
     command.check_rewards(own, 'run', ['reward.function=own:fit'])
+  # The module alone would be imported too.
+  bare = config.override(own, 'reward.function=this:')
+  with pytest.raises(config.ConfigError, match='has the reward this:,'):
+    command.check_rewards(bare, 'run', [])
   command.check_rewards(own, None, [])  # of a config file of the user
   gym = config.override(own, f'reward.function={command.IN_HOUSE}')
   command.check_rewards(gym, 'run', [])

@@ -33,7 +33,7 @@ class Chip(NamedTuple):
   """One chip (docs.cloud.google.com/tpu/docs: v4, v5e, v5p, v6e).
 
   Attributes:
-    hbm_gb: its memory.
+    hbm_gb: its memory, in GiB; of v5e and v6e what their compiler gives.
     tflops: bfloat16, peak.
     bandwidth_gb_s: of the memory.
     ring_gb_s: what arrives over the two links of one axis of the torus: the
@@ -51,9 +51,9 @@ class Chip(NamedTuple):
 
 CHIPS = {
   'v4': Chip(32, 275, 1228, 100, 2),
-  'v5e': Chip(16, 197, 819, 100, 1),
+  'v5e': Chip(15.75, 197, 819, 100, 1),
   'v5p': Chip(95, 459, 2765, 200, 2),
-  'v6e': Chip(32, 918, 1640, 200, 1),
+  'v6e': Chip(31.25, 918, 1640, 200, 1),
 }
 
 
@@ -103,9 +103,13 @@ def check(config: Config, topology: str, chip: Chip) -> None:
   """
   import jax
 
-  from gft_jax import objectives
+  from gft_jax import objectives, parallel
   from gft_jax.models import presets
 
+  require(
+    not config.model.lora.rank,
+    f'model.lora.rank={config.model.lora.rank}: adapters are not compiled here',
+  )
   # What is compiled for devices that are not here cannot be read back.
   jax.config.update('jax_enable_compilation_cache', False)
   mesh = make_mesh(config, topology)
@@ -121,6 +125,10 @@ def check(config: Config, topology: str, chip: Chip) -> None:
   for stage in config.stages:
     settings = for_stage(config, stage)
     objective = objectives.choose(stage.objective, settings.group)
+    optimizer, size = settings.optimizer, settings.data.batch_size
+    parts = optimizer.mini_batches * optimizer.micro_batches
+    parallel.check_divisible(size, settings.mesh, parts=parts)
+    parallel.check_rows('data.batch_size', size, settings.mesh)
     for name, traced, work in programs(
       settings, objective, stage, architecture, mesh
     ):
@@ -150,9 +158,9 @@ def check(config: Config, topology: str, chip: Chip) -> None:
 
 def make_mesh(config: Config, topology: str) -> Any:
   """The mesh of the config on devices that are not here."""
-  import numpy as np
   from jax.experimental import topologies
-  from jax.sharding import AxisType, Mesh
+
+  from gft_jax import parallel
 
   # No chip is looked for, and none is claimed.
   for variable, value in {
@@ -163,25 +171,23 @@ def make_mesh(config: Config, topology: str) -> Any:
   }.items():
     os.environ.setdefault(variable, value)
   try:
+    # Without its name the compiler counts the two cores of a v4 apart.
+    name = {'chip_config_name': 'megacore'} if topology[:3] == 'v4:' else {}
     devices = topologies.get_topology_desc(
-      platform='tpu', topology_name=topology
+      platform='tpu', topology_name=topology, **name
     ).devices
   except Exception as error:
     raise ConfigError(
       f'--topology {topology}: the TPU compiler gives none'
       f' ({str(error).splitlines()[0][:120]}); pip install "jax[tpu]"'
     ) from error
-  axes = config.mesh.data, config.mesh.fsdp, config.mesh.tensor
+  mesh = config.mesh
   require(
-    math.prod(axes) == len(devices),
-    f'mesh data={axes[0]} x fsdp={axes[1]} x tensor={axes[2]} is not the'
+    mesh.size == len(devices),
+    f'mesh data={mesh.data} x fsdp={mesh.fsdp} x tensor={mesh.tensor} is not the'
     f' {len(devices)} devices of {topology}',
   )
-  return Mesh(
-    np.array(devices).reshape(axes),
-    ('data', 'fsdp', 'tensor'),
-    axis_types=(AxisType.Auto,) * 3,
-  )
+  return parallel.mesh_of(mesh, devices)
 
 
 def shape_of(config: Config) -> Any:
@@ -216,10 +222,13 @@ def programs(settings: Config, objective, stage, architecture, mesh):
     return train_step.create_state(model, params, optimizer)
 
   state = placed(jax.eval_shape(create, jax.random.key(0)), mesh)
-  yield 'update', *training_step(settings, objective, model, state, mesh)
+  # The policy that the run began with stays, for the KL and for other stages.
+  base = held_of(state.params)
+  step, work = training_step(settings, objective, model, state, mesh)
+  yield 'update', step, work._replace(held=base)
   if settings.group.samples:
     layout = parallel.rollout_mesh(mesh, settings.mesh)
-    params, held = state.params, held_of(state)
+    params, held = state.params, base + held_of(state)
     if layout is mesh:
       held -= held_of(params)  # They are the sampler's own argument.
     else:

@@ -18,7 +18,8 @@ if ! [ "${1:-0}" -gt 0 ] 2>/dev/null; then
   exit 2
 fi
 pods=$1; shift
-arguments=$(printf ', "%s"' "$@")
+command=$(python3 -c 'import json, sys; print(json.dumps(sys.argv[1:]))' \
+  python experiments/train.py "$@")
 
 job=$(cat <<YAML
 apiVersion: v1
@@ -44,7 +45,7 @@ spec:
       containers:
       - name: train
         image: $IMAGE
-        command: ["python", "experiments/train.py"$arguments]
+        command: $command
         env:
         - {name: JAX_COORDINATOR_ADDRESS, value: "$NAME-0.$NAME:12355"}
         - {name: JAX_NUM_PROCESSES, value: "$pods"}

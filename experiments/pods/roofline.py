@@ -41,7 +41,8 @@ class Traffic(NamedTuple):
   Attributes:
     memory: results written to the device's memory, each counted twice: it is
       written and read. What stays in a core's own memory counts nothing.
-    collectives: kind -> (how many are run, bytes of their results).
+    collectives: kind -> (how many are run, bytes of their results; that of a
+      reduce-scatter is the part that stays).
   """
 
   memory: float
@@ -153,7 +154,8 @@ def _written(fused: list[str]) -> str:
 def _size(shapes: str, *, started: bool = False, core: bool = True) -> float:
   """Bytes of a shape, or of all in a tuple.
 
-  What is `started` gives (operand, result, ...), of which the result counts.
+  What is `started` gives operands, as many results, and scalars; the results
+  count.
   With core=False those in a core's own memory, S(1), count nothing.
   """
   sizes = [
@@ -161,6 +163,6 @@ def _size(shapes: str, *, started: bool = False, core: bool = True) -> float:
     for dtype, dims, layout in re.findall(
       r'(\w+)\[([\d,]*)\](\{[^}]*\})?', shapes
     )
-    if core or 'S(1)' not in layout
+    if (core or 'S(1)' not in layout) and (dims or not started)
   ]
-  return sizes[1] if started else sum(sizes)
+  return sum(sizes[len(sizes) // 2 :] if started else sizes)
