@@ -17,7 +17,7 @@ import chex
 import pytest
 
 from gft_jax import checkpoint, rewards, train
-from gft_jax.config import ConfigError, RewardConfig, Stage
+from gft_jax.config import Config, ConfigError, RewardConfig, Stage
 
 
 @pytest.fixture(scope='module')
@@ -71,7 +71,7 @@ def test_a_workdir_has_one_run_at_a_time(config, tmp_path):
     pass
 
 
-def test_a_lock_ends_with_its_process(config, tmp_path):
+def test_a_lock_ends_with_its_process(tmp_path):
   script = (
     'import os, sys\n'
     'from gft_jax import config, train\n'
@@ -80,7 +80,7 @@ def test_a_lock_ends_with_its_process(config, tmp_path):
     '  os._exit(0)\n'
   )
   subprocess.run([sys.executable, '-c', script, str(tmp_path)], check=True)
-  with train.claim(tmp_path, config):
+  with train.claim(tmp_path, Config()):
     pass
 
 
