@@ -358,6 +358,7 @@ def test_compare_two_evaluations(ask, scripts, tmp_path, capsys):
   assert 'no finished benchmark in' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_goes_on_bit_for_bit(scripts, whole, tmp_path):
   rows = [{'input': f'{i}+{i % 7}:', 'target': i + i % 7} for i in range(562)]
   path = tmp_path / 'mawps_singleop.jsonl'

@@ -70,6 +70,7 @@ def test_what_is_written_is_a_dataset(script, whole, tmp_path, capsys):
   assert (tmp_path / 'c.jsonl').read_bytes() != out.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_killed_call_continues_bit_for_bit(script, whole, tmp_path):
   """SIGKILL after the first batches; what it left is part of the whole."""
   killed, rows = tmp_path / 'killed.jsonl', 800

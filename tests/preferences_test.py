@@ -66,6 +66,7 @@ def test_training_writes_a_run_and_a_folder(trained):
   assert params['score'].shape == (model.architecture.width, 1)
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_ends_the_same(
   settings, trained, tmp_path, monkeypatch
 ):

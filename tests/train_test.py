@@ -324,6 +324,7 @@ def test_a_killed_run_shows_the_time_it_lost(config, tmp_path, monkeypatch):
   assert spent['other'] < 0.1 * wall
 
 
+@pytest.mark.slow
 def test_a_traced_step_is_waited_for(config, tmp_path, monkeypatch):
   """Others are not where nothing is sampled: the next is prepared meanwhile."""
   given = ('group.samples=0', 'group.teachers=0')
