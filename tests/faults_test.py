@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import multiprocessing
+import os
 import random
 import resource
 import shutil
@@ -17,7 +18,7 @@ import chex
 import pytest
 
 from gft_jax import checkpoint, rewards, train
-from gft_jax.config import Config, ConfigError, RewardConfig, Stage
+from gft_jax.config import Config, ConfigError, RewardConfig, Stage, override
 
 
 @pytest.fixture(scope='module')
@@ -60,6 +61,31 @@ def test_sigterm_saves_after_the_step_and_the_same_command_continues(
 
   train.train(one_stage, tmp_path / 'cut')
   assert records(tmp_path / 'cut') == records(tmp_path / 'whole')
+
+
+def test_sigterm_in_an_evaluation_saves_after_it(
+  one_stage, tmp_path, monkeypatch
+):
+  held_out = train.evaluate.held_out
+
+  def terminated(*args, **kwargs):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return held_out(*args, **kwargs)
+
+  monkeypatch.setattr(train.evaluate, 'held_out', terminated)
+  config = override(one_stage, 'eval.every=2')
+  with pytest.raises(train.Preempted, match='gft is saved at step 2;'):
+    train.train(config, tmp_path)
+
+
+def test_a_workdir_begun_meanwhile_under_another_config_is_refused(
+  config, tmp_path
+):
+  with train.claim(tmp_path, config):
+    pass
+  with pytest.raises(ConfigError, match='begun under another config; changed'):
+    with train.claim(tmp_path, Config()):
+      pass
 
 
 def test_a_workdir_has_one_run_at_a_time(config, tmp_path):

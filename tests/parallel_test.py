@@ -189,6 +189,25 @@ def test_parameters_are_laid_out_anew_by_the_devices():
   assert largest == matrix.size // 4
 
 
+def test_a_layers_parameter_is_whole_where_it_is_used_and_its_gradient_split():
+  mesh = parallel.make_mesh(MeshConfig(fsdp=4, tensor=2))
+  kernel = jnp.arange(32.0).reshape(4, 8)
+  split = NamedSharding(mesh, PartitionSpec('fsdp', 'tensor'))
+  whole = NamedSharding(mesh, PartitionSpec(None, 'tensor'))
+
+  def used(kernel):
+    return parallel.whole_parameter(kernel, 'up/kernel')
+
+  with jax.set_mesh(mesh):
+    found, pull_back = jax.vjp(jax.jit(used), jax.device_put(kernel, split))
+    (gradient,) = pull_back(jax.device_put(2 * kernel, whole))
+  assert found.sharding.is_equivalent_to(whole, 2)
+  assert gradient.sharding.is_equivalent_to(split, 2)
+  assert_array_equal(found, kernel)
+  assert_array_equal(gradient, 2 * kernel)
+  assert used(kernel) is kernel  # No mesh, nothing to ask.
+
+
 def shapes(**changes):
   settings = {'vocab_size': 64, 'heads': 4, 'kv_heads': 2, 'qkv_bias': True}
   model = Transformer(

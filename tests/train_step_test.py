@@ -566,14 +566,19 @@ def test_loss_and_gradient_are_the_same_on_any_mesh(
 def test_each_device_computes_its_own_prompts(batch):
   """Left alone, XLA keeps parameters in place and splits widths (measured)."""
   mesh = parallel.make_mesh(MeshConfig(fsdp=8))
-  model = Transformer(Architecture(vocab_size=64, width=32, mlp_width=64))
+  model = Transformer(Architecture(vocab_size=48, width=32, mlp_width=64))
   batch = jax.tree.map(lambda x: jnp.concatenate([x] * 2), batch)  # 8 prompts
   params = model.init(
     jax.random.key(0), batch.prompts.tokens, batch.prompts.length
   )['params']
   step, arguments = on_mesh(mesh, model, params, batch, 'gft', kl_weight=0.3)
   with jax.set_mesh(mesh):
-    text = step.lower(*arguments).compile().as_text()
+    traced = step.trace(*arguments)
+    text = traced.lower().compile().as_text()
+  # A TPU would multiply by one shard of these after another; see
+  # parallel.whole_parameter.
+  asked = r'f32\[(64,32|32,64)\] = sharding_constraint'
+  assert set(re.findall(asked, str(traced.jaxpr))) == {'64,32', '32,64'}
   rows = collections.defaultdict(set)
   for size, scope in re.findall(
     r'= f32\[(\d+),\d+\]\S* dot.*/jvp\(Transformer\.(\w+)\)/.*blocks', text
