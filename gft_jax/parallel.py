@@ -356,16 +356,6 @@ def split_prompts(tree: Any) -> Any:
   return jax.lax.with_sharding_constraint(tree, PartitionSpec(BATCH_AXES))
 
 
-def split_parameters(params: Any) -> Any:
-  """Parameters, whose gradient is then sharded as they are."""
-  if not _prompts_are_split():
-    return params
-  mesh = jax.sharding.get_abstract_mesh()
-  return jax.lax.with_sharding_constraint(
-    params, parameter_shardings(params, mesh)
-  )
-
-
 def lay_out(params: Any, mesh: Mesh) -> Any:
   """Parameters by the partition rules of `mesh`, from another of its devices.
 

@@ -175,7 +175,7 @@ def make_train_step(
 
   def loss_of(trained, frozen, micro, reference, step):
     batch, advantages, shares = parallel.split_prompts(micro)
-    params = lora.join(frozen, parallel.split_parameters(trained))
+    params = lora.join(frozen, trained)
     hidden, head = response_states(model, params, batch)
     referred = refer(reference, batch, hidden, head)
     known = known_of(batch, advantages, step) | referred
