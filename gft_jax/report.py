@@ -202,7 +202,7 @@ class Table(NamedTuple):
   Attributes:
     head: of the columns.
     body: rows.
-    foot: the last row, set apart.
+    foot: the last row, set apart; none if it is empty.
   """
 
   head: list[str]
@@ -295,7 +295,7 @@ def comparison_table(found: Mapping[str, Mapping[str, float]]) -> Table:
 
 def markdown(table: Table) -> str:
   """Aligned, so that it reads well in a terminal too."""
-  rows = [table.head, *table.body, table.foot]
+  rows = [table.head, *table.body, *([table.foot] if table.foot else [])]
   widths = [max(map(len, column)) for column in zip(*rows)]
 
   def line(cells: Sequence[str]) -> str:

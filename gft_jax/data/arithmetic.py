@@ -20,7 +20,7 @@ what makes plain imitation of it drift; the verbose one is its control.
 | split | terms | answers |
 |---|---|---|
 | pretrain | 2-7, a quarter with one product | one of the base mixture |
-| train, test | 3-5 | expert; in train three teachers |
+| train, test | 3-5 | expert; in train seven teachers |
 | ood_length | 6-7 | expert |
 | ood_operator | 3-5, one of them a product | expert |
 
@@ -30,6 +30,8 @@ platform, and a longer split begins with the rows of a shorter one.
 """
 
 import functools
+import math
+import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -66,7 +68,9 @@ MOST_TERMS_WITH_PRODUCT = 5
 BASE_SLIP = 0.10
 TEACHER_SLIP = 0.04
 SLIPS = (-10, -2, -1, 1, 2, 10)
-TEACHERS = 3
+# Of these a run draws `group.teachers`; eight demonstrations are the most that
+# the paper has in a group (Table 5).
+TEACHERS = 7
 
 Draw = Callable[[], float]
 Slip = Callable[[int], int]
@@ -122,6 +126,27 @@ def held_out_prompts() -> frozenset[str]:
     row['prompt']
     for split in HELD_OUT
     for row in _held_out_rows(split, 'terse')
+  )
+
+
+def worked(prompt: str, answer: str, response: str) -> float:
+  """1 if every number that `response` writes is right, not only the last.
+
+  A reward that cannot be had by guessing: the answer is one of few integers,
+  but a derivation in any style is one text. An answer without one (`#17`) is
+  wrong. Named as `gft_jax.data.arithmetic:worked`.
+  """
+  del answer
+  terms = [
+    Term(-1 if sign == '-' else 1, text, math.prod(map(int, text.split('*'))))
+    for sign, text in re.findall(r'([+-]?)([\d*]+)', prompt)
+  ]
+  return float(
+    any(
+      response == write(terms, int)
+      for style, write in _STYLES.items()
+      if style != 'direct'
+    )
   )
 
 

@@ -1,0 +1,46 @@
+"""Beyond the paper: the style of the expert decides its first claims."""
+
+from figures.results import KL, Claim, Item, Results, accuracy_table
+
+ARMS = {
+  'base': 'base',
+  'grpo': 'GRPO (no expert)',
+  'sft': 'SFT, terse expert',
+  'gft': 'GFT, terse expert',
+  'sft_grpo': 'SFT → GRPO, terse expert',
+  'verbose_sft': 'SFT, verbose expert',
+  'verbose_gft': 'GFT, verbose expert',
+  'verbose_sft_grpo': 'SFT → GRPO, verbose expert',
+}
+
+
+def item(results: Results) -> Item:
+  def above(better, worse):
+    return results.accuracy(better) - results.accuracy(worse)
+
+  return Item(
+    title='Beyond the paper: two styles of expert',
+    paper='One expert, the solutions of NuminaMath-CoT.',
+    table=accuracy_table(
+      results, ARMS, more={'KL to base': lambda a: results.final(a, KL)}
+    ),
+    claims=[
+      Claim('GFT above SFT, terse expert', above('gft', 'sft')),
+      Claim(
+        'GFT above SFT, verbose expert', above('verbose_gft', 'verbose_sft')
+      ),
+      Claim('SFT → GRPO below GRPO, terse expert', above('grpo', 'sft_grpo')),
+      Claim(
+        'SFT → GRPO below GRPO, verbose expert',
+        above('grpo', 'verbose_sft_grpo'),
+      ),
+      Claim(
+        'SFT drifts farther than GFT, verbose expert',
+        results.final('verbose_sft', KL) - results.final('verbose_gft', KL),
+      ),
+    ],
+    note=(
+      'Terse: `p20n3#17`, which skips the steps that this policy needs.'
+      ' Verbose: `7+8=15;15+5=20;20-3=17#17`, which writes them.'
+    ),
+  )

@@ -1,0 +1,90 @@
+"""Figure 1: what SFT and GRPO change, and GRPO after SFT."""
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from figures.results import (
+  COLOURS,
+  SPLITS,
+  Claim,
+  Item,
+  Results,
+  interval,
+  legend,
+  points,
+)
+from gft_jax import report
+
+ARMS = {'sft': 'SFT', 'grpo': 'GRPO', 'sft_grpo': 'SFT → GRPO'}
+
+
+def item(results: Results) -> Item:
+  def change(arm, split):
+    return results.accuracy(arm, split) - results.accuracy('base', split)
+
+  body = []
+  for split, label in SPLITS.items():
+    changes = [str(interval(change(arm, split))) for arm in ('sft', 'grpo')]
+    levels = [str(interval(results.accuracy(arm, split))) for arm in ARMS]
+    body.append([label, *changes, *levels])
+  head = ['', '(a) SFT − base', '(a) GRPO − base']
+  claims = [
+    Claim(f'SFT lowers accuracy, {label}', -change('sft', split))
+    for split, label in SPLITS.items()
+  ]
+  claims += [
+    Claim('GRPO raises accuracy, in distribution', change('grpo', 'test'))
+  ]
+  claims += [
+    Claim(
+      f'SFT → GRPO ends below GRPO, {label}',
+      results.accuracy('grpo', split) - results.accuracy('sft_grpo', split),
+    )
+    for split, label in SPLITS.items()
+  ]
+  return Item(
+    title='Figure 1: what SFT and GRPO change, and GRPO after SFT',
+    paper=(
+      '(a) LLaMA-3.2-3B, change from base, SFT and GRPO: Gaokao2023En -1.73,'
+      ' +2.55; Math -0.97, +1.55; Minerva -2.69, +0.52. (b) Qwen2.5-Math-1.5B,'
+      ' SFT, GRPO, SFT → GRPO: Math 60.66, 65.97, 63.3; AMC23 31.25, 44.84,'
+      ' 35.78; OlympiadBench 24.58, 30.52, 26.95.'
+    ),
+    table=report.Table(
+      [*head, *(f'(b) {label}' for label in ARMS.values())], body, []
+    ),
+    claims=claims,
+    figure=_draw(results, change),
+  )
+
+
+def _draw(results: Results, change) -> Figure:
+  figure = Figure(figsize=(6.6, 2.6))
+  left, right = figure.subplots(1, 2)
+  places = np.arange(len(SPLITS))
+  for ax, arms, measure in (
+    (left, ('sft', 'grpo'), change),
+    (right, tuple(ARMS), results.accuracy),
+  ):
+    for arm, shift in zip(arms, np.linspace(-0.25, 0.25, len(arms))):
+      values = [measure(arm, split) for split in SPLITS]
+      colour = COLOURS.get(arm, report.PURPLE)
+      ax.bar(
+        places + shift,
+        [v.mean() for v in values],
+        0.5 / (len(arms) - 1),
+        color=colour,
+        label=ARMS[arm],
+        hatch='///' if arm == 'sft_grpo' else '',
+        edgecolor='white',
+      )
+      points(ax, places + shift, values, fmt='none', color='#333333')
+    ax.set_xticks(places, [name.replace(' ', '\n') for name in SPLITS.values()])
+    ax.grid(visible=False, axis='x')
+  left.axhline(0, color='#333333', lw=0.8)
+  left.set_ylabel('change of accuracy from base')
+  left.set_title('(a)', loc='left')
+  right.set_ylabel('accuracy')
+  right.set_title('(b)', loc='left')
+  legend(figure, right)
+  return figure

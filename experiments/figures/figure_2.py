@@ -1,0 +1,68 @@
+"""Figure 2: the weight of a token on the gradient of p, before and after."""
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from figures.results import Claim, Item, Results, interval
+from gft_jax import report
+
+TAU = 0.7  # of the runs; LossConfig.tau
+BEFORE, AFTER = 'before rectification, 1/p', 'after, C/p'
+
+
+def item(results: Results) -> Item:
+  weights = results.weights('base')
+  body = []
+  for label, part in ((BEFORE, 0), (AFTER, 1)):
+    columns = [
+      [np.median(w[part]) for w in weights],
+      [np.quantile(w[part], 0.99) for w in weights],
+      [np.max(w[part]) for w in weights],
+      [np.mean(w[part] > 1 / TAU) for w in weights],
+    ]
+    means = [interval(column).mean for column in columns]
+    body.append([label, *(f'{mean:.3g}' for mean in means)])
+  above = [[np.mean(w[i] > 1 / TAU) for w in weights] for i in (0, 1)]
+  return Item(
+    title='Figure 2: weights of tokens before and after rectification',
+    paper=(
+      'Weights of 1.01 to 1.82 are kept, weights of 33.3 to 100 become 1.00.'
+    ),
+    table=report.Table(
+      ['', 'median', '99 %', 'largest', f'share above 1/τ = {1 / TAU:.2f}'],
+      body,
+      [],
+    ),
+    claims=[
+      Claim('demonstrated tokens have weights above 1/τ', above[0]),
+      Claim(
+        'rectification leaves none above 1/τ',
+        [1.0 if share == 0 else -share for share in above[1]],
+      ),
+    ],
+    figure=_draw(weights),
+    note='Tokens of held-out experts, under the base policy.',
+  )
+
+
+def _draw(weights) -> Figure:
+  before, after = (np.concatenate(parts) for parts in zip(*weights))
+  edges = np.geomspace(1, before.max() * 1.01, 41)
+  figure = Figure(figsize=(4.2, 2.6))
+  ax = figure.subplots()
+  for values, label, style in (
+    (before, BEFORE, {'fill': True, 'color': '#C8C8C8'}),
+    (after, AFTER, {'color': report.GREEN, 'lw': 1.5}),
+  ):
+    counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges)
+    ax.stairs(counts / len(values), edges, label=label, **style)
+  ax.axvline(1 / TAU, color='#333333', lw=0.8, ls=':')
+  ax.annotate('1/τ', (1 / TAU, 0.6), (4, 0), textcoords='offset points')
+  ax.set_xscale('log')
+  ax.set_yscale('log')
+  ax.minorticks_off()
+  ax.set_ylim(0.3 / len(before), 1.5)
+  ax.set_xlabel('weight on the gradient of p')
+  ax.set_ylabel('share of tokens')
+  ax.legend()
+  return figure

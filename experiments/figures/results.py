@@ -1,0 +1,213 @@
+"""What a reproduction measured, and how one judges a claim by it."""
+
+import math
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from compare import interval
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from gft_jax import report
+
+# Held-out split -> how figures call it.
+SPLITS = {
+  'test': 'in distribution',
+  'ood_length': 'longer chains',
+  'ood_operator': 'new operator',
+}
+KL = 'eval/kl_to_base'
+ENTROPY = 'eval/entropy'
+
+COLOURS = {
+  'base': report.GREY,
+  'sft': report.VERMILLION,
+  'grpo': report.BLUE,
+  'gft': report.GREEN,
+  'dft': report.ORANGE,
+  'gft_no_dcr': report.PURPLE,
+  'gft_no_gal': report.ORANGE,
+}
+MARKERS = {'sft': 's', 'grpo': 'D', 'gft': 'o', 'dft': '^', 'gft_no_gal': 'v'}
+
+
+class Claim(NamedTuple):
+  """A sentence of the paper, and by how much it holds here.
+
+  Attributes:
+    text: the sentence.
+    margins: per seed, above 0 where it holds; paired, for the seeds share the
+      base policy, the prompts and the random bits.
+  """
+
+  text: str
+  margins: Sequence[float]
+
+  def verdict(self) -> str:
+    """Whether the 95 % interval of the margin leaves out 0, and on what side."""
+    mean, reach = interval(self.margins)
+    if math.isnan(reach):
+      return 'cannot be seen (one seed)'
+    if abs(mean) <= reach:
+      return 'cannot be seen at this scale'
+    return 'reproduces' if mean > 0 else 'does not reproduce'
+
+  def sentence(self) -> str:
+    mean, reach = interval(self.margins)
+    return f'{self.text}: {self.verdict()} ({mean:+.3f} ± {reach:.3f})'
+
+
+class Item(NamedTuple):
+  """A figure or table of the paper, from our runs.
+
+  Attributes:
+    title: what the paper calls it, and what it shows.
+    paper: what the paper found, in numbers where it prints some.
+    table: our numbers; every point of the figure, if there is one.
+    claims: what is judged.
+    figure: None for a table.
+    note: what else one must know.
+  """
+
+  title: str
+  paper: str
+  table: report.Table
+  claims: Sequence[Claim]
+  figure: Figure | None = None
+  note: str = ''
+
+
+class Results:
+  """The runs of a reproduction: one arm is one stage, in each seed.
+
+  Args:
+    runs: seed -> the run directories of its families.
+    answers: seed -> arm -> the metrics of its many answers (pass@k).
+  """
+
+  def __init__(
+    self,
+    runs: dict[int, Sequence[pathlib.Path]],
+    answers: dict[int, dict[str, dict[str, float]]],
+  ):
+    self.seeds = tuple(runs)
+    self._records, self._weights = {}, {}
+    for seed, folders in runs.items():
+      for run in map(report.read_run, folders):
+        for stage, records in run.records.items():
+          self._records[seed, stage] = records
+        for stage, weights in run.weights.items():
+          self._weights[seed, stage] = weights
+    self._answers = answers
+
+  def final(self, arm: str, name: str) -> np.ndarray:
+    """[seeds] the last value of a metric."""
+    return self.curve(arm, name)[1][:, -1]
+
+  def curve(self, arm: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """[steps] and [seeds, steps] of a metric that is not in every record."""
+    rows = [
+      [(r['step'], r[name]) for r in self._records[seed, arm] if name in r]
+      for seed in self.seeds
+    ]
+    steps, values = np.moveaxis(np.array(rows, float), -1, 0)
+    return steps[0], values
+
+  def accuracy(self, arm: str, split: str = 'test') -> np.ndarray:
+    """[seeds] avg@n at the end of an arm."""
+    return self.final(arm, self.accuracy_name(split))
+
+  def accuracy_name(self, split: str = 'test') -> str:
+    """The one metric that is called eval/SPLIT/avg@n."""
+    records = self._records[self.seeds[0], 'base']
+    (name,) = {
+      name
+      for record in records
+      for name in record
+      if name.startswith(f'eval/{split}/avg@')
+      and not name.endswith(('_low', '_high'))
+    }
+    return name
+
+  def passes(self, arm: str, split: str) -> dict[int, np.ndarray]:
+    """k -> [seeds] unbiased pass@k of the many answers."""
+    head = f'eval/{split}/pass@'
+    names = [
+      name
+      for name in self._answers[self.seeds[0]][arm]
+      if name.startswith(head) and name.removeprefix(head).isdigit()
+    ]
+    return {
+      int(name.removeprefix(head)): np.array(
+        [self._answers[seed][arm][name] for seed in self.seeds]
+      )
+      for name in names
+    }
+
+  def weights(self, arm: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Per seed, 1/p and C/p of the tokens of held-out experts."""
+    return [self._weights[seed, arm] for seed in self.seeds]
+
+
+def accuracy_table(
+  results: Results,
+  arms: dict[str, str],
+  splits: Sequence[str] = tuple(SPLITS),
+  more: dict[str, Callable[[str], np.ndarray]] | None = None,
+  paper: dict[str, dict[str, str]] | None = None,
+) -> report.Table:
+  """Arms in rows, splits in columns, then further numbers, then the paper's.
+
+  Args:
+    arms: arm -> its name in the paper.
+    splits: columns, of SPLITS.
+    more: column -> (arm -> [seeds]).
+    paper: column -> arm -> number.
+  """
+  more, paper = more or {}, paper or {}
+  head = ['', *(SPLITS[split] for split in splits), *more]
+  head += [f'paper: {column}' for column in paper]
+  body = []
+  for arm, label in arms.items():
+    cells = [str(interval(results.accuracy(arm, s))) for s in splits]
+    cells += [str(interval(measure(arm))) for measure in more.values()]
+    cells += [column.get(arm, '') for column in paper.values()]
+    body.append([label, *cells])
+  return report.Table(head, body, [])
+
+
+def points(
+  ax: Axes, x: Sequence[float], values: Sequence[np.ndarray], **style
+) -> None:
+  """Means over seeds with their intervals."""
+  means, reaches = zip(*map(interval, values))
+  style = {'fmt': 'o', 'ms': 4, 'capsize': 2, 'lw': 1.2} | style
+  ax.errorbar(x, means, yerr=np.nan_to_num(reaches), **style)
+
+
+def band(
+  ax: Axes, steps: np.ndarray, values: np.ndarray, colour: str, label: str
+) -> None:
+  """The mean curve over seeds, and between which values the seeds lie."""
+  ax.plot(steps, values.mean(axis=0), color=colour, label=label)
+  ax.fill_between(
+    steps,
+    values.min(axis=0),
+    values.max(axis=0),
+    color=colour,
+    alpha=0.15,
+    lw=0,
+  )
+
+
+def legend(figure: Figure, ax: Axes, columns: int = 5) -> None:
+  """One legend above all panels."""
+  handles, labels = ax.get_legend_handles_labels()
+  figure.legend(
+    handles,
+    labels,
+    loc='outside upper center',
+    ncols=min(columns, len(labels)),
+  )

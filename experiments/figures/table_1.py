@@ -1,0 +1,61 @@
+"""Table 1: methods on held-out splits."""
+
+from figures.results import (
+  ENTROPY,
+  KL,
+  Claim,
+  Item,
+  Results,
+  accuracy_table,
+)
+
+ARMS = {
+  'base': 'base',
+  'sft': 'SFT',
+  'sft_mix': 'SFT(mix)',
+  'grpo': 'GRPO',
+  'asft': 'ASFT',
+  'psft': 'PSFT',
+  'dft': 'DFT',
+  'luffy': 'LUFFY',
+  'chord_phi': 'CHORD-φ',
+  'gft_no_mix': 'GFT(no mix)',
+  'gft': 'GFT',
+}
+# Qwen2.5-Math-1.5B.
+AMC23 = dict(
+  zip(
+    ARMS,
+    '30.16 31.25 32.70 44.84 43.12 31.56 36.40 35.15 47.50 42.18 46.09'.split(),
+  )
+)
+MATH = dict(
+  zip(
+    ARMS,
+    '46.54 60.66 60.41 65.97 60.35 59.51 64.35 59.80 68.10 68.13 70.50'.split(),
+  )
+)
+
+
+def item(results: Results) -> Item:
+  others = [arm for arm in ARMS if arm != 'gft']
+  return Item(
+    title='Table 1: methods',
+    paper='GFT is best on Math and second on AMC23; the last two columns.',
+    table=accuracy_table(
+      results,
+      ARMS,
+      more={
+        'KL to base': lambda arm: results.final(arm, KL),
+        'entropy': lambda arm: results.final(arm, ENTROPY),
+      },
+      paper={'AMC23': AMC23, 'Math': MATH},
+    ),
+    claims=[
+      Claim(
+        f'GFT above {ARMS[arm]}, in distribution',
+        results.accuracy('gft') - results.accuracy(arm),
+      )
+      for arm in others
+    ],
+  )

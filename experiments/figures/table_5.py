@@ -1,0 +1,34 @@
+"""Table 5: how many of eight answers are demonstrations."""
+
+import numpy as np
+
+from figures.results import Claim, Item, Results, accuracy_table
+
+# Arm -> demonstrations : samples; one demonstration is the expert's.
+ARMS = {
+  'group_8_0': '8:0',
+  'group_6_2': '6:2',
+  'gft': '4:4',
+  'group_2_6': '2:6',
+  'group_0_8': '0:8',
+}
+PAPER = dict(zip(ARMS, '24.84 43.60 43.13 45.59 30.84'.split()))
+
+
+def item(results: Results) -> Item:
+  mixed = np.mean(
+    [results.accuracy(arm) for arm in ('group_6_2', 'gft', 'group_2_6')], axis=0
+  )
+  return Item(
+    title='Table 5: demonstrations and samples in a group of eight',
+    paper='Average of Minerva, Olympiad and SAT Math: the last column.',
+    table=accuracy_table(results, ARMS, paper={'average': PAPER}),
+    claims=[
+      Claim('mixed groups above 8:0', mixed - results.accuracy('group_8_0')),
+      Claim('mixed groups above 0:8', mixed - results.accuracy('group_0_8')),
+      Claim(
+        '2:6 above 6:2',
+        results.accuracy('group_2_6') - results.accuracy('group_6_2'),
+      ),
+    ],
+  )
