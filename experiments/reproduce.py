@@ -53,7 +53,7 @@ class Scale(NamedTuple):
 
 
 SCALES = {
-  'embedded': Scale(Architecture(), 1100, 80, 16, 256, '2 CPU cores'),
+  'embedded': Scale(Architecture(), 2000, 80, 16, 256, '2 CPU cores'),
   'small': Scale(
     Architecture(width=256, layers=6, heads=8, head_size=32, mlp_width=704),
     4000,
