@@ -20,16 +20,19 @@ from gft_jax.config import (
   fields_with_meaning,
   override,
 )
+from gft_jax.ops import masking
 
 ROOT = pathlib.Path(__file__).parents[1]
 OPERATIONS = ROOT / 'gft_jax' / 'ops' / 'README.md'
 ADDING = ROOT / 'gft_jax' / 'README.md'
+COMING = ROOT / 'experiments' / 'coming_from.md'
 PAGES = (
   ROOT / 'README.md',
   ROOT / 'experiments' / 'README.md',
   ROOT / 'experiments' / 'pods' / 'README.md',
   ADDING,
   OPERATIONS,
+  COMING,
 )
 
 FENCED = r'```(\w*)\n(.*?)```'
@@ -54,7 +57,9 @@ def session(monkeypatch):
 
 
 @pytest.mark.parametrize(
-  'page, count', [(OPERATIONS, 11), (ADDING, 1)], ids=['ops', 'adding']
+  'page, count',
+  [(OPERATIONS, 11), (ADDING, 1), (COMING, 1)],
+  ids=['ops', 'adding', 'coming from'],
 )
 def test_code_prints_what_the_page_says(page, count, session, capsys):
   names = {}
@@ -76,7 +81,10 @@ def close(word, said):
 @pytest.mark.parametrize('page', PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_commands_name_scripts_flags_and_settings_that_exist(page):
   written = [name for name, _ in re.findall(WRITES, page.read_text(), re.S)]
-  for script, arguments in commands(page):
+  text = re.sub(FENCED, '', page.read_text(), flags=re.S)
+  mentioned = re.findall(r'`(experiments/[\w/]+\.py[^`\n]*)`', text)
+  spans = [(words[0], words[1:]) for words in map(shlex.split, mentioned)]
+  for script, arguments in (*commands(page), *spans):
     if script in written:
       continue
     source = with_imports(ROOT / script)
@@ -86,6 +94,7 @@ def test_commands_name_scripts_flags_and_settings_that_exist(page):
         # A benchmark makes flags of the numbers of its shape.
         number = rf'\b{word[2:].replace("-", "_")}=\d'
         known = f"'{word}'" in source or re.search(number, source)
+        known = known or word == '--help'
         assert known, f'{script} has no {word}'
         taking = word == '--set'
       elif taking:
@@ -103,11 +112,36 @@ def with_imports(script):
 @pytest.mark.parametrize('page', PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_settings_in_the_text_exist(page):
   text = re.sub(FENCED, '', page.read_text(), flags=re.S)
+  if page == COMING:
+    text = ours(text)
   for span in re.findall(r'`([^`\n]+)`', text):
     for word in span.split():
       named = re.match(rf'({"|".join(SECTIONS)})\.[\w.]+(=|$)', word)
       if named and not word.endswith('.py'):
         check(word)
+  named = re.findall(r"objective='(\w+)'", text)
+  assert set(named) <= set(objectives.OBJECTIVES)
+
+
+def test_every_reduction_has_a_row_for_those_who_come():
+  table = COMING.read_text().split('### Reductions')[1].split('### ')[0]
+  named = re.findall(r'^\| `(\w+)`', table, re.M)
+  assert named == list(masking.REDUCTIONS)
+
+
+def ours(text):
+  """Tables without the columns that hold other projects' names."""
+  kept, column = [], None
+  for line in text.splitlines():
+    cells = [cell.strip() for cell in line.split('|')]
+    if not line.startswith('|'):
+      column = None
+      kept.append(line)
+    elif 'here' in cells:
+      column = cells.index('here')
+    elif column:
+      kept.append(cells[column])
+  return '\n'.join(kept)
 
 
 def check(word):
@@ -122,7 +156,7 @@ def check(word):
 
 
 def commands(page):
-  """(script, arguments) of each call of Python in the page's shell blocks."""
+  """(script, arguments) of each call in the page's shell blocks."""
   for language, block in re.findall(FENCED, page.read_text(), re.S):
     for line in block.replace('\\\n', ' ').splitlines():
       if language == 'bash' and '.venv/bin/python ' in line:
