@@ -144,6 +144,23 @@ def ours(text):
   return '\n'.join(kept)
 
 
+@pytest.mark.parametrize('page', PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+  text = re.sub(FENCED, '', page.read_text(), flags=re.S)
+  for link in re.findall(r'\]\((?!https?:)([^)\s]+)\)', text):
+    path, _, anchor = link.partition('#')
+    target = page.parent / path if path else page
+    assert target.exists(), link
+    if anchor:
+      titles = re.findall('^#+ (.*)', target.read_text(), re.M)
+      assert anchor in map(anchor_of, titles), link
+
+
+def anchor_of(title):
+  """As GitHub makes it."""
+  return re.sub(r'[^\w\s-]', '', title.lower()).replace(' ', '-')
+
+
 def check(word):
   """A setting and, where it has a value, that it takes it."""
   name, given, value = word.partition('=')
