@@ -242,8 +242,8 @@ def dr_grpo(view: View, settings: LossConfig) -> tuple[Term, ...]:
   scales its gradient.
 
   Source: arXiv 2503.20783; TRL grpo_trainer.py:2991-3150 (dr_grpo) of
-  huggingface/trl at f2cd577. verl divides by T, not by rows:
-  loss.reduction=length_sum.
+  huggingface/trl at f2cd577. The verl in ZJU-OmniAI/GFT divides by T, not by
+  rows: loss.reduction=length_sum.
   Published: low = high = 0.2, no dual clip, no KL.
   Unlikely token: as GRPO.
   """
