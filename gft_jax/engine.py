@@ -39,7 +39,7 @@ from gft_jax.ops.masking import WeightedMean
 from gft_jax.optimizer import make_optimizer
 
 # Named random streams; see `key_of`.
-STREAMS = {'init': 0, 'sample': 1, 'evaluate': 2, 'drift': 3}
+STREAMS = {'init': 0, 'sample': 1, 'evaluate': 2, 'drift': 3, 'show': 4}
 
 compiler.return_freed_memory()
 

@@ -333,6 +333,33 @@ def demonstration_tokens(
   )
 
 
+def group_logprobs(
+  engine: Any, params: Any, batch: GroupBatch, config: Config
+) -> np.ndarray:
+  """[B, G, T] log-probabilities of groups that every process holds.
+
+  Each answer stands in a row of its own, as demonstrations do, so that their
+  program serves.
+  """
+  count, size = batch.member_mask.size, config.eval.batch_size
+  prompts = jax.tree.map(
+    lambda x: np.repeat(x, batch.member_mask.shape[1], axis=0), batch.prompts
+  )
+  given = jax.tree.map(
+    lambda x: x.reshape(count, 1, *x.shape[2:]), batch.responses
+  )
+  parts = []
+  for start in range(0, count, size):
+    rows = np.arange(start, start + size)[parallel.own_rows(size)]
+    rows = np.minimum(rows, count - 1)
+    own = jax.tree.map(lambda x, rows=rows: x[rows], (prompts, given))
+    logp = engine.token_logprobs(
+      params, unscored(*own, len(rows)), chunk=config.loss.chunk
+    )
+    parts.append(parallel.gather(logp))
+  return np.concatenate(parts)[:count].reshape(batch.responses.tokens.shape)
+
+
 def pad_rows(tree: Any, rows: int) -> Any:
   """Repeats the last row until the first axis has `rows` rows."""
 
