@@ -334,19 +334,23 @@ def demonstration_tokens(
 
 
 def group_logprobs(
-  engine: Any, params: Any, batch: GroupBatch, config: Config
+  engine: Any, params: Any, batch: GroupBatch, config: Config, width: int
 ) -> np.ndarray:
   """[B, G, T] log-probabilities of groups that every process holds.
 
-  Each answer stands in a row of its own, as demonstrations do, so that their
-  program serves.
+  Each answer stands in a row of its own, and is padded to `width` tokens: with
+  that of the demonstrations, their program serves.
   """
-  count, size = batch.member_mask.size, config.eval.batch_size
+  shape, size = batch.responses.tokens.shape, config.eval.batch_size
+  count, missing = batch.member_mask.size, max(width - shape[-1], 0)
+
+  def one(x):
+    x = x.reshape(count, 1, *x.shape[2:])
+    return np.pad(x, ((0, 0), (0, 0), (0, missing))) if x.ndim == 3 else x
+
+  given = jax.tree.map(one, batch.responses)
   prompts = jax.tree.map(
-    lambda x: np.repeat(x, batch.member_mask.shape[1], axis=0), batch.prompts
-  )
-  given = jax.tree.map(
-    lambda x: x.reshape(count, 1, *x.shape[2:]), batch.responses
+    lambda x: np.repeat(x, shape[1], axis=0), batch.prompts
   )
   parts = []
   for start in range(0, count, size):
@@ -357,7 +361,8 @@ def group_logprobs(
       params, unscored(*own, len(rows)), chunk=config.loss.chunk
     )
     parts.append(parallel.gather(logp))
-  return np.concatenate(parts)[:count].reshape(batch.responses.tokens.shape)
+  logp = np.concatenate(parts)[:count, 0, : shape[-1]]
+  return logp.reshape(shape)
 
 
 def pad_rows(tree: Any, rows: int) -> Any:

@@ -121,7 +121,9 @@ def groups_of(
     pieces: token ids -> the text of each; see groups.pieces.
   """
   origins = {number: name for name, number in ORIGINS.items()}
-  mask = np.asarray(batch.token_mask)
+  trained = batch.responses.trained
+  if trained is None:
+    trained = np.ones(batch.responses.tokens.shape, bool)
 
   def member(b: int, g: int) -> Member:
     length = int(batch.responses.length[b, g])
@@ -136,7 +138,7 @@ def groups_of(
       p=[
         float(f'{p:.6g}') if trains else None
         for p, trains in zip(
-          np.exp(logp[b, g, shown].astype(float)), mask[b, g, shown]
+          np.exp(logp[b, g, shown].astype(float)), trained[b, g, shown]
         )
       ],
       kept=[] if kept is None else np.flatnonzero(kept[b, g, shown]).tolist(),
@@ -208,9 +210,10 @@ def _group(group: Group, tau: float) -> str:
   more = group.size - len(group.members)
   note = f'<p><small>and {more} more answers</small></p>' if more else ''
   cards = ''.join(_card(member, tau) for member in group.members)
+  answer = f'reference answer {group.answer}' if group.answer else ''
   return (
     f'<div class="group"><p class="prompt">{html.escape(group.prompt)}'
-    f' <small>reference answer {html.escape(group.answer)}</small></p>'
+    f' <small>{html.escape(answer)}</small></p>'
     f'<div class="members">{cards}</div>{note}</div>'
   )
 
@@ -295,17 +298,17 @@ def _shade(colour: str, share: float) -> str:
 
 def _swatches(sign: int) -> str:
   return ''.join(
-    f'<span class="{_class(sign * weight, 1)}">{text} </span>'
-    for weight, text in zip(SCALE, ('≤ 0.1', ' 1', ' 10', ' 100', ' ≥ 1000'))
+    f'<span class="{_class(sign * weight, 1)}"> {text} </span>'
+    for weight, text in zip(SCALE, ('≤0.1', '1', '10', '100', '≥1000'))
   )
 
 
 LEGEND = f"""<p>Each answer stands twice, coloured by the weight of each token on
 the gradient of its probability p: above without rectification (A/p, as of GRPO
 and, with A = 1, of SFT), below with it (A·C/p, as of GFT), whatever the stage
-itself trains with. <span class="tokens">Blue {_swatches(1)}</span> makes a token
-likelier, <span class="tokens">vermillion {_swatches(-1)}</span> less likely, and
-a token that is <span class="rectified">underlined</span> has p ≤ τ, so that
+itself trains with. Blue <span class="tokens">{_swatches(1)}</span> makes a token likelier,
+vermillion <span class="tokens">{_swatches(-1)}</span> less likely, and a token
+that is <span class="rectified">underlined</span> has p ≤ τ, so that
 C = p; the pointer on a token shows its numbers.</p>"""
 
 CSS = """
@@ -313,11 +316,11 @@ CSS = """
   .group { margin: .8rem 0 1.4rem } .group p { margin: .2rem 0 }
   .prompt { font-weight: 600; white-space: pre-wrap; overflow-wrap: anywhere }
   .prompt small { font-weight: 400 }
-  .members { display: grid; gap: .6rem;
-    grid-template-columns: repeat(auto-fill, minmax(14rem, 1fr)) }
+  .members { display: flex; flex-wrap: wrap; gap: .6rem }
   .member { border: 1px solid #ccc; border-radius: 4px; padding: .3rem .6rem;
-    break-inside: avoid; font-size: .85rem; min-width: 0 }
+    break-inside: avoid; font-size: .85rem; flex: 1 1 11.5rem; min-width: 0 }
   .member small { font-size: .75rem }
+  .member .tokens small { display: inline-block; width: 4em }
   .tokens { font-family: ui-monospace, monospace; line-height: 1.6;
     print-color-adjust: exact; -webkit-print-color-adjust: exact }
   .member .tokens { white-space: pre-wrap; overflow-wrap: anywhere }

@@ -928,7 +928,8 @@ class Loop:
     count = min(report_groups.PROMPTS, size, len(job.dataset))
     first = job.dataset.first(count)
     batch = jax.tree.map(lambda x: x[:count], parallel.gather(batch))
-    logp = evaluate.group_logprobs(self.engine, params, batch, settings)
+    width = self.config.data.max_response
+    logp = evaluate.group_logprobs(self.engine, params, batch, settings, width)
     if jax.process_index() > 0:
       return
     scored = job.objective.advantages is not None
@@ -941,7 +942,7 @@ class Loop:
         first.prompts,
         first.answers,
         logp,
-        objectives.advantages_of(job.objective, batch, settings.loss)
+        self.engine.advantages(batch, job.objective, settings.loss)
         if scored
         else None,
         None if settings.loss.rectify_end else np.asarray(batch.end_mask),
