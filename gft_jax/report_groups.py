@@ -222,22 +222,25 @@ def _card(member: Member, tau: float) -> str:
   """An answer with its reward and its advantage, twice."""
   weights = weights_of(member, tau)
   if member.advantage is None:
-    scored = 'no reward, A = 1'
+    scored = 'no reward, A&nbsp;=&nbsp;1'
   else:
-    scored = f'reward {member.reward:.2f}, A = {_signed(member.advantage)}'
+    scored = (
+      f'reward {member.reward:.2f}, A&nbsp;=&nbsp;{_signed(member.advantage)}'
+    )
   trained = ~np.isnan(weights.p)
   notes = f'{np.sum(weights.coefficient < 1)} of {trained.sum()} rectified'
   if trained.any():
     before, after = (
-      f'{np.nanmax(np.abs(w)):.3g}' for w in (weights.before, weights.after)
+      _number(np.nanmax(np.abs(w))) for w in (weights.before, weights.after)
     )
-    notes += f'; largest weight {before} → {after}'
+    notes += f'; largest weight {before}&nbsp;→&nbsp;{after}'
   if member.length > len(member.tokens):
     notes += f'; {len(member.tokens)} of {member.length} tokens shown'
   titles = [_title(member, weights, i) for i in range(len(member.tokens))]
   plain = np.ones_like(weights.coefficient)
   return (
-    f'<div class="member"><p><b>{html.escape(member.origin)}</b> {scored}</p>'
+    f'<div class="member"><p><b>{html.escape(member.origin)}</b>'
+    f' <small>{scored}</small></p>'
     f'<p class="tokens"><small>A/p</small> '
     f'{_tokens(member.tokens, weights.before, plain, titles)}</p>'
     f'<p class="tokens"><small>A·C/p</small> '
@@ -281,9 +284,15 @@ def _title(member: Member, weights: Weights, i: int) -> str:
   advantage = 1 if member.advantage is None else member.advantage
   return (
     f'p = {p:.3g}, C = {c:.3g}, A = {_signed(advantage)}:'
-    f' 1/p = {1 / p:.3g}, C/p = {c / p:.3g},'
-    f' A/p = {weights.before[i]:.3g}, A·C/p = {weights.after[i]:.3g}'
+    f' 1/p = {_number(1 / p)}, C/p = {_number(c / p)},'
+    f' A/p = {_number(weights.before[i])},'
+    f' A·C/p = {_number(weights.after[i])}'
   )
+
+
+def _number(value: float) -> str:
+  text = f'{value:,.0f}' if 1e3 <= abs(value) < 1e6 else f'{value:.3g}'
+  return text.replace('-', '−')
 
 
 def _signed(value: float) -> str:
@@ -303,13 +312,14 @@ def _swatches(sign: int) -> str:
   )
 
 
-LEGEND = f"""<p>Each answer stands twice, coloured by the weight of each token on
-the gradient of its probability p: above without rectification (A/p, as of GRPO
-and, with A = 1, of SFT), below with it (A·C/p, as of GFT), whatever the stage
-itself trains with. Blue <span class="tokens">{_swatches(1)}</span> makes a token likelier,
-vermillion <span class="tokens">{_swatches(-1)}</span> less likely, and a token
-that is <span class="rectified">underlined</span> has p ≤ τ, so that
-C = p; the pointer on a token shows its numbers.</p>"""
+LEGEND = f"""<p>Each answer stands twice, coloured by the weight of each token
+on the gradient of its probability p: above without rectification (A/p, as of
+GRPO and, with A = 1, of SFT), below with it (A·C/p, as of GFT), whatever the
+stage itself trains with.
+Blue <span class="tokens">{_swatches(1)}</span> makes a token likelier,
+vermillion <span class="tokens">{_swatches(-1)}</span> less likely; a token that
+is <span class="rectified">underlined</span> has p ≤ τ, so that C = p, and the
+pointer on a token shows its numbers.</p>"""
 
 CSS = """
   .groups { margin: .8rem 0 } .groups summary { cursor: pointer }
@@ -318,9 +328,10 @@ CSS = """
   .prompt small { font-weight: 400 }
   .members { display: flex; flex-wrap: wrap; gap: .6rem }
   .member { border: 1px solid #ccc; border-radius: 4px; padding: .3rem .6rem;
-    break-inside: avoid; font-size: .85rem; flex: 1 1 11.5rem; min-width: 0 }
+    break-inside: avoid; font-size: .85rem; flex: 1 1 11.5rem; min-width: 0;
+    max-width: 30rem }
   .member small { font-size: .75rem }
-  .member .tokens small { display: inline-block; width: 4em }
+  .member .tokens small { display: inline-block; width: 3.6em }
   .tokens { font-family: ui-monospace, monospace; line-height: 1.6;
     print-color-adjust: exact; -webkit-print-color-adjust: exact }
   .member .tokens { white-space: pre-wrap; overflow-wrap: anywhere }
