@@ -147,6 +147,15 @@ def test_their_probabilities_are_those_of_the_policy(config, whole):
   np.testing.assert_allclose(found, p, rtol=1e-4)
 
 
+def test_groups_that_cannot_be_written_stop_no_run(config, tmp_path, caplog):
+  (tmp_path / 'report').mkdir()
+  (tmp_path / 'report/groups').write_text('a file where the folder would be')
+  stage = dataclasses.replace(config.stages[0], steps=1)
+  train_lib.train(dataclasses.replace(config, stages=(stage,)), tmp_path)
+  assert 'base.json is not written' in caplog.text
+  assert 'Sample groups' not in (tmp_path / 'report/index.html').read_text()
+
+
 def test_drift_is_from_the_base_stage(whole):
   _, results = whole
   assert results['base']['eval/kl_to_base'] == 0.0
