@@ -28,6 +28,7 @@ from gft_jax import (
 from gft_jax.batch import GroupBatch, Prompts, Responses
 from gft_jax.config import (
   Config,
+  LossConfig,
   OptimizerConfig,
   RewardConfig,
   SamplerConfig,
@@ -39,7 +40,7 @@ from gft_jax.ops.masking import WeightedMean
 from gft_jax.optimizer import make_optimizer
 
 # Named random streams; see `key_of`.
-STREAMS = {'init': 0, 'sample': 1, 'evaluate': 2, 'drift': 3}
+STREAMS = {'init': 0, 'sample': 1, 'evaluate': 2, 'drift': 3, 'show': 4}
 
 compiler.return_freed_memory()
 
@@ -83,6 +84,9 @@ def rollout_copy(params, *, mesh, dtype):
 token_logprobs = jax.jit(
   train_step.token_logprobs,
   static_argnames=('model', 'chunk', 'temperature'),
+)
+advantages_of = jax.jit(
+  objectives.advantages_of, static_argnames=('objective', 'settings')
 )
 drift = jax.jit(evaluate.drift, static_argnames=('model', 'chunk'))
 demonstration_tokens = jax.jit(
@@ -362,6 +366,15 @@ class Engine:
         settings=config.loss,
         options=tuple(options.items()),
       )
+
+  def advantages(
+    self,
+    batch: GroupBatch,
+    objective: objectives.Objective,
+    settings: LossConfig,
+  ) -> np.ndarray:
+    """[B, G] advantages of groups on the host; see objectives."""
+    return np.asarray(advantages_of(objective, batch, settings))
 
   def token_logprobs(
     self, params: Any, batch: GroupBatch, *, chunk: int

@@ -333,6 +333,38 @@ def demonstration_tokens(
   )
 
 
+def group_logprobs(
+  engine: Any, params: Any, batch: GroupBatch, config: Config, width: int
+) -> np.ndarray:
+  """[B, G, T] log-probabilities of groups that every process holds.
+
+  Each answer stands in a row of its own, and is padded to `width` tokens: with
+  that of the demonstrations, their program serves.
+  """
+  shape, size = batch.responses.tokens.shape, config.eval.batch_size
+  count, missing = batch.member_mask.size, max(width - shape[-1], 0)
+
+  def one(x):
+    x = x.reshape(count, 1, *x.shape[2:])
+    return np.pad(x, ((0, 0), (0, 0), (0, missing))) if x.ndim == 3 else x
+
+  given = jax.tree.map(one, batch.responses)
+  prompts = jax.tree.map(
+    lambda x: np.repeat(x, shape[1], axis=0), batch.prompts
+  )
+  parts = []
+  for start in range(0, count, size):
+    rows = np.arange(start, start + size)[parallel.own_rows(size)]
+    rows = np.minimum(rows, count - 1)
+    own = jax.tree.map(lambda x, rows=rows: x[rows], (prompts, given))
+    logp = engine.token_logprobs(
+      params, unscored(*own, len(rows)), chunk=config.loss.chunk
+    )
+    parts.append(parallel.gather(logp))
+  logp = np.concatenate(parts)[:count, 0, : shape[-1]]
+  return logp.reshape(shape)
+
+
 def pad_rows(tree: Any, rows: int) -> Any:
   """Repeats the last row until the first axis has `rows` rows."""
 

@@ -236,6 +236,22 @@ def decode(
   return texts, finished
 
 
+def pieces(tokenizer: Any, tokens: Sequence[int]) -> list[str]:
+  """The text of each token; together they are the decoded tokens.
+
+  Tokens of a byte-level vocabulary may hold parts of a character: the last of
+  them gets it, and the others ''. Takes time quadratic in the length.
+  """
+  whole = tokenizer.decode(tokens)
+  found, end = [], 0
+  for count in range(1, len(tokens)):
+    text = tokenizer.decode(tokens[:count])
+    # A character that lacks some of its bytes is decoded as U+FFFD.
+    start, end = end, max(end, len(text.rstrip('\ufffd')))
+    found.append(whole[start:end])
+  return [*found, whole[end:]] if len(tokens) else []
+
+
 def _holds(text: str, strings: tuple[str, ...]) -> bool:
   return any(string in text for string in strings)
 

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator
 
 from gft_jax import config as config_lib
-from gft_jax import writers
+from gft_jax import report_groups, writers
 
 BLUE, VERMILLION, ORANGE, GREEN = '#0072B2', '#D55E00', '#E69F00', '#009E73'
 SKY, PURPLE, GREY = '#56B4E9', '#CC79A7', '#999999'
@@ -97,12 +97,14 @@ class Run(NamedTuple):
     config: its settings.
     records: stage -> its records in order, for the stages that have any.
     weights: stage -> ([n] 1/p, [n] C/p) over tokens of expert answers.
+    groups: stage -> some of its groups.
   """
 
   name: str
   config: config_lib.Config
   records: dict[str, list[writers.Record]]
   weights: dict[str, tuple[np.ndarray, np.ndarray]]
+  groups: dict[str, report_groups.Shown]
 
   def series(self, stage: str, name: str) -> Series:
     """Steps and values of one metric in one stage; empty if not measured."""
@@ -152,7 +154,7 @@ def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
   """Writes the figures and the page; returns the path of index.html.
 
   Reads config.json, metrics.jsonl and, where they exist, the arrays `before`
-  and `after` of report/coefficients/STAGE.npz.
+  and `after` of report/coefficients/STAGE.npz, and report/groups/STAGE.json.
 
   Raises:
     ConfigError: `workdir` holds no run, or one that has measured nothing.
@@ -359,13 +361,17 @@ def read_run(workdir: pathlib.Path) -> Run:
   config_lib.require(
     bool(records), f'{workdir / "metrics.jsonl"} is empty: nothing to report'
   )
-  weights = {}
+  weights, groups = {}, {}
   for stage in records:
     path = workdir / 'report' / 'coefficients' / f'{stage}.npz'
     if path.is_file():
       with np.load(path, allow_pickle=False) as arrays:
         weights[stage] = (arrays['before'], arrays['after'])
-  return Run(workdir.resolve().name, config, records, weights)
+    path = workdir / 'report' / 'groups' / f'{stage}.json'
+    shown = report_groups.read(path) if path.is_file() else None
+    if shown:
+      groups[stage] = shown
+  return Run(workdir.resolve().name, config, records, weights, groups)
 
 
 def accuracy(run: Run) -> Figure | None:
@@ -694,6 +700,8 @@ def _page(run: Run, figures: Sequence[str]) -> str:
     tree=_tree(run, ''),
     table=_table(run.evaluations()),
     goodput=_goodput(run),
+    style=report_groups.CSS,
+    groups=_groups(run),
     figures='\n'.join(figures),
     settings=html.escape(settings, quote=False),
   )
@@ -773,6 +781,19 @@ def _goodput(run: Run) -> str:
   )
 
 
+def _groups(run: Run) -> str:
+  """The groups of each stage, unfolded where GFT was last at work."""
+  if not run.groups:
+    return ''
+  named = [s for s, shown in run.groups.items() if shown.objective == 'gft']
+  last = (named or list(run.groups))[-1]
+  parts = [
+    report_groups.section(shown, stage, opened=stage == last)
+    for stage, shown in run.groups.items()
+  ]
+  return '\n'.join(['<h2>Sample groups</h2>', report_groups.LEGEND, *parts])
+
+
 def _columns(evaluations: Evaluations) -> list[str]:
   """Accuracies in order of appearance, then drift."""
   names = dict.fromkeys(n for record in evaluations.values() for n in record)
@@ -837,7 +858,7 @@ PAGE = """<!doctype html>
   figure img {{ max-width: 100%; height: auto }}
   figcaption {{ font-size: .9rem; max-width: 44rem }}
   pre {{ font-size: .8rem; overflow-x: auto; background: #f6f6f6; padding: 1rem }}
-</style>
+{style}</style>
 <h1>{title}</h1>
 <p class="lead">{lead}</p>
 <h2>Stages</h2>
@@ -849,6 +870,7 @@ in nats, on the policy's own samples at temperature 1.</small></p>
 {goodput}
 <h2>Figures</h2>
 {figures}
+{groups}
 <h2>Settings</h2>
 <details><summary>config.json</summary><pre>{settings}</pre></details>
 </html>

@@ -42,6 +42,7 @@ from gft_jax import (
   parallel,
   profiling,
   report,
+  report_groups,
   rewards,
   train_step,
   writers,
@@ -647,7 +648,7 @@ class Loop:
     self.writer.begin(stage.name, stage.steps, done, self.metrics_bytes)
     loaded = not stage.start and bool(self.config.model.path)
     if loaded and not done and job.config.eval.before:
-      self._write(self._evaluate(job, begin.params, 0))
+      self._write(self._evaluate(job, begin.params, 0, last=False))
     pending: Callable[[], Record] | None = None
     watch = Stopwatch()
     for step, state, read, tokens in self._steps(
@@ -674,7 +675,7 @@ class Loop:
         pending = None
         spent = Spent(spent.tokens, spent.seconds + watch.lap())
       if evaluates:
-        record = self._evaluate(job, state.params, step)
+        record = self._evaluate(job, state.params, step, last=last)
         self._write(record)
         evaluation = {k: v for k, v in record.items() if k.startswith('eval/')}
         # An evaluation may take long, and who preempts does not wait.
@@ -801,11 +802,19 @@ class Loop:
     those of further rollouts.
     """
     settings = job.config
-    batch, record = self._groups(job, params, batches, step, 0, clock)
+    key = self.engine.key('sample', job.first_step + step)
+    name = f'{job.stage.name}/{step}'
+
+    def rollout(key: jax.Array, name: str) -> tuple[GroupBatch, Record]:
+      with clock.phase('data'):
+        examples = next(batches)
+      return self._groups(job, params, examples, key, name, clock)
+
+    batch, record = rollout(key, name)
     most, used = settings.group.refills, 0
     while used < most and self.engine.anywhere(groups.flat(batch).any())[0]:
       used += 1
-      further, counts = self._groups(job, params, batches, step, used, clock)
+      further, counts = rollout(jax.random.fold_in(key, used), f'{name}/{used}')
       # Any process may have the groups that another one lacks.
       whole = groups.refill(parallel.gather(batch), parallel.gather(further))
       own = parallel.own_rows(settings.data.batch_size)
@@ -826,26 +835,24 @@ class Loop:
     self,
     job: Job,
     params: Any,
-    batches: data.Batches,
-    step: int,
-    refill: int,
+    examples: data.Examples,
+    key: jax.Array,
+    name: str,
     clock: writers.Clock,
   ) -> tuple[GroupBatch, Record]:
-    """Prompts -> scored groups of one rollout."""
+    """Prompts -> scored groups of one rollout, journalled under `name`."""
     settings, engine = job.config, self.engine
     with clock.phase('data'):
-      examples = next(batches)
       prompts = evaluate.prompts_of(examples)
       given = evaluate.given_of(examples)
       origin = np.broadcast_to(examples.given_origin, given.length.shape)
     sampled = None
     if settings.group.samples:
       with clock.phase('sample'):
-        key = engine.key('sample', job.first_step + step)
         sampled = engine.sample(
           params,
           prompts,
-          jax.random.fold_in(key, refill) if refill else key,
+          key,
           settings.sampler,
           settings.group.samples,
           settings.data.max_response,
@@ -861,7 +868,6 @@ class Loop:
       stopped = parallel.gather(stopped)
       record['train/truncated_fraction'] = float(1 - stopped.mean())
     if job.objective.advantages is not None:
-      name = f'{job.stage.name}/{step}' + (f'/{refill}' if refill else '')
       with clock.phase('reward'):
         scored = engine.score(
           settings.reward,
@@ -884,7 +890,9 @@ class Loop:
         }
     return groups.build(prompts, responses, origin, scores), record
 
-  def _evaluate(self, job: Job, params: Any, step: int) -> Record:
+  def _evaluate(
+    self, job: Job, params: Any, step: int, *, last: bool
+  ) -> Record:
     name = job.stage.name
     clock = writers.Clock()
     with clock.phase('evaluate'):
@@ -897,7 +905,56 @@ class Loop:
         name=f'{name}/{step}',
         figures=coefficients_file(self.workdir, name),
       )
+      if last and job.benchmark.splits:
+        self._show(job, params, step)
     return {'stage': name, 'step': step} | metrics | clock.record()
+
+  def _show(self, job: Job, params: Any, step: int) -> None:
+    """Writes some groups, as a next step would see them, for the report.
+
+    They are of the first prompts and the same random bits, so that stages can
+    be compared. The programs are those of a step and of an evaluation.
+    """
+    settings, size = job.config, job.config.data.batch_size
+    rows = np.arange(size) % len(job.dataset)
+    batch, _ = self._groups(
+      job,
+      params,
+      job.dataset.examples(rows[parallel.own_rows(size)]),
+      self.engine.key('show', 0),
+      f'{job.stage.name}/{step}/show',
+      writers.Clock(),
+    )
+    count = min(report_groups.PROMPTS, size, len(job.dataset))
+    first = job.dataset.first(count)
+    batch = jax.tree.map(lambda x: x[:count], parallel.gather(batch))
+    width = self.config.data.max_response
+    logp = evaluate.group_logprobs(self.engine, params, batch, settings, width)
+    if jax.process_index() > 0:
+      return
+    scored = job.objective.advantages is not None
+    shown = report_groups.Shown(
+      objective=job.stage.objective,
+      step=step,
+      tau=settings.loss.tau,
+      groups=report_groups.groups_of(
+        batch,
+        first.prompts,
+        first.answers,
+        logp,
+        self.engine.advantages(batch, job.objective, settings.loss)
+        if scored
+        else None,
+        None if settings.loss.rectify_end else np.asarray(batch.end_mask),
+        functools.partial(groups.pieces, self.policy.tokenizer),
+      ),
+    )
+    path = self.workdir / 'report' / 'groups' / f'{job.stage.name}.json'
+    try:
+      path.parent.mkdir(parents=True, exist_ok=True)
+      write_whole(path, report_groups.text_of(shown))
+    except OSError as error:  # What is only shown stops no run.
+      logging.warning('%s is not written: %s', path, error)
 
   def _base(self, job: Job, params: Any) -> Any | None:
     """Parameters of the base policy, or None while it does not exist yet."""

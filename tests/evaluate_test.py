@@ -330,6 +330,41 @@ def test_answers_without_grades_or_of_uneven_number_are_one_line(tmp_path):
     generations.read_answers(path)
 
 
+class Naming:
+  """An engine whose log-probabilities name prompt, token and place."""
+
+  def __init__(self):
+    self.asked = []
+
+  def token_logprobs(self, params, batch, *, chunk):
+    tokens = batch.responses.tokens
+    self.asked.append(tokens.shape)
+    place = np.arange(tokens.shape[-1])
+    named = 1000 * batch.prompts.index[:, None, None] + 10 * tokens + place
+    return np.where(batch.token_mask, -named, 0.0).astype(np.float32)
+
+
+def test_groups_are_asked_in_the_shape_of_demonstrations():
+  """Three groups of two answers of three tokens, as four rows of width five."""
+  length = np.array([[3, 0], [1, 2], [3, 3]], np.int32)
+  tokens = np.arange(18, dtype=np.int32).reshape(3, 2, 3)
+  whole = groups.build(
+    Prompts(np.ones((3, 4), np.int32), np.full(3, 4), np.array([7, 8, 9])),
+    Responses(tokens, length, np.zeros(tokens.shape, np.float32)),
+    np.zeros((3, 2)),
+    np.zeros((3, 2), np.float32),
+  )
+  engine = Naming()
+  config = Config(eval=EvalConfig(batch_size=4))
+  found = evaluate.group_logprobs(engine, None, whole, config, 5)
+  assert engine.asked == [(4, 1, 5)] * 2
+  expected = np.zeros((3, 2, 3))
+  for b, g, t in np.ndindex(3, 2, 3):
+    if t < length[b, g]:
+      expected[b, g, t] = -(1000 * (7 + b) + 10 * tokens[b, g, t] + t)
+  np.testing.assert_array_equal(found, expected)
+
+
 def test_drift_is_exact_over_the_vocabulary():
   """Against dense log-softmax and loops over tokens."""
   vocabulary, length = 11, np.array([[3], [1], [0]])

@@ -1,5 +1,7 @@
 import numpy as np
 import pytest
+import tokenizers
+import transformers
 
 from gft_jax import groups, rewards
 from gft_jax.batch import EXPERT, SELF, TEACHER, Prompts, Responses
@@ -250,3 +252,34 @@ def test_replayed_time_outs_keep_their_position_beside_empty_slots():
   assert scored.rewards.tolist() == [[0, 1], [0, 1]]
   assert scored.timed_out == (2,)
   assert scored.failures == {'timeout': 1}
+
+
+def test_pieces_of_a_byte_level_vocabulary_are_the_decoded_answer():
+  """A token is a byte, as where a byte-level BPE has no merge for it."""
+  alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+  bytes_alone = tokenizers.Tokenizer(
+    tokenizers.models.BPE({c: i for i, c in enumerate(alphabet)}, [])
+  )
+  bytes_alone.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
+    add_prefix_space=False
+  )
+  bytes_alone.decoder = tokenizers.decoders.ByteLevel()
+  tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=bytes_alone)
+  ids = tokenizer('a é數🙂!')['input_ids']
+  found = groups.pieces(tokenizer, ids)
+  assert len(ids) == 2 + 1 + 1 + 3 + 4 + len('!') + 0
+  assert found == ['a', ' ', '', 'é', '', '', '數', *['', '', '', '🙂'], '!']
+  # What a policy writes need not be text: here a smile without its last byte.
+  for broken in (ids[:-2], [*ids[:-2], *ids[:2]], ids[-3:], ids[3:4] * 3):
+    found = groups.pieces(tokenizer, broken)
+    assert len(found) == len(broken)
+    assert ''.join(found) == tokenizer.decode(broken)
+    assert '\ufffd' in ''.join(found)
+
+
+def test_pieces_keep_the_special_tokens():
+  tokenizer = arithmetic.tokenizer()
+  ids = [*tokenizer('7+8', add_special_tokens=False)['input_ids']]
+  ids.append(tokenizer.eos_token_id)
+  assert groups.pieces(tokenizer, ids) == ['7', '+', '8', arithmetic.EOS]
+  assert groups.pieces(tokenizer, []) == []

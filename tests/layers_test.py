@@ -22,7 +22,7 @@ FLOORS = (
   ('data', 'rewards', 'groups'),
   ('objectives', 'generations'),
   ('train_step', 'evaluate'),
-  ('checkpoint', 'profiling', 'writers'),
+  ('checkpoint', 'profiling', 'writers', 'report_groups'),
   ('report', 'engine'),
   ('train',),
   ('preferences',),

@@ -186,6 +186,8 @@ def test_metrics_do_not_depend_on_who_holds_the_devices(finished):
     (4, True),
   ]
   assert two == records(finished[4])
+  shown = 'report/groups/gft.json'
+  assert (finished[2] / shown).read_text() == (finished[4] / shown).read_text()
   assert_close(two, records(finished[1]))
   # What each process counts for itself is there, and not trivial.
   assert any(r.get('train/refills') for r in two)

@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 
-from gft_jax import config, report
+from gft_jax import config, report, report_groups
 
 CHAIN = (
   config.Stage('warm', '', 'sft', 6),
@@ -192,6 +192,48 @@ def test_title_tree_and_settings(run):
   settings = json.loads(page.texts['pre'])
   assert settings == json.loads((run[0] / 'config.json').read_text())
   assert '2 of 2 stages, 12 steps, 0 min 12 s' in page.texts['p']
+
+
+def sample(stage, objective, p):
+  member = report_groups.Member(
+    'self', 0.0, -0.87, 2, ['<script>', '$'], [p, 0.9], []
+  )
+  group = report_groups.Group('7+8:', '15', 1, [member])
+  return report_groups.Shown(objective, 6, 0.7, [group])
+
+
+def write_sample(folder, stage, *args):
+  path = folder / 'report/groups' / f'{stage}.json'
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(report_groups.text_of(sample(stage, *args)))
+
+
+def test_groups_of_the_stages_are_on_the_page(tmp_path):
+  """Unfolded is the last stage of GFT, or else the last."""
+  records = [evaluation(s, 1, 0.5) for s in ('warm', 'group', 'rl')]
+  stages = (*CHAIN, config.Stage('rl', 'group', 'grpo', 1))
+  folder = write_run(tmp_path / 'run', records, stages)
+  write_sample(folder, 'group', 'gft', 0.05)
+  write_sample(folder, 'rl', 'grpo', 0.5)
+  path = report.write_report(folder)
+  page, text = Page(path), path.read_text()
+  assert page.texts['h2'].index('Figures') < page.texts['h2'].index('Sample')
+  assert 'group GFT, step 6, τ = 0.7' in page.texts['summary']
+  assert 'p = 0.05, C = 0.05, A = −0.87: 1/p = 20, C/p = 1,' in text
+  assert '.down5 { background: #' in text and 'class="down5"' in text
+  assert '<script' not in text and page.texts['span'].count('<script>') == 4
+  unfolded = re.findall(r'<details class="groups" open><summary><b>(\w+)', text)
+  assert unfolded == ['group']
+  assert not re.findall(r'(?:src|href)="(?!data:)', text)
+
+  (folder / 'report/groups/group.json').write_text('{}')
+  text = report.write_report(folder).read_text()
+  assert '<b>rl</b>' in text and '<b>group</b> <small>GFT, step' not in text
+  assert text.count('<details class="groups" open>') == 1
+
+
+def test_a_run_without_groups_has_no_place_for_them(run):
+  assert 'Sample groups' not in run[1].read_text()
 
 
 def test_the_same_run_gives_the_same_bytes(run):

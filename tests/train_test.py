@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from gft_jax import engine, report, rewards, writers
+from gft_jax import engine, report, report_groups, rewards, writers
 from gft_jax import train as train_lib
 from gft_jax.config import (
   ConfigError,
@@ -88,6 +88,72 @@ def test_metrics_of_a_gft_step_are_there_and_finite(whole):
   assert record['train/reward_expert'] == 1.0
   # Two programs compute these log-probabilities; they agree.
   assert 0 <= record['train/sampler_mismatch'] < 1e-5
+
+
+def shown_of(workdir, stage):
+  return report_groups.read(workdir / f'report/groups/{stage}.json')
+
+
+def test_groups_of_each_stage_are_kept_for_the_report(whole):
+  workdir, _ = whole
+  base, gft, grpo = (shown_of(workdir, s) for s in ('base', 'gft', 'grpo'))
+  assert (gft.objective, gft.step, gft.tau) == ('gft', 3, 0.7)
+  # The same prompts in stages of one dataset.
+  assert [g.prompt for g in gft.groups] == [g.prompt for g in grpo.groups]
+  assert len({g.prompt for g in gft.groups}) == report_groups.PROMPTS
+  for group in gft.groups:
+    origins = [m.origin for m in group.members]
+    assert origins == ['expert', 'teacher', 'self', 'self']
+    rewards = np.array([m.reward for m in group.members])
+    expert = group.members[0]
+    assert expert.reward == 1.0
+    assert ''.join(expert.tokens).endswith(f'#{group.answer}$')
+    spread = (rewards - rewards.mean()) / (rewards.std(ddof=1) + 1e-6)
+    advantages = [m.advantage for m in group.members]
+    np.testing.assert_allclose(advantages, spread, atol=1e-4)
+  for group in grpo.groups:
+    assert [m.origin for m in group.members] == ['self'] * 4
+  for group in base.groups:
+    (member,) = group.members
+    assert member.origin == 'expert' and member.advantage is None
+  page = (workdir / 'report' / 'index.html').read_text()
+  for stage in ('base', 'gft', 'grpo'):
+    assert f'<summary><b>{stage}</b>' in page
+
+
+def test_their_probabilities_are_those_of_the_policy(config, whole):
+  """Of each token after its text alone: no group, no chunk, no padding."""
+  policy = train_lib.load_policy(config)
+  params, _ = train_lib.result_of(policy, whole[0], 'gft')
+  encode = policy.tokenizer.convert_tokens_to_ids
+  tokens, length, targets, found = [], [], [], []
+  for group in shown_of(whole[0], 'gft').groups:
+    prompt = encode(list(group.prompt))
+    for member in group.members:
+      ids = encode(member.tokens)
+      assert len(ids) == len(member.p) == member.length
+      for i, target in enumerate(ids):
+        before = [*prompt, *ids[:i]]
+        tokens.append(before + [0] * (50 - len(before)))
+        length.append(len(before))
+        targets.append(target)
+      found += member.p
+  prefix = policy.model.apply(
+    {'params': params}, np.array(tokens), np.array(length)
+  )
+  head = policy.model.apply({'params': params}, method='head')
+  p = jax.nn.softmax(prefix.hidden @ head)[np.arange(len(found)), targets]
+  assert len(found) > 50
+  np.testing.assert_allclose(found, p, rtol=1e-4)
+
+
+def test_groups_that_cannot_be_written_stop_no_run(config, tmp_path, caplog):
+  (tmp_path / 'report').mkdir()
+  (tmp_path / 'report/groups').write_text('a file where the folder would be')
+  stage = dataclasses.replace(config.stages[0], steps=1)
+  train_lib.train(dataclasses.replace(config, stages=(stage,)), tmp_path)
+  assert 'base.json is not written' in caplog.text
+  assert 'Sample groups' not in (tmp_path / 'report/index.html').read_text()
 
 
 def test_drift_is_from_the_base_stage(whole):
@@ -406,6 +472,8 @@ def test_resume_repeats_the_uninterrupted_run_bit_for_bit(
     train_lib.result_of(policy, tmp_path, 'grpo'),
     train_lib.result_of(policy, whole[0], 'grpo'),
   )
+  for stage in ('base', 'gft', 'grpo'):
+    assert shown_of(tmp_path, stage) == shown_of(whole[0], stage)
 
 
 def with_adapters(config, folder):
