@@ -173,7 +173,7 @@ def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
       vector = io.BytesIO()
       figure.savefig(vector, format='svg', metadata={'Date': None})
       (folder / f'{name}.svg').write_bytes(vector.getvalue())
-      parts.append(_figure(name, vector.getvalue(), caption))
+      parts.append(picture(name, vector.getvalue(), caption))
   page = folder / 'index.html'
   page.write_text(_page(run, parts), encoding='utf-8')
   return page
@@ -683,7 +683,8 @@ def _interval(
   ax.plot(record[name], y, ls='', ms=5, label=name.split('/')[-1], **style)
 
 
-def _figure(name: str, vector: bytes, caption: str) -> str:
+def picture(name: str, vector: bytes, caption: str) -> str:
+  """A figure of a page, within the page: `vector` is an SVG."""
   data = base64.b64encode(vector).decode()
   return (
     f'<figure id="{name}"><img alt="{html.escape(caption)}"'
@@ -700,7 +701,7 @@ def _page(run: Run, figures: Sequence[str]) -> str:
     tree=_tree(run, ''),
     table=_table(run.evaluations()),
     goodput=_goodput(run),
-    style=report_groups.CSS,
+    style=CSS + report_groups.CSS,
     groups=_groups(run),
     figures='\n'.join(figures),
     settings=html.escape(settings, quote=False),
@@ -835,30 +836,32 @@ compiled, {cached} of which the cache had.</p>
 <table><thead><tr><th>phase</th><th>seconds</th><th>share</th></tr></thead>
 <tbody>{rows}</tbody></table>"""
 
+CSS = """
+  body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; margin: 2rem auto;
+    max-width: 62rem; padding: 0 1rem; background: white }
+  h1 { font-size: 1.6rem; margin-bottom: 0 }
+  h2 { font-size: 1.2rem; margin-top: 2.2rem }
+  small, figcaption, .lead { color: #555 }
+  ul { padding-left: 1.4rem; margin: .2rem 0 }
+  .wide { overflow-x: auto }
+  table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+  th, td { padding: .3rem .7rem; text-align: right; vertical-align: top;
+    border-bottom: 1px solid #ddd; white-space: nowrap }
+  thead th { border-bottom: 2px solid #555; vertical-align: bottom }
+  th:first-child { text-align: left }
+  td { line-height: 1.25 }
+  figure { margin: 1.6rem 0; break-inside: avoid }
+  figure img { max-width: 100%; height: auto }
+  figcaption { font-size: .9rem; max-width: 44rem }
+  pre { font-size: .8rem; overflow-x: auto; background: #f6f6f6; padding: 1rem }
+"""
+
 PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
-<style>
-  body {{ font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; margin: 2rem auto;
-    max-width: 62rem; padding: 0 1rem; background: white }}
-  h1 {{ font-size: 1.6rem; margin-bottom: 0 }}
-  h2 {{ font-size: 1.2rem; margin-top: 2.2rem }}
-  small, figcaption, .lead {{ color: #555 }}
-  ul {{ padding-left: 1.4rem; margin: .2rem 0 }}
-  .wide {{ overflow-x: auto }}
-  table {{ border-collapse: collapse; font-variant-numeric: tabular-nums }}
-  th, td {{ padding: .3rem .7rem; text-align: right; vertical-align: top;
-    border-bottom: 1px solid #ddd; white-space: nowrap }}
-  thead th {{ border-bottom: 2px solid #555; vertical-align: bottom }}
-  th:first-child {{ text-align: left }}
-  td {{ line-height: 1.25 }}
-  figure {{ margin: 1.6rem 0; break-inside: avoid }}
-  figure img {{ max-width: 100%; height: auto }}
-  figcaption {{ font-size: .9rem; max-width: 44rem }}
-  pre {{ font-size: .8rem; overflow-x: auto; background: #f6f6f6; padding: 1rem }}
-{style}</style>
+<style>{style}</style>
 <h1>{title}</h1>
 <p class="lead">{lead}</p>
 <h2>Stages</h2>

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import matplotlib
 
+from figures import page
 from figures.results import Item, Results
 from gft_jax import report
 
@@ -47,6 +48,10 @@ def write(
       items[name] = importlib.import_module(f'figures.{name}').item(results)
       if items[name].figure:
         save(items[name].figure, out / name)
+  shown = results.groups({'gft': 'GFT', 'sft': 'SFT', 'grpo': 'GRPO'})
+  (out / 'index.html').write_text(
+    page.page(out, items, about, shown), encoding='utf-8'
+  )
   (out / 'README.md').write_text(markdown(items, about), encoding='utf-8')
   (out / 'results.json').write_text(numbers(items, about), encoding='utf-8')
   return items

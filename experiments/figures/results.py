@@ -10,7 +10,7 @@ from compare import interval
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from gft_jax import report
+from gft_jax import report, report_groups
 
 # Held-out split -> how figures call it.
 SPLITS = {
@@ -93,13 +93,15 @@ class Results:
     answers: dict[int, dict[str, dict[str, float]]],
   ):
     self.seeds = tuple(runs)
-    self._records, self._weights = {}, {}
+    self._records, self._weights, self._groups = {}, {}, {}
     for seed, folders in runs.items():
       for run in map(report.read_run, folders):
         for stage, records in run.records.items():
           self._records[seed, stage] = records
         for stage, weights in run.weights.items():
           self._weights[seed, stage] = weights
+        for stage, groups in run.groups.items():
+          self._groups[seed, stage] = groups
     self._answers = answers
 
   def final(self, arm: str, name: str) -> np.ndarray:
@@ -149,6 +151,19 @@ class Results:
   def weights(self, arm: str) -> list[tuple[np.ndarray, np.ndarray]]:
     """Per seed, 1/p and C/p of the tokens of held-out experts."""
     return [self._weights[seed, arm] for seed in self.seeds]
+
+  def groups(self, arms: dict[str, str]) -> dict[str, report_groups.Shown]:
+    """Title -> groups of an arm, of the first seed that has them.
+
+    Args:
+      arms: arm -> its title.
+    """
+    return {
+      arms[arm]: self._groups[seed, arm]
+      for seed in reversed(self.seeds)
+      for arm in arms
+      if (seed, arm) in self._groups
+    }
 
 
 def accuracy_table(

@@ -1,0 +1,83 @@
+"""The summary as one page that opens from disk and can be sent to somebody."""
+
+import html
+import pathlib
+
+from figures.results import Item
+from gft_jax import report, report_groups
+
+COLOURS = {
+  'reproduces': report.BLUE,
+  'does not reproduce': report.VERMILLION,
+}
+
+
+def page(
+  out: pathlib.Path,
+  items: dict[str, Item],
+  about: dict[str, str],
+  groups: dict[str, report_groups.Shown],
+) -> str:
+  """The page; the SVG of every figure stands in `out`.
+
+  Args:
+    groups: what stands above them -> groups of a stage.
+  """
+  parts = [_section(out, name, item) for name, item in items.items()]
+  shown = [
+    report_groups.section(groups[title], title, opened=i == 0)
+    for i, title in enumerate(groups)
+  ]
+  if shown:
+    head = '<h2>What each method does to an answer</h2>'
+    parts += [head, report_groups.LEGEND, *shown]
+  rows = ''.join(
+    f'<tr><th scope="row">{html.escape(key)}</th>'
+    f'<td>{html.escape(value)}</td></tr>'
+    for key, value in about.items()
+  )
+  style = report.CSS + report_groups.CSS + CSS
+  return PAGE.format(style=style, about=rows, items='\n'.join(parts))
+
+
+def _section(out: pathlib.Path, name: str, item: Item) -> str:
+  heads = ''.join(f'<th>{html.escape(cell)}</th>' for cell in item.table.head)
+  rows = ''.join(
+    f'<tr><th scope="row">{html.escape(first)}</th>'
+    + ''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)
+    + '</tr>'
+    for first, *cells in item.table.body
+  )
+  verdicts = ''.join(
+    f'<li style="color: {COLOURS.get(claim.verdict(), "inherit")}">'
+    f'{html.escape(claim.sentence())}</li>'
+    for claim in item.claims
+  )
+  drawing = ''
+  if item.figure:
+    vector = (out / f'{name}.svg').read_bytes()
+    drawing = report.picture(name, vector, item.title)
+  return (
+    f'<h2>{html.escape(item.title)}</h2>{drawing}'
+    f'<div class="wide"><table><thead><tr>{heads}</tr></thead>'
+    f'<tbody>{rows}</tbody></table></div><ul>{verdicts}</ul>'
+    f'<p>Paper: {html.escape(item.paper)} {html.escape(item.note)}</p>'
+  )
+
+
+CSS = '  .about td { text-align: left; white-space: normal }\n'
+
+PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>The paper on the embedded task</title>
+<style>{style}</style>
+<h1>The paper on the embedded task</h1>
+<table class="about">{about}</table>
+<p>± is a 95 % interval over seeds (Student's t). A verdict stands on the paired
+difference over seeds: it reproduces, or does not, where that interval leaves
+out 0.</p>
+{items}
+</html>
+"""
