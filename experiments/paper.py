@@ -124,10 +124,18 @@ METHODS = {
 
 
 def stage(
-  method: str, *, name: str = '', start: str = '', steps: int = 0
+  method: str,
+  *more: str,
+  name: str = '',
+  start: str = '',
+  steps: int = 0,
 ) -> Stage:
-  """A stage of METHODS; it starts from the model unless `start` says a stage."""
+  """A stage of METHODS under further overrides.
+
+  It starts from the model unless `start` names a stage.
+  """
   objective, own, overrides = METHODS[method]
+  overrides = (*overrides, *more)
   return Stage(name or method, start, objective, steps or own, overrides)
 
 

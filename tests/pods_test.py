@@ -200,7 +200,8 @@ def test_every_recipe_of_the_paper_traces_at_full_size(script, path):
   from gft_jax.config import MeshConfig, for_stage
 
   config = command.load_recipe(str(path), []).config
-  assert path.stem in ('pipelines', config.stages[0].name)
+  trees = ('pipelines', 'thresholds', 'compositions')
+  assert path.stem in (*trees, config.stages[0].name)
   mesh = parallel.make_mesh(MeshConfig(fsdp=8))
   for stage in config.stages:
     settings = for_stage(config, stage)
