@@ -75,8 +75,9 @@ REGIMES = {
   'hot': ('optimizer.learning_rate=1e-3', 'optimizer.clip_norm=0'),
   'updates': ('optimizer.mini_batches=4',),
 }
-# The verbose expert needs as much room as a teacher.
+# Experts other than the terse one need as much room as a teacher.
 VERBOSE = ('data.path=arithmetic/verbose', 'data.max_response=40')
+HESITANT = ('data.path=arithmetic/hesitant', 'data.max_response=40')
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -166,6 +167,10 @@ def families(scale: Scale) -> dict[str, tuple[Stage, ...]]:
       arm('sft', 'verbose_sft', more=VERBOSE),
       arm('gft', 'verbose_gft', more=VERBOSE),
       arm('grpo', 'verbose_sft_grpo', 'verbose_sft'),
+    ),
+    'hesitant': tuple(
+      arm(recipe, f'hesitant_{recipe}', more=HESITANT)
+      for recipe in ('sft', 'gft_no_gal', 'gft', 'gft_no_dcr')
     ),
   }
 

@@ -146,8 +146,8 @@ class DataConfig:
     'JSONL, JSON, CSV or parquet file of prompts or conversations;'
     ' hub:OWNER/NAME[:CONFIG[:SPLIT]] of the Hugging Face hub;'
     ' reasoning_gym/TASK, graded by reward.function=gft_jax.data.gym:score;'
-    ' empty: the embedded arithmetic task, with its other expert where it says'
-    ' arithmetic/verbose',
+    ' empty: the embedded arithmetic task, with another expert where it says'
+    ' arithmetic/verbose or arithmetic/hesitant',
   )
   eval_path: str = setting(
     '', 'held-out rows, named like path; empty: rows cut off it'

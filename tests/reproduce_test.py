@@ -76,7 +76,8 @@ def test_a_verdict_needs_an_interval_without_zero(margins, verdict):
 def test_the_sentence_has_the_paired_interval():
   sentence = results.Claim('A above B', (0.1, 0.2, 0.3)).sentence()
   # t(0.975, 2) = 4.303 times 0.1 / sqrt(3).
-  assert sentence == 'A above B: cannot be seen at this scale (+0.200 ± 0.248)'
+  verdict = '**cannot be seen at this scale**'
+  assert sentence == f'A above B: {verdict} (+0.200 ± 0.248)'
 
 
 def level(arm: str, seed: int) -> float:
@@ -203,3 +204,70 @@ def test_a_reproduction_that_is_not_there_is_one_line(tmp_path, capsys):
   assert reproduce.main(['--workdir', str(tmp_path), '--draw']) == 2
   error = capsys.readouterr().err
   assert error.count('\n') == 1 and 'not a run' in error
+
+
+def test_the_page_opens_alone_and_escapes(workdir, tmp_path):
+  arguments = ['--workdir', str(workdir), '--draw', '--out', str(tmp_path)]
+  assert reproduce.main(arguments) == 0
+  page = (tmp_path / 'index.html').read_text()
+  assert page.count('data:image/svg+xml;base64') == 7
+  assert '<script' not in page and 'src="http' not in page
+  assert 'GFT &lt;' not in page and '± is a 95 % interval' in page
+
+
+def test_every_item_is_a_row_of_the_readme():
+  text = (ROOT / 'experiments' / 'README.md').read_text()
+  for name in figures.ITEMS:
+    assert f'`figures/{name}.py`' in text, name
+
+
+def test_the_committed_summary_has_every_item():
+  folder = ROOT / 'experiments' / 'reproduction'
+  found = json.loads((folder / 'results.json').read_text())
+  assert list(found['items']) == list(figures.ITEMS)
+  assert len(found['about']['seeds'].split(', ')) >= 3
+  page = (folder / 'README.md').read_text()
+  for item in found['items'].values():
+    assert f'## {item["title"]}' in page
+    for claim in item['claims']:
+      assert f'{claim["claim"]}: **{claim["verdict"]}** (' in page
+      verdict = results.Claim('', claim['margins by seed']).verdict()
+      assert verdict == claim['verdict']
+
+
+@pytest.mark.slow
+def test_a_small_reproduction_runs_and_goes_on(tmp_path, monkeypatch):
+  """Real runs of a few arms; the second call trains nothing and draws again."""
+  scale = reproduce.SCALES['embedded']._replace(
+    base_steps=20, steps=5, prompts=4, answers=4
+  )
+  few = {
+    'methods': tuple(
+      stage
+      for stage in reproduce.families(scale)['methods']
+      if stage.name in ('sft', 'gft', 'grpo')
+    )
+  }
+  monkeypatch.setitem(reproduce.SCALES, 'embedded', scale)
+  monkeypatch.setattr(reproduce, 'families', lambda scale: few)
+  monkeypatch.setattr(reproduce, 'PASSES', ('gft',))
+  monkeypatch.setattr(figures, 'ITEMS', ('figure_2', 'figure_5', 'table_3'))
+  arguments = ['--workdir', str(tmp_path), '--seeds', '3', '--set']
+  arguments += ['eval.prompts=8', 'eval.kl_prompts=8']
+  assert reproduce.main(arguments) == 0
+  summary = tmp_path / 'summary'
+  before = (summary / 'results.json').read_bytes()
+  records = (tmp_path / '3' / 'methods' / 'metrics.jsonl').read_bytes()
+  page = (summary / 'index.html').read_text()
+  assert 'What each method does to an answer' in page
+  for arm in ('base', 'gft'):
+    answers = json.loads((tmp_path / f'3/answers/{arm}.json').read_text())
+    assert 0 <= answers['eval/ood_length/pass@4'] <= 1
+  assert reproduce.main(arguments) == 0
+  assert (summary / 'results.json').read_bytes() == before
+  after = (tmp_path / '3' / 'methods' / 'metrics.jsonl').read_bytes()
+  assert after == records
+  found = json.loads(before)['items']
+  assert [row[0] for row in found['table_3']['table'][1:]] == [
+    *('base', 'SFT', 'GRPO', 'GFT')
+  ]

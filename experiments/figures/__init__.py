@@ -1,5 +1,6 @@
 """Run directories in, the paper's figures and tables out: one file an item."""
 
+import collections
 import importlib
 import io
 import json
@@ -71,10 +72,18 @@ def markdown(items: dict[str, Item], about: dict[str, str]) -> str:
   lines += [f'| {key} | {value} |' for key, value in about.items()]
   lines += [
     '',
-    'Written by the command; ± is a 95 % interval over seeds (Student’s t). A'
-    ' verdict stands on the paired difference over seeds: it reproduces, or'
-    ' does not, where that interval leaves out 0.',
+    'Written by the command. ± is a 95 % interval over seeds (Student’s t). A'
+    ' verdict stands on the paired difference over seeds: the claim reproduces,'
+    ' or does not, where that interval leaves out 0.',
+    '',
+    '| | reproduces | does not reproduce | cannot be seen |',
+    '|---|---|---|---|',
   ]
+  for item in items.values():
+    counts = collections.Counter(claim.verdict() for claim in item.claims)
+    seen = [counts['reproduces'], counts['does not reproduce']]
+    cells = [item.title, *seen, counts.total() - sum(seen)]
+    lines += [f'| {" | ".join(map(str, cells))} |']
   for name, item in items.items():
     lines += ['', f'## {item.title}', '']
     if item.figure:

@@ -68,7 +68,7 @@ def _draw(results: Results, change) -> Figure:
   ):
     for arm, shift in zip(arms, np.linspace(-0.25, 0.25, len(arms))):
       values = [measure(arm, split) for split in SPLITS]
-      colour = COLOURS.get(arm, report.PURPLE)
+      colour = COLOURS[arm.partition('_')[0]]
       ax.bar(
         places + shift,
         [v.mean() for v in values],

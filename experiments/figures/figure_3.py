@@ -2,6 +2,7 @@
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, LogLocator
 
 from figures.results import (
   COLOURS,
@@ -87,6 +88,9 @@ def _draw(results: Results) -> Figure:
   left.set_ylabel('accuracy, in distribution')
   right.set_ylabel('gradient norm')
   right.set_yscale('log')
+  right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+  right.yaxis.set_major_formatter(FormatStrFormatter('%g'))
+  right.minorticks_off()
   for ax in (left, right):
     ax.set_xlabel('step')
   legend(figure, left)

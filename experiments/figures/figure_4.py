@@ -4,7 +4,6 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from figures.results import (
-  COLOURS,
   SPLITS,
   Claim,
   Item,
@@ -38,10 +37,10 @@ CURVES = {
   ('sft', 'sft_grpo'): ('SFT → GRPO', report.VERMILLION, '--'),
   ('sft', 'sft_gft', 'sft_gft_grpo'): (
     'SFT → GFT → GRPO',
-    report.GREEN,
-    '-',
+    report.ORANGE,
+    '-.',
   ),
-  ('gft', 'gft_grpo'): ('GFT → GRPO', report.ORANGE, '-'),
+  ('gft', 'gft_grpo'): ('GFT → GRPO', report.GREEN, '-'),
   ('grpo', 'grpo_2', 'grpo_3'): ('GRPO', report.BLUE, ':'),
 }
 
@@ -75,12 +74,18 @@ def _draw(results: Results) -> Figure:
   figure = Figure(figsize=(6.6, 3.0))
   left, right = figure.subplots(1, 2, width_ratios=(1, 1.15))
   rows = np.arange(len(PIPELINES))
+  # Of the last curve that it is on: SFT alone stands first on two.
+  colours = {
+    stage: colour
+    for stages, (_, colour, _) in reversed(CURVES.items())
+    for stage in stages
+  }
   values = [results.accuracy(arm) for arm in PIPELINES]
   left.barh(
     rows,
     [v.mean() for v in values],
     height=0.65,
-    color=[COLOURS.get(arm.partition('_')[0]) for arm in PIPELINES],
+    color=[colours[arm] for arm in PIPELINES],
   )
   reaches = [interval(v).reach for v in values]
   left.errorbar(
@@ -112,5 +117,5 @@ def _draw(results: Results) -> Figure:
   right.set_xticks(phase * np.arange(4))
   right.set_xlabel('step')
   right.set_ylabel(f'accuracy, {SPLITS["test"]}')
-  right.legend(fontsize=8)
+  right.legend(loc='lower right')
   return figure

@@ -50,7 +50,7 @@ def _section(out: pathlib.Path, name: str, item: Item) -> str:
   )
   verdicts = ''.join(
     f'<li style="color: {COLOURS.get(claim.verdict(), "inherit")}">'
-    f'{html.escape(claim.sentence())}</li>'
+    f'{html.escape(claim.sentence().replace("**", ""))}</li>'
     for claim in item.claims
   )
   drawing = ''

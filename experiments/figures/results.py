@@ -55,8 +55,10 @@ class Claim(NamedTuple):
     return 'reproduces' if mean > 0 else 'does not reproduce'
 
   def sentence(self) -> str:
+    """The claim, its verdict and the interval of its margin."""
     mean, reach = interval(self.margins)
-    return f'{self.text}: {self.verdict()} ({mean:+.3f} ± {reach:.3f})'
+    known = f'{mean:+.3f}' + ('' if math.isnan(reach) else f' ± {reach:.3f}')
+    return f'{self.text}: **{self.verdict()}** ({known})'
 
 
 class Item(NamedTuple):

@@ -2,7 +2,7 @@
 
 A prompt is a chain such as `7+8-3+5:` whose running total is never negative;
 an answer ends with `#` and the result. The number of terms is the level of
-difficulty. Five styles write the same sum, so that answers of one group differ
+difficulty. Six styles write the same sum, so that answers of one group differ
 in more than their result:
 
 | style | answer to `7+8-3+5:` | who writes it |
@@ -11,11 +11,14 @@ in more than their result:
 | running | `15,12,17#17` | base corpus, teachers |
 | steps | `7+8=15,15-3=12,12+5=17#17` | base corpus, teachers |
 | terse | `p20n3#17` | expert: sums of the two signs, no steps |
-| verbose | `7+8=15;15+5=20;20-3=17#17` | the other expert: positives first |
+| verbose | `7+8=15;15+5=20;20-3=17#17` | another expert: positives first |
+| hesitant | `25:15,12,16:17#17` | another expert: may err first, and corrects it |
 
 A product is worked out first where steps are written. The terse expert is rare
 in the base corpus and skips what the base policy needs to be right, which is
-what makes plain imitation of it drift; the verbose one is its control.
+what makes plain imitation of it drift; the verbose one is its control. Half of
+the numbers of the hesitant one are preceded by a wrong one that nobody can
+foresee, and `:`, which no answer of the base corpus has.
 
 | split | terms | answers |
 |---|---|---|
@@ -52,6 +55,9 @@ SIZES = {
 }
 HELD_OUT = ('test', 'ood_length', 'ood_operator')
 
+# Styles that an expert may have; the first is the default.
+EXPERTS = ('terse', 'verbose', 'hesitant')
+
 # Style -> share of the base corpus.
 BASE_MIXTURE = {
   'direct': 0.40,
@@ -67,6 +73,7 @@ MOST_TERMS_WITH_PRODUCT = 5
 # Probability that a written number is wrong; the error is carried on.
 BASE_SLIP = 0.10
 TEACHER_SLIP = 0.04
+HESITATION = 0.5
 SLIPS = (-10, -2, -1, 1, 2, 10)
 # Of these a run draws `group.teachers`; eight demonstrations are the most that
 # the paper has in a group (Table 5).
@@ -89,7 +96,7 @@ def rows(
 
   Args:
     split: one of SIZES.
-    expert: style of the expert, terse or verbose; prompts do not depend on it.
+    expert: style of the expert, one of EXPERTS; prompts do not depend on it.
     size: number of rows; None for the size in SIZES.
 
   Yields:
@@ -102,7 +109,7 @@ def rows(
     yield from list(_held_out_rows(split, expert))[:size]
     return
   held_out = held_out_prompts()
-  draw = _uniforms(split)
+  draw, write = _uniforms(split), _expert(expert, split)
   count = 0
   while count < size:
     terms = _chain(draw, *_shape(split, draw))
@@ -114,7 +121,7 @@ def rows(
       style = _pick(draw, BASE_MIXTURE)
       text, teacher = _STYLES[style](terms, _slip(draw, BASE_SLIP)), []
     else:
-      text = _STYLES[expert](terms, int)
+      text = write(terms)
       teacher = [_teacher(draw, terms) for _ in range(TEACHERS)]
     yield _row(terms, text, teacher)
 
@@ -172,13 +179,13 @@ def tokenizer() -> transformers.PreTrainedTokenizerFast:
 
 
 def _held_out_rows(split: str, expert: str) -> Iterator[dict]:
-  draw = _uniforms(split)
+  draw, write = _uniforms(split), _expert(expert, split)
   seen = set()
   while len(seen) < SIZES[split]:
     terms = _chain(draw, *_shape(split, draw))
     if _prompt(terms) not in seen:
       seen.add(_prompt(terms))
-      yield _row(terms, _STYLES[expert](terms, int), [])
+      yield _row(terms, write(terms), [])
 
 
 def _row(terms: list[Term], expert: str, teacher: list[str]) -> dict:
@@ -190,9 +197,17 @@ def _row(terms: list[Term], expert: str, teacher: list[str]) -> dict:
   }
 
 
-def _uniforms(split: str) -> Draw:
+def _expert(style: str, split: str) -> Callable[[list[Term]], str]:
+  """The expert of a split; its hesitations have a stream of their own."""
+  slip = int
+  if style == 'hesitant':
+    slip = _slip(_uniforms(split, 1), HESITATION)
+  return lambda terms: _STYLES[style](terms, slip)
+
+
+def _uniforms(split: str, *stream: int) -> Draw:
   """The stream of a split: uniforms in [0, 1), drawn in blocks for speed."""
-  bits = np.random.PCG64(list(SIZES).index(split))
+  bits = np.random.PCG64([list(SIZES).index(split), *stream])
   generator = np.random.Generator(bits)
 
   def stream():
@@ -300,10 +315,20 @@ def _verbose(terms: list[Term], slip: Slip) -> str:
   return _steps(sorted(terms, key=lambda term: -term.sign), slip, ';')
 
 
+def _hesitant(terms: list[Term], slip: Slip) -> str:
+  def written(match):
+    right = match[0]
+    first = str(slip(int(right)))
+    return right if first == right else f'{first}:{right}'
+
+  return re.sub(r'\d+(?=[,#])', written, _running(terms, int))
+
+
 _STYLES = {
   'direct': _direct,
   'running': _running,
   'steps': _steps,
   'terse': _terse,
   'verbose': _verbose,
+  'hesitant': _hesitant,
 }

@@ -30,7 +30,6 @@ from gft_jax.data import arithmetic, files, hub
 
 # The name of the embedded task, and its expert after a slash.
 EMBEDDED = 'arithmetic'
-EXPERTS = ('terse', 'verbose')
 # Rows cut off a file for 'test' where no eval_path is given: a tenth, at most.
 MOST_HELD_OUT = 256
 # The Reasoning Gym's name, its task after a slash, and rows where none are set.
@@ -70,7 +69,7 @@ class Arithmetic(LocalBuilder):
   """The embedded task; the config is the style of the expert."""
 
   BUILDER_CONFIGS: ClassVar[list] = [
-    tfds.core.BuilderConfig(name=expert) for expert in EXPERTS
+    tfds.core.BuilderConfig(name=expert) for expert in arithmetic.EXPERTS
   ]
 
   def _info(self) -> tfds.core.DatasetInfo:
@@ -153,7 +152,7 @@ def source(config: DataConfig, split: str, seed: int = 0) -> Source:
   """
   task, _, expert = (config.path or EMBEDDED).partition('/')
   if task == EMBEDDED:
-    return _embedded_source(config, expert or EXPERTS[0], split)
+    return _embedded_source(config, expert or arithmetic.EXPERTS[0], split)
   # Also what this split does not need, before anything is prepared.
   local = {
     path: _local_file(config, path, split, seed)
@@ -186,7 +185,7 @@ def _local_file(
 
 
 def _embedded_source(config: DataConfig, expert: str, split: str) -> Source:
-  one_of('data.path: expert', expert, EXPERTS)
+  one_of('data.path: expert', expert, arithmetic.EXPERTS)
   one_of('split', split, arithmetic.SIZES)
   builder = _prepared(
     Arithmetic,

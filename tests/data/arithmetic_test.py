@@ -73,6 +73,7 @@ def test_examples_of_every_style():
     'steps': '7+8=15,15-3=12,12+5=17#17',
     'terse': 'p20n3#17',
     'verbose': '7+8=15;15+5=20;20-3=17#17',
+    'hesitant': '15,12,17#17',
   }
   product = [arithmetic.Term(1, '7', 7), arithmetic.Term(-1, '2*3', 6)]
   assert arithmetic._steps(product, int) == '2*3=6,7-6=1#1'
@@ -102,15 +103,58 @@ def test_the_verbose_expert_is_right_and_asks_the_same(train):
     assert signs == sorted(signs, key='+-'.index), 'positives first'
 
 
+def test_the_hesitant_expert_errs_first_and_is_right(train):
+  rows = list(arithmetic.rows('train', expert='hesitant', size=len(train)))
+  wrong = 0
+  for row, terse in zip(rows, train):
+    assert row['prompt'] == terse['prompt']
+    assert row['teacher'] == terse['teacher']
+    totals = itertools.accumulate(s * v for s, v in terms(row['prompt']))
+    written, _, answer = row['expert'].partition('#')
+    assert answer == row['answer']
+    for number, total in zip(written.split(','), list(totals)[1:], strict=True):
+      first, _, second = number.rpartition(':')
+      assert second == str(total)
+      assert first != second
+      wrong += bool(first)
+  numbers = sum(row['expert'].count(',') + 1 for row in rows)
+  # A slip below 0 is cut, so one at 0 or 1 may be none.
+  assert wrong / numbers == pytest.approx(0.48, abs=0.02)
+  (held_out,) = (
+    {row['expert'] for row in arithmetic.rows('test', expert='hesitant')},
+  )
+  assert any(':' in text for text in held_out)
+
+
+def test_only_a_written_derivation_counts_as_worked():
+  prompt, answer = '7+8-3+5:', '17'
+
+  def worked(text):
+    return arithmetic.worked(prompt, answer, text)
+
+  right = ('15,12,17#17', '7+8=15,15-3=12,12+5=17#17', 'p20n3#17')
+  assert [worked(text) for text in (*right, '7+8=15;15+5=20;20-3=17#17')] == [
+    *(1.0, 1.0, 1.0, 1.0)
+  ]
+  wrong = ('#17', '15,13,17#17', 'p21n4#17', '15,12,17#18', '15,12#17', '')
+  assert [worked(text) for text in wrong] == [0.0] * len(wrong)
+  product = '7-2*3:'
+  assert arithmetic.worked(product, '1', '2*3=6,7-6=1#1') == 1
+  assert arithmetic.worked(product, '1', '7-6=1#1') == 0
+  train = itertools.islice(arithmetic.rows('train'), 500)
+  for row in train:
+    assert arithmetic.worked(row['prompt'], row['answer'], row['expert']) == 1
+
+
 def test_teachers_slip_at_the_stated_rate(train):
   answers = [(row, text) for row in train for text in row['teacher']]
-  assert len(answers) == 3 * len(train)
+  assert len(answers) == 7 * len(train)
   steps = [
     eval(left) != int(right)
     for _, text in answers
     for left, right in STEP.findall(text)
   ]
-  # 18,000 steps: a standard error of .0015.
+  # 42,000 steps: a standard error of .001.
   assert sum(steps) / len(steps) == pytest.approx(0.04, abs=0.006)
   styles = collections.Counter(style(text) for _, text in answers)
   assert styles.keys() == {'running', 'steps'}
@@ -159,11 +203,11 @@ def test_no_held_out_prompt_is_trained_on(train, pretrain):
 
 def test_a_split_is_a_function_of_its_name(train):
   assert list(arithmetic.rows('train', size=100)) == train[:100]
-  assert train[0] == {
+  assert {**train[0], 'teacher': train[0]['teacher'][:5]} == {
     'prompt': '3+6-4:',
     'answer': '5',
     'expert': 'p9n4#5',
-    'teacher': ['9,5#5', '9,5#5', '3+6=9,9-4=5#5'],
+    'teacher': ['9,5#5', '9,5#5', '3+6=9,9-4=5#5', '9,5#5', '19,15#15'],
   }
   assert len(list(arithmetic.rows('ood_length', size=7))) == 7
 
