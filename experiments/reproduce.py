@@ -106,7 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
       {seed: folders(workdir, scale, seed) for seed in options.seeds},
       {seed: workdir / str(seed) / 'answers' for seed in options.seeds},
     )
-    about = provenance(workdir, options.scale, options.seeds)
+    about = provenance(workdir, options.scale, options.seeds, options.set)
     figures.write(out, found, about)
     print(f'{out}/README.md')
 
@@ -263,9 +263,9 @@ def folders(
 
 
 def provenance(
-  workdir: pathlib.Path, scale: str, seeds: list[int]
+  workdir: pathlib.Path, scale: str, seeds: list[int], assignments: list[str]
 ) -> dict[str, str]:
-  """Machine, versions, commit and the seconds that the runs measured."""
+  """Command, machine, versions, minutes and commit."""
   import jax
 
   from gft_jax import report
@@ -273,7 +273,8 @@ def provenance(
   seconds = 0.0
   for seed in seeds:
     for folder in folders(workdir, SCALES[scale], seed):
-      seconds += sum(report.goodput(report.read_run(folder)).values())
+      spent = report.goodput(report.read_run(folder))
+      seconds += sum(spent.values()) - spent.get('down', 0)
   commit = subprocess.run(
     ['git', 'describe', '--always', '--dirty'],
     cwd=pathlib.Path(__file__).parent,
@@ -281,17 +282,19 @@ def provenance(
     text=True,
     check=False,
   ).stdout.strip()
-  devices = jax.devices()
+  machine = f'{os.cpu_count()} cores, {platform.machine()}'
+  if jax.default_backend() != 'cpu':
+    machine += f', {jax.device_count()} x {jax.devices()[0].device_kind}'
+  words = ['python experiments/reproduce.py --workdir WORKDIR --scale', scale]
+  words += ['--seeds', *map(str, seeds)]
+  words += ['--set', *assignments] if assignments else []
   return {
-    'command': 'python experiments/reproduce.py --workdir WORKDIR'
-    f' --scale {scale} --seeds {" ".join(map(str, seeds))}',
+    'command': ' '.join(words),
     'scale': f'{scale} ({SCALES[scale].note})',
     'seeds': ', '.join(map(str, seeds)),
-    'machine': f'{len(devices)} x {devices[0].device_kind},'
-    f' {platform.processor() or platform.machine()},'
-    f' {len(os.sched_getaffinity(0))} cores',
+    'machine': machine,
     'software': f'jax {jax.__version__}, Python {platform.python_version()}',
-    'minutes of the runs': f'{seconds / 60:.0f}',
+    'minutes of the runs, without those of pass@k': f'{seconds / 60:.0f}',
     'commit': commit or 'unknown',
   }
 
