@@ -52,6 +52,8 @@ class Interval(NamedTuple):
   reach: float
 
   def __str__(self) -> str:
+    if math.isnan(self.mean):
+      return '–'
     if math.isnan(self.reach):
       return f'{self.mean:.3f}'
     return f'{self.mean:.3f} ± {self.reach:.3f}'

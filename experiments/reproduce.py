@@ -4,8 +4,9 @@
   python experiments/reproduce.py --workdir runs/small --scale small  # a GPU
 
 For each seed: a base policy from scratch, every method of Table 1 from it, the
-ablations, pipelines, sweeps and both styles of expert, then many answers for
+ablations, pipelines, sweeps and three styles of expert, then many answers for
 pass@k. Start it again and it goes on where it stopped; more seeds may be added.
+A run that diverges ends there, and the others go on.
 
 Writes to --out (by default WORKDIR/summary) README.md and index.html with every
 figure, table and verdict, results.json with the numbers, a PNG and an SVG of
@@ -17,64 +18,71 @@ import json
 import os
 import pathlib
 import platform
+import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import command
 import compare
+import embedded
 
-from gft_jax.config import Architecture, Config, Stage, override
+from gft_jax.config import Architecture, Config, Stage, require
 
 RECIPES = pathlib.Path(__file__).parent / 'configs' / 'embedded'
 WORKED = 'gft_jax.data.arithmetic:worked'
+STATE = 'reproduction.json'
 
 
 class Scale(NamedTuple):
-  """How large a reproduction is.
+  """How large a reproduction is; batches and steps are those of the recipes.
 
   Attributes:
     architecture: of the decoder.
     base_steps: of pre-training.
     steps: of each stage.
-    prompts: B of the group methods; imitation sees ten times as many.
     answers: per prompt, for pass@k.
-    note: what it takes.
   """
 
   architecture: Architecture
   base_steps: int
   steps: int
-  prompts: int
   answers: int
-  note: str
 
 
+# `small` is for a GPU and has not been run.
 SCALES = {
-  'embedded': Scale(Architecture(), 2000, 80, 16, 256, '2 CPU cores'),
+  'embedded': Scale(Architecture(), 2000, embedded.STEPS, 256),
   'small': Scale(
     Architecture(width=256, layers=6, heads=8, head_size=32, mlp_width=704),
     4000,
-    200,
-    64,
+    embedded.STEPS,
     1024,
-    'one GPU; never run',
   ),
 }
+# What --scale, --seeds and the arms decide.
+DECIDED = (
+  *('seed', 'stages', 'model.path', 'model.architecture', 'data.path'),
+  *('data.batch_size', 'group', 'eval.base', 'eval.every', 'log'),
+)
 METHODS = (
   *('sft', 'gft', 'grpo', 'gft_no_dcr', 'gft_no_gal', 'sft_mix', 'asft'),
   *('psft', 'dft', 'luffy', 'chord_phi', 'gft_no_mix'),
 )
+# Each objective with and without DCR: imitation, then groups.
+RECTIFIED = ('sft', 'gft_no_gal', 'gft', 'gft_no_dcr')
 # Those of which a figure shows the way, not only the end.
 CURVES = ('sft', 'gft', 'grpo', 'gft_no_dcr', 'gft_no_gal')
-PASSES = ('sft', 'sft_mix', 'grpo', 'gft')
-# Where the dynamic coefficient might matter more than in the paper's setting.
-REGIMES = {
-  'hot': ('optimizer.learning_rate=1e-3', 'optimizer.clip_norm=0'),
-  'updates': ('optimizer.mini_batches=4',),
+# Family -> its arms that give many answers.
+PASSES = {
+  'methods': ('sft', 'sft_mix', 'grpo', 'gft'),
+  'hesitant': tuple(f'hesitant_{recipe}' for recipe in RECTIFIED),
 }
+# Where the dynamic coefficient might matter more than in the paper's setting.
+UPDATES = ('optimizer.mini_batches=4',)
+HOT = ('optimizer.learning_rate=1e-3', 'optimizer.clip_norm=0')
 # Experts other than the terse one need as much room as a teacher.
 VERBOSE = ('data.path=arithmetic/verbose', 'data.max_response=40')
 HESITANT = ('data.path=arithmetic/hesitant', 'data.max_response=40')
@@ -89,7 +97,9 @@ def main(arguments: list[str] | None = None) -> int:
   parser.add_argument(
     '--draw', action='store_true', help='only draw: run nothing'
   )
-  command.add_set(parser, 'overrides a setting of every run')
+  command.add_set(
+    parser, 'overrides a setting of every run, where no stage has its own'
+  )
   options = parser.parse_args(arguments)
 
   def work():
@@ -98,27 +108,49 @@ def main(arguments: list[str] | None = None) -> int:
     workdir = pathlib.Path(options.workdir)
     out = pathlib.Path(options.out or workdir / 'summary')
     command.check_writable('--out', out)
-    scale = SCALES[options.scale]
-    if not options.draw:
-      for seed in options.seeds:
-        run_seed(workdir, scale, seed, options.set)
+    seeds = list(dict.fromkeys(options.seeds))
+    plans = {
+      seed: plan(workdir / str(seed), SCALES[options.scale], seed, options.set)
+      for seed in seeds
+    }
+    runs = [run for runs in plans.values() for run in runs]
+    for run in runs:
+      check(run, must_be_done=options.draw)
+    for run in runs:
+      perform(run)
     found = figures.read(
-      {seed: folders(workdir, scale, seed) for seed in options.seeds},
-      {seed: workdir / str(seed) / 'answers' for seed in options.seeds},
+      {seed: [run.folder for run in runs] for seed, runs in plans.items()},
+      {seed: workdir / str(seed) / 'answers' for seed in seeds},
     )
-    about = provenance(workdir, options.scale, options.seeds, options.set)
-    figures.write(out, found, about)
+    words = ['python', 'experiments/reproduce.py', '--workdir', 'WORKDIR']
+    words += ['--scale', options.scale, '--seeds', *map(str, seeds)]
+    words += ['--set', *options.set] if options.set else []
+    about = {'command': shlex.join(words), 'seeds': ', '.join(map(str, seeds))}
+    figures.write(out, found, about | provenance(runs))
     print(f'{out}/README.md')
 
   return command.run(work)
 
 
+class Run(NamedTuple):
+  """One run directory of a seed.
+
+  Attributes:
+    folder: where it lives.
+    config: its settings; model.path is there once the base policy is.
+    answers: arms that give many answers, and how many.
+  """
+
+  folder: pathlib.Path
+  config: Config
+  answers: dict[str, int]
+
+
 def families(scale: Scale) -> dict[str, tuple[Stage, ...]]:
-  """Name of a run -> its stages, all of which start from the base policy."""
+  """Name of a run -> its stages; the first start from the base policy."""
 
   def arm(recipe, name='', start='', more: Iterable[str] = ()):
     shared, (stage,) = compare.read_arms([str(RECIPES / f'{recipe}.py')], [])
-    shared = override(shared, f'data.batch_size={scale.prompts}')
     stage = compare.limited(shared, stage, 'prompts', 0)
     return Stage(
       name or recipe,
@@ -135,7 +167,7 @@ def families(scale: Scale) -> dict[str, tuple[Stage, ...]]:
       f'group.teachers={max(demonstrations - 1, 0)}',
       f'group.samples={8 - demonstrations}',
       # As many prompts in any composition.
-      f'data.batch_size={scale.prompts}',
+      f'data.batch_size={embedded.PROMPTS}',
     )
     return arm(recipe, name, more=more)
 
@@ -157,11 +189,13 @@ def families(scale: Scale) -> dict[str, tuple[Stage, ...]]:
     'groups': tuple(group('gft', count) for count in (8, 6, 2, 0)),
     'regimes': (
       *(group('gft_no_dcr', count, '_no_dcr') for count in (8, 6)),
-      *(
-        arm(recipe, recipe.replace('gft', regime), more=more)
-        for regime, more in REGIMES.items()
-        for recipe in ('gft', 'gft_no_dcr')
-      ),
+      arm('gft', 'updates', more=UPDATES),
+      arm('gft_no_dcr', 'updates_no_dcr', more=UPDATES),
+    ),
+    # Alone, for it may diverge.
+    'hot': (
+      arm('gft', 'hot', more=HOT),
+      arm('gft_no_dcr', 'hot_no_dcr', more=HOT),
     ),
     'verbose': (
       arm('sft', 'verbose_sft', more=VERBOSE),
@@ -169,112 +203,150 @@ def families(scale: Scale) -> dict[str, tuple[Stage, ...]]:
       arm('grpo', 'verbose_sft_grpo', 'verbose_sft'),
     ),
     'hesitant': tuple(
-      arm(recipe, f'hesitant_{recipe}', more=HESITANT)
-      for recipe in ('sft', 'gft_no_gal', 'gft', 'gft_no_dcr')
+      arm(recipe, f'hesitant_{recipe}', more=HESITANT) for recipe in RECTIFIED
     ),
   }
 
 
-def base_config(scale: Scale, seed: int, assignments: list[str]) -> Config:
-  """Pre-training of the base policy of a seed."""
+def plan(
+  folder: pathlib.Path, scale: Scale, seed: int, assignments: list[str]
+) -> list[Run]:
+  """The runs of a seed, the base policy first.
+
+  Raises:
+    ConfigError: an assignment that the scale, the seeds or the arms decide.
+  """
+  for assignment in assignments:
+    name = assignment.partition('=')[0].strip()
+    require(
+      not any(f'{name}.'.startswith(f'{decided}.') for decided in DECIDED),
+      f'--set {assignment}: {name} is decided by the reproduction',
+    )
   shared, _ = compare.read_arms([str(RECIPES / 'gft.py')], assignments)
   (stage,) = shared.stages
-  return dataclasses.replace(
+  base = dataclasses.replace(
     shared,
     seed=seed,
     model=dataclasses.replace(shared.model, architecture=scale.architecture),
-    data=dataclasses.replace(shared.data, batch_size=scale.prompts),
     log=dataclasses.replace(shared.log, progress=False, tensorboard=False),
     stages=(dataclasses.replace(stage, steps=scale.base_steps),),
   )
+  runs = [Run(folder / 'base', base, {})]
+  for name, stages in families(scale).items():
+    config = dataclasses.replace(
+      base,
+      model=dataclasses.replace(
+        base.model, path=str(folder / 'base' / 'model')
+      ),
+      eval=dataclasses.replace(base.eval, base='', before=False),
+      stages=stages,
+    )
+    # The many of Table 4, and as many as a share needs.
+    many = scale.answers if name == 'methods' else 16
+    answers = dict.fromkeys(PASSES.get(name, ()), many)
+    if name == 'methods':
+      answers['base'] = many
+    runs.append(Run(folder / name, config, answers))
+  return runs
 
 
-def family_config(base: Config, folder: str, stages: tuple[Stage, ...]):
-  """A run of these stages from the base policy."""
-  return dataclasses.replace(
-    base,
-    model=dataclasses.replace(base.model, path=folder),
-    eval=dataclasses.replace(base.eval, base='', before=False),
-    stages=stages,
+def check(run: Run, *, must_be_done: bool) -> None:
+  """Raises ConfigError for a run begun otherwise, or one that is not done."""
+  from gft_jax import train
+
+  train.check_workdir(run.folder, run.config)
+  require(
+    not must_be_done or state_of(run.folder)['done'],
+    f'{run.folder} is not finished; run the same command without --draw',
   )
 
 
-def run_seed(
-  workdir: pathlib.Path, scale: Scale, seed: int, assignments: list[str]
-) -> None:
-  """Everything of one seed; what is done is not done again."""
+def perform(run: Run) -> None:
+  """Trains and asks; what is done is not done again."""
   import jax
 
   from gft_jax import train
 
-  config = base_config(scale, seed, assignments)
-  folder = workdir / str(seed)
-  path, _ = compare.base_policy(config, folder / 'base')
-  for name, stages in families(scale).items():
-    started = time.time()
-    family = family_config(config, path, stages)
-    train.train(family, folder / name)
-    if name == 'methods':
-      answer(family, scale, folder)
-    # Seeds share programs, families do not; some hundreds exhaust a process.
-    jax.clear_caches()
-    took = time.time() - started
-    print(f'seed {seed}, {name}: {took:.0f} s', flush=True)
+  state = state_of(run.folder)
+  if state['done']:
+    return
+  here = environment()
+  if here not in state['environments']:
+    state['environments'].append(here)
+  run.folder.mkdir(parents=True, exist_ok=True)
+  keep(run.folder, state)
+  started = time.time()
+  try:
+    if run.folder.name == 'base':
+      compare.base_policy(run.config, run.folder)
+    else:
+      train.train(run.config, run.folder)
+      answer(run)
+  except FloatingPointError as error:
+    # A result as well; its figures say so.
+    print(f'{run.folder}: {error}', flush=True)
+  # Seeds share programs, families do not; some hundreds exhaust a process.
+  jax.clear_caches()
+  keep(run.folder, state | {'done': True})
+  print(f'{run.folder}: {time.time() - started:.0f} s', flush=True)
 
 
-def answer(config: Config, scale: Scale, folder: pathlib.Path) -> None:
-  """Many answers of the base policy and of some arms, for pass@k."""
-  from gft_jax import train
-  from gft_jax.generations import write_whole
+def answer(run: Run) -> None:
+  """Many answers of some arms: pass@k, and the share that hesitate."""
+  from gft_jax import generations, train
 
-  ks = tuple(k for k in (1, 4, 16, 64, 256, 1024) if k <= scale.answers)
-  asked = dataclasses.replace(
-    config,
-    eval=dataclasses.replace(
-      config.eval,
-      splits=('test', 'ood_length'),
-      prompts=64,
-      batch_size=8,
-      samples=scale.answers,
-      ks=ks,
-      reward=WORKED,
-      temperature=1.0,
-      kl_prompts=0,
-    ),
-  )
   policy = None
-  for arm in ('base', *PASSES):
-    path = folder / 'answers' / f'{arm}.json'
-    if path.exists():
+  for arm, samples in run.answers.items():
+    outdir = run.folder.parent / 'answers' / arm
+    if outdir.with_suffix('.json').exists():
       continue
-    policy = policy or train.load_policy(config)
+    started = time.time()
+    asked = dataclasses.replace(
+      run.config,
+      eval=dataclasses.replace(
+        run.config.eval,
+        splits=('test', 'ood_length'),
+        prompts=64,
+        batch_size=8,
+        samples=samples,
+        ks=tuple(k for k in (1, 4, 16, 64, 256, 1024) if k <= samples),
+        reward=WORKED,
+        temperature=1.0,
+        kl_prompts=0,
+      ),
+    )
+    policy = policy or train.load_policy(run.config)
     params = policy.params
     if arm != 'base':
-      params, _ = train.result_of(policy, folder / 'methods', arm)
-    outdir = folder / 'answers' / arm
+      params, _ = train.result_of(policy, run.folder, arm)
     metrics = train.evaluate_policy(asked, outdir, policy, params)
-    write_whole(path, json.dumps(metrics, indent=1))
+    kept = generations.read_answers(outdir / 'generations' / 'test.jsonl')
+    texts = [text for texts in kept.responses for text in texts]
+    metrics['hesitates'] = sum(':' in text for text in texts) / len(texts)
+    metrics['seconds'] = time.time() - started
+    generations.write_whole(
+      outdir.with_suffix('.json'), json.dumps(metrics, indent=1)
+    )
 
 
-def folders(
-  workdir: pathlib.Path, scale: Scale, seed: int
-) -> list[pathlib.Path]:
-  return [workdir / str(seed) / name for name in ('base', *families(scale))]
+def state_of(folder: pathlib.Path) -> dict[str, Any]:
+  """Whether a run is done, and where it ran."""
+  path = folder / STATE
+  if not path.exists():
+    return {'done': False, 'environments': []}
+  return json.loads(path.read_text())
 
 
-def provenance(
-  workdir: pathlib.Path, scale: str, seeds: list[int], assignments: list[str]
-) -> dict[str, str]:
-  """Command, machine, versions, minutes and commit."""
+def keep(folder: pathlib.Path, state: dict[str, Any]) -> None:
+  from gft_jax.generations import write_whole
+
+  write_whole(folder / STATE, json.dumps(state, indent=1))
+
+
+def environment() -> dict[str, str]:
+  """Machine, versions and commit of this process."""
   import jax
 
-  from gft_jax import report
-
-  seconds = 0.0
-  for seed in seeds:
-    for folder in folders(workdir, SCALES[scale], seed):
-      spent = report.goodput(report.read_run(folder))
-      seconds += sum(spent.values()) - spent.get('down', 0)
   commit = subprocess.run(
     ['git', 'describe', '--always', '--dirty'],
     cwd=pathlib.Path(__file__).parent,
@@ -285,18 +357,29 @@ def provenance(
   machine = f'{os.cpu_count()} cores, {platform.machine()}'
   if jax.default_backend() != 'cpu':
     machine += f', {jax.device_count()} x {jax.devices()[0].device_kind}'
-  words = ['python experiments/reproduce.py --workdir WORKDIR --scale', scale]
-  words += ['--seeds', *map(str, seeds)]
-  words += ['--set', *assignments] if assignments else []
   return {
-    'command': ' '.join(words),
-    'scale': f'{scale} ({SCALES[scale].note})',
-    'seeds': ', '.join(map(str, seeds)),
     'machine': machine,
     'software': f'jax {jax.__version__}, Python {platform.python_version()}',
-    'minutes of the runs, without those of pass@k': f'{seconds / 60:.0f}',
     'commit': commit or 'unknown',
   }
+
+
+def provenance(runs: list[Run]) -> dict[str, str]:
+  """Where all of it ran, and the minutes of it."""
+  from gft_jax import report
+
+  seconds = 0.0
+  for run in runs:
+    spent = report.goodput(report.read_run(run.folder))
+    seconds += sum(spent.values()) - spent.get('down', 0)
+  folders = dict.fromkeys(run.folder.parent / 'answers' for run in runs)
+  for path in (path for folder in folders for path in folder.glob('*.json')):
+    seconds += json.loads(path.read_text()).get('seconds', 0)
+  found = [e for run in runs for e in state_of(run.folder)['environments']]
+  return {
+    name: '; '.join(dict.fromkeys(place[name] for place in found))
+    for name in ('machine', 'software', 'commit')
+  } | {'minutes': f'{seconds / 60:.0f}'}
 
 
 if __name__ == '__main__':

@@ -905,7 +905,7 @@ class Loop:
         name=f'{name}/{step}',
         figures=coefficients_file(self.workdir, name),
       )
-      if last and job.benchmark.splits:
+      if last and job.benchmark.splits and self.config.log.report:
         self._show(job, params, step)
     return {'stage': name, 'step': step} | metrics | clock.record()
 

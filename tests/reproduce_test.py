@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import sys
 
 import numpy as np
@@ -19,44 +20,63 @@ from figures import results  # noqa: E402
 
 SCALE = reproduce.SCALES['embedded']
 SEEDS = (0, 1, 2)
+NAMES = [module.__name__.rpartition('.')[2] for module in figures.ITEMS]
 
 
-def stages():
-  return [s for family in reproduce.families(SCALE).values() for s in family]
+def arms_of(scale):
+  """Name of an arm -> its settings."""
+  runs = reproduce.plan(pathlib.Path('w'), scale, 3, [])
+  return {
+    stage.name: for_stage(run.config, stage)
+    for run in runs
+    for stage in run.config.stages
+  }
 
 
 def test_arms_are_the_recipes_with_their_budget():
-  base = reproduce.base_config(SCALE, 3, [])
-  arms = {stage.name: for_stage(base, stage) for stage in stages()}
-  assert len(arms) == len(stages()), 'names are unique over families'
-  assert base.seed == 3
+  stages = [s for f in reproduce.families(SCALE).values() for s in f]
+  arms = arms_of(SCALE)
+  assert len(arms) == len(stages) + 1, 'names are unique over families'
+  assert {arm.seed for arm in arms.values()} == {3}
   assert arms['sft'].data.batch_size == 160
   assert arms['sft_mix'].data.batch_size == 40
   assert arms['gft'].data.batch_size == arms['group_8_0'].data.batch_size == 16
   for name, arm in arms.items():
     if name.startswith('group_'):
       assert arm.group.size == 8, name
+    assert arm.model.path == ('' if name == 'base' else 'w/base/model')
   assert arms['group_8_0'].group.samples == 0
   assert arms['group_0_8'].group.experts == 0
   assert arms['tau_0.9'].loss.tau == 0.9
-  assert arms['verbose_sft'].data.path == 'arithmetic/verbose'
+  for style in ('verbose', 'hesitant'):
+    assert arms[f'{style}_sft'].data.path == f'arithmetic/{style}'
+    assert arms[f'{style}_sft'].data.max_response == 40
+    assert arms[f'{style}_sft'].data.batch_size == 160
   assert arms['hot_no_dcr'].optimizer.clip_norm == 0
-  objectives = {stage.name: stage.objective for stage in stages()}
+  objectives = {stage.name: stage.objective for stage in stages}
   assert objectives['group_6_2_no_dcr'] == 'gft_no_dcr'
   assert objectives['updates'] == 'gft'
+  assert objectives['hesitant_gft_no_gal'] == 'gft_no_gal'
 
 
-def test_a_larger_scale_keeps_the_ratios():
+def test_a_larger_scale_has_another_decoder_alone():
   scale = reproduce.SCALES['small']
-  base = reproduce.base_config(scale, 0, [])
-  arms = {
-    stage.name: for_stage(base, stage)
-    for family in reproduce.families(scale).values()
-    for stage in family
-  }
-  assert base.model.architecture == scale.architecture
-  assert arms['gft'].data.batch_size == scale.prompts
-  assert arms['sft'].data.batch_size == 10 * scale.prompts
+  arms = arms_of(scale)
+  assert arms['base'].model.architecture == scale.architecture
+  assert arms['gft'].data.batch_size == 16
+  assert arms['sft'].data.batch_size == 160
+
+
+def test_what_a_reproduction_decides_cannot_be_set(tmp_path, capsys):
+  for setting in ('data.batch_size=4', 'seed=1', 'model.architecture.width=8'):
+    arguments = ['--workdir', str(tmp_path), '--set', setting]
+    assert reproduce.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.count('\n') == 1
+    assert f'{setting.partition("=")[0]} is decided' in error
+  assert not list(tmp_path.iterdir())
+  (base, *_) = reproduce.plan(tmp_path, SCALE, 0, ['eval.prompts=8'])
+  assert base.config.eval.prompts == 8
 
 
 @pytest.mark.parametrize(
@@ -67,6 +87,7 @@ def test_a_larger_scale_keeps_the_ratios():
     ((0.1, -0.1, 0.02), 'cannot be seen at this scale'),
     ((0.0, 0.0, 0.0), 'cannot be seen at this scale'),
     ((0.1,), 'cannot be seen (one seed)'),
+    ((0.1, float('nan'), 0.1), 'diverged'),
   ],
 )
 def test_a_verdict_needs_an_interval_without_zero(margins, verdict):
@@ -83,7 +104,8 @@ def test_the_sentence_has_the_paired_interval():
 def level(arm: str, seed: int) -> float:
   """Accuracy of an arm; GFT is the best, GRPO after SFT is bad."""
   levels = {'gft': 0.8, 'grpo': 0.7, 'sft_grpo': 0.3, 'base': 0.4}
-  return levels.get(arm, 0.5) + 0.01 * seed
+  noise = {'tau_0.5': 0.3 * (seed - 1), 'tau_0.9': 0.4}
+  return levels.get(arm, 0.5) + noise.get(arm, 0) + 0.01 * seed
 
 
 def record(arm, seed, step, last):
@@ -100,24 +122,22 @@ def record(arm, seed, step, last):
   }
 
 
+ENVIRONMENT = {'machine': '<2 cores>', 'software': 'jax', 'commit': 'abc'}
+
+
 @pytest.fixture(scope='module')
 def workdir(tmp_path_factory):
   """Runs of every family, as train leaves them."""
   root = tmp_path_factory.mktemp('reproduction')
   for seed in SEEDS:
-    base = reproduce.base_config(SCALE, seed, [])
-    runs = {'base': base.stages, **reproduce.families(SCALE)}
-    for family, members in runs.items():
-      folder = root / str(seed) / family
-      (folder / 'report' / 'coefficients').mkdir(parents=True)
-      config = (
-        base
-        if family == 'base'
-        else reproduce.family_config(base, 'nowhere', members)
-      )
-      (folder / 'config.json').write_text(json.dumps(to_dict(config)))
+    for run in reproduce.plan(root / str(seed), SCALE, seed, []):
+      (run.folder / 'report' / 'coefficients').mkdir(parents=True)
+      text = json.dumps(to_dict(run.config))
+      (run.folder / 'config.json').write_text(text)
+      done = {'done': True, 'environments': [ENVIRONMENT]}
+      reproduce.keep(run.folder, done)
       records = []
-      for stage in members:
+      for stage in run.config.stages:
         records += [
           {
             'stage': stage.name,
@@ -131,7 +151,7 @@ def workdir(tmp_path_factory):
           record(stage.name, seed, step, 80) for step in (16, 32, 48, 64, 80)
         ]
       lines = [json.dumps(r) for r in records]
-      (folder / 'metrics.jsonl').write_text('\n'.join(lines) + '\n')
+      (run.folder / 'metrics.jsonl').write_text('\n'.join(lines) + '\n')
     np.savez(
       root / str(seed) / 'base' / 'report' / 'coefficients' / 'base.npz',
       before=np.array([1.1, 2.0, 100.0]),
@@ -139,59 +159,82 @@ def workdir(tmp_path_factory):
     )
     answers = root / str(seed) / 'answers'
     answers.mkdir()
-    for arm in ('base', *reproduce.PASSES):
+    arms = ('base', *reproduce.PASSES['methods'], *reproduce.PASSES['hesitant'])
+    for arm in arms:
       values = {
         f'eval/{split}/pass@{k}{end}': 0.5
         for split in ('test', 'ood_length')
         for k in (1, 256)
         for end in ('', '_low')
-      }
+      } | {'hesitates': 0.25, 'seconds': 60.0}
       (answers / f'{arm}.json').write_text(json.dumps(values))
   return root
 
 
-def test_the_summary_has_every_item_and_its_numbers(workdir, tmp_path, capsys):
-  arguments = ['--workdir', str(workdir), '--draw', '--out', str(tmp_path)]
-  assert reproduce.main(arguments) == 0
+def draw(workdir, out, *more):
+  arguments = ['--workdir', str(workdir), '--draw', '--out', str(out)]
+  return reproduce.main([*arguments, *more])
+
+
+def test_the_summary_has_every_item_and_its_numbers(workdir, tmp_path):
+  assert draw(workdir, tmp_path) == 0
   page = (tmp_path / 'README.md').read_text()
-  for name in figures.ITEMS:
-    assert f'{name}.png' in page or not name.startswith('figure'), name
-  assert 'GFT → GRPO' in page
   found = json.loads((tmp_path / 'results.json').read_text())
   items = found['items']
-  assert list(items) == list(figures.ITEMS)
+  assert list(items) == NAMES
+  for name in NAMES:
+    drawn = (tmp_path / f'{name}.svg').exists()
+    assert drawn == (name == 'regimes' or name.startswith('figure')), name
+    assert drawn == (f'({name}.png)' in page)
+    if drawn:
+      assert (tmp_path / f'{name}.png').stat().st_size > 1000
   claims = {c['claim']: c for item in items.values() for c in item['claims']}
   below = claims['SFT → GRPO ends below GRPO, in distribution']
   assert below['verdict'] == 'reproduces'
   assert below['margins by seed'] == pytest.approx([0.4] * 3)
   drift = claims['SFT drifts farther than GFT']
   assert drift['margins by seed'] == pytest.approx([0.45] * 3)
-  table = dict((row[0], row[1:]) for row in items['table_1']['table'])
+  noisy = claims['τ = 0.7 above τ = 0.5, in distribution']
+  assert noisy['verdict'] == 'cannot be seen at this scale'
+  assert noisy['margins by seed'] == pytest.approx([0.6, 0.3, 0.0])
+  against = claims['τ = 0.7 above τ = 0.9, in distribution']
+  assert against['verdict'] == 'does not reproduce'
+  assert '| Figure 1: what SFT and GRPO change, and GRPO after SFT | ' in page
+  table = {row[0]: row[1:] for row in items['table_1']['table']}
   assert table['GFT'][0] == '0.810 ± 0.025'
   assert table['GFT'][-2:] == ['46.09', '70.50']
+  assert table['DFT'][-2:] == ['36.40', '64.35']
   weights = items['figure_2']['table']
-  assert weights[1][1:] == ['2', '98', '100', '0.667']
-  assert weights[2][1:] == ['1', '1.1', '1.1', '0']
-  for name in figures.ITEMS:
-    if name.startswith('figure'):
-      assert (tmp_path / f'{name}.svg').stat().st_size > 1000
-      assert (tmp_path / f'{name}.png').stat().st_size > 1000
+  assert [cell.split(' ')[0] for cell in weights[1][1:]] == [
+    *('2.000', '98.040', '100.000', '0.667')
+  ]
+  assert [cell.split(' ')[0] for cell in weights[2][1:]] == [
+    *('1.000', '1.098', '1.100', '0.000')
+  ]
+  regimes = {row[0]: row[1:] for row in items['regimes']['table']}
+  assert regimes['imitation of the hesitant expert: with'][-1].startswith(
+    '0.25'
+  )
+  assert regimes['6:2, demonstrations prevail: with'][-1] == '–'
+  about = found['about']
+  assert about['commit'] == 'abc' and about['seeds'] == '0, 1, 2'
+  # Answers of 9 arms in 3 seeds, a minute each; the runs have no wall time.
+  assert about['minutes'] == '27'
 
 
 def test_the_same_records_give_the_same_bytes(workdir, tmp_path):
   for name in 'ab':
-    out = str(tmp_path / name)
-    assert (
-      reproduce.main(['--workdir', str(workdir), '--draw', '--out', out]) == 0
-    )
-  for path in (tmp_path / 'a').glob('*.svg'):
+    assert draw(workdir, tmp_path / name) == 0
+  drawn = sorted((tmp_path / 'a').iterdir())
+  assert len(drawn) == 7 * 2 + 3
+  for path in drawn:
     assert path.read_bytes() == (tmp_path / 'b' / path.name).read_bytes()
 
 
 def test_one_seed_has_no_interval(workdir, tmp_path):
-  arguments = ['--workdir', str(workdir), '--draw', '--seeds', '1']
-  assert reproduce.main([*arguments, '--out', str(tmp_path)]) == 0
+  assert draw(workdir, tmp_path, '--seeds', '1', '1') == 0
   found = json.loads((tmp_path / 'results.json').read_text())
+  assert found['about']['seeds'] == '1'
   verdicts = {
     claim['verdict']
     for item in found['items'].values()
@@ -200,31 +243,50 @@ def test_one_seed_has_no_interval(workdir, tmp_path):
   assert verdicts == {'cannot be seen (one seed)'}
 
 
-def test_a_reproduction_that_is_not_there_is_one_line(tmp_path, capsys):
-  assert reproduce.main(['--workdir', str(tmp_path), '--draw']) == 2
+def test_an_arm_that_diverged_is_told(workdir, tmp_path):
+  copy = tmp_path / 'runs'
+  shutil.copytree(workdir, copy)
+  records = copy / '1' / 'hot' / 'metrics.jsonl'
+  lines = records.read_text().splitlines()
+  records.write_text('\n'.join(lines[:3]) + '\n')
+  assert draw(copy, tmp_path / 'out') == 0
+  page = (tmp_path / 'out' / 'README.md').read_text()
+  name = 'DCR raises accuracy, 10 x learning rate, no clipping'
+  assert f'{name}: **diverged**' in page
+
+
+@pytest.mark.parametrize('seeds', [('7',), ('0', '7')])
+def test_what_is_not_done_is_not_drawn(workdir, tmp_path, capsys, seeds):
+  assert draw(workdir, tmp_path / 'out', '--seeds', *seeds) == 2
   error = capsys.readouterr().err
-  assert error.count('\n') == 1 and 'not a run' in error
+  assert error.count('\n') == 1 and '7/base is not finished' in error
+  assert not (tmp_path / 'out').exists()
+
+
+def test_another_scale_is_refused(workdir, tmp_path, capsys):
+  assert draw(workdir, tmp_path / 'out', '--scale', 'small') == 2
+  error = capsys.readouterr().err
+  assert error.count('\n') == 1 and 'model.architecture' in error
 
 
 def test_the_page_opens_alone_and_escapes(workdir, tmp_path):
-  arguments = ['--workdir', str(workdir), '--draw', '--out', str(tmp_path)]
-  assert reproduce.main(arguments) == 0
+  assert draw(workdir, tmp_path) == 0
   page = (tmp_path / 'index.html').read_text()
   assert page.count('data:image/svg+xml;base64') == 7
   assert '<script' not in page and 'src="http' not in page
-  assert 'GFT &lt;' not in page and '± is a 95 % interval' in page
+  assert '&lt;2 cores&gt;' in page and '<2 cores>' not in page
 
 
 def test_every_item_is_a_row_of_the_readme():
   text = (ROOT / 'experiments' / 'README.md').read_text()
-  for name in figures.ITEMS:
+  for name in NAMES:
     assert f'`figures/{name}.py`' in text, name
 
 
 def test_the_committed_summary_has_every_item():
   folder = ROOT / 'experiments' / 'reproduction'
   found = json.loads((folder / 'results.json').read_text())
-  assert list(found['items']) == list(figures.ITEMS)
+  assert list(found['items']) == NAMES
   assert len(found['about']['seeds'].split(', ')) >= 3
   page = (folder / 'README.md').read_text()
   for item in found['items'].values():
@@ -238,9 +300,7 @@ def test_the_committed_summary_has_every_item():
 @pytest.mark.slow
 def test_a_small_reproduction_runs_and_goes_on(tmp_path, monkeypatch):
   """Real runs of a few arms; the second call trains nothing and draws again."""
-  scale = reproduce.SCALES['embedded']._replace(
-    base_steps=20, steps=5, prompts=4, answers=4
-  )
+  scale = SCALE._replace(base_steps=20, steps=5, answers=4)
   few = {
     'methods': tuple(
       stage
@@ -250,8 +310,9 @@ def test_a_small_reproduction_runs_and_goes_on(tmp_path, monkeypatch):
   }
   monkeypatch.setitem(reproduce.SCALES, 'embedded', scale)
   monkeypatch.setattr(reproduce, 'families', lambda scale: few)
-  monkeypatch.setattr(reproduce, 'PASSES', ('gft',))
-  monkeypatch.setattr(figures, 'ITEMS', ('figure_2', 'figure_5', 'table_3'))
+  monkeypatch.setattr(reproduce, 'PASSES', {'methods': ('gft',)})
+  items = (figures.figure_2, figures.figure_5, figures.table_3)
+  monkeypatch.setattr(figures, 'ITEMS', items)
   arguments = ['--workdir', str(tmp_path), '--seeds', '3', '--set']
   arguments += ['eval.prompts=8', 'eval.kl_prompts=8']
   assert reproduce.main(arguments) == 0
@@ -263,6 +324,7 @@ def test_a_small_reproduction_runs_and_goes_on(tmp_path, monkeypatch):
   for arm in ('base', 'gft'):
     answers = json.loads((tmp_path / f'3/answers/{arm}.json').read_text())
     assert 0 <= answers['eval/ood_length/pass@4'] <= 1
+    assert answers['hesitates'] == 0
   assert reproduce.main(arguments) == 0
   assert (summary / 'results.json').read_bytes() == before
   after = (tmp_path / '3' / 'methods' / 'metrics.jsonl').read_bytes()

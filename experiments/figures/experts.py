@@ -39,6 +39,7 @@ def item(results: Results) -> Item:
         results.final('verbose_sft', KL) - results.final('verbose_gft', KL),
       ),
     ],
+    beyond=True,
     note=(
       'Terse: `p20n3#17`, which skips the steps that this policy needs.'
       ' Verbose: `7+8=15;15+5=20;20-3=17#17`, which writes them.'

@@ -48,7 +48,8 @@ def item(results: Results) -> Item:
       '(a) LLaMA-3.2-3B, change from base, SFT and GRPO: Gaokao2023En -1.73,'
       ' +2.55; Math -0.97, +1.55; Minerva -2.69, +0.52. (b) Qwen2.5-Math-1.5B,'
       ' SFT, GRPO, SFT → GRPO: Math 60.66, 65.97, 63.3; AMC23 31.25, 44.84,'
-      ' 35.78; OlympiadBench 24.58, 30.52, 26.95.'
+      ' 35.78; OlympiadBench 24.58, 30.52, 26.95. On Qwen SFT raises accuracy'
+      ' (Table 1: Math 46.54 to 60.66).'
     ),
     table=report.Table(
       [*head, *(f'(b) {label}' for label in ARMS.values())], body, []
@@ -68,7 +69,7 @@ def _draw(results: Results, change) -> Figure:
   ):
     for arm, shift in zip(arms, np.linspace(-0.25, 0.25, len(arms))):
       values = [measure(arm, split) for split in SPLITS]
-      colour = COLOURS[arm.partition('_')[0]]
+      colour = COLOURS[arm.rpartition('_')[2]]
       ax.bar(
         places + shift,
         [v.mean() for v in values],

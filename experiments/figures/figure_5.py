@@ -6,7 +6,6 @@ from matplotlib.figure import Figure
 from figures.results import (
   COLOURS,
   KL,
-  MARKERS,
   Claim,
   Item,
   Results,
@@ -15,6 +14,7 @@ from figures.results import (
 )
 from gft_jax import report
 
+MARKERS = {'sft': 's', 'grpo': 'D', 'gft': 'o'}
 ARMS = {'sft': 'SFT', 'grpo': 'GRPO', 'gft': 'GFT'}
 
 

@@ -3,7 +3,7 @@
 import html
 import pathlib
 
-from figures.results import Item
+from figures.results import READING, Item
 from gft_jax import report, report_groups
 
 COLOURS = {
@@ -37,7 +37,12 @@ def page(
     for key, value in about.items()
   )
   style = report.CSS + report_groups.CSS + CSS
-  return PAGE.format(style=style, about=rows, items='\n'.join(parts))
+  return PAGE.format(
+    style=style,
+    about=rows,
+    reading=html.escape(READING),
+    items='\n'.join(parts),
+  )
 
 
 def _section(out: pathlib.Path, name: str, item: Item) -> str:
@@ -75,9 +80,7 @@ PAGE = """<!doctype html>
 <style>{style}</style>
 <h1>The paper on the embedded task</h1>
 <table class="about">{about}</table>
-<p>± is a 95 % interval over seeds (Student's t). A verdict stands on the paired
-difference over seeds: it reproduces, or does not, where that interval leaves
-out 0.</p>
+<p>{reading}</p>
 {items}
 </html>
 """

@@ -22,24 +22,30 @@ KL = 'eval/kl_to_base'
 ENTROPY = 'eval/entropy'
 
 COLOURS = {
-  'base': report.GREY,
   'sft': report.VERMILLION,
   'grpo': report.BLUE,
   'gft': report.GREEN,
-  'dft': report.ORANGE,
   'gft_no_dcr': report.PURPLE,
   'gft_no_gal': report.ORANGE,
 }
-MARKERS = {'sft': 's', 'grpo': 'D', 'gft': 'o', 'dft': '^', 'gft_no_gal': 'v'}
+# How a page is to be read; it stands at its head.
+READING = (
+  '± and error bars are 95 % intervals over seeds (Student’s t). A verdict'
+  ' stands on the paired difference over seeds: a claim reproduces, or does'
+  ' not, where that interval leaves out 0. Seeds differ in initial weights,'
+  ' order and sampling; the task’s data and its held-out prompts are the same,'
+  ' so the intervals do not cover other prompts. Of some dozens of claims one'
+  ' or two are decided by chance.'
+)
 
 
 class Claim(NamedTuple):
-  """A sentence of the paper, and by how much it holds here.
+  """A sentence, and by how much it holds here.
 
   Attributes:
     text: the sentence.
-    margins: per seed, above 0 where it holds; paired, for the seeds share the
-      base policy, the prompts and the random bits.
+    margins: per seed, above 0 where it holds; paired, for the arms of a seed
+      share base policy, task data and held-out prompts.
   """
 
   text: str
@@ -48,7 +54,9 @@ class Claim(NamedTuple):
   def verdict(self) -> str:
     """Whether the 95 % interval of the margin leaves out 0, and on what side."""
     mean, reach = interval(self.margins)
-    if math.isnan(reach):
+    if math.isnan(mean):
+      return 'diverged'
+    if len(self.margins) == 1:
       return 'cannot be seen (one seed)'
     if abs(mean) <= reach:
       return 'cannot be seen at this scale'
@@ -71,6 +79,7 @@ class Item(NamedTuple):
     claims: what is judged.
     figure: None for a table.
     note: what else one must know.
+    beyond: not a figure or table of the paper.
   """
 
   title: str
@@ -79,13 +88,15 @@ class Item(NamedTuple):
   claims: Sequence[Claim]
   figure: Figure | None = None
   note: str = ''
+  beyond: bool = False
 
 
 class Results:
   """The runs of a reproduction: one arm is one stage, in each seed.
 
   Args:
-    runs: seed -> the run directories of its families.
+    runs: seed -> the run directories of its families; each must be finished,
+      but stages after one that diverged may be missing.
     answers: seed -> arm -> the metrics of its many answers (pass@k).
   """
 
@@ -98,6 +109,7 @@ class Results:
     self._records, self._weights, self._groups = {}, {}, {}
     for seed, folders in runs.items():
       for run in map(report.read_run, folders):
+        self.tau = run.config.loss.tau
         for stage, records in run.records.items():
           self._records[seed, stage] = records
         for stage, weights in run.weights.items():
@@ -107,17 +119,30 @@ class Results:
     self._answers = answers
 
   def final(self, arm: str, name: str) -> np.ndarray:
-    """[seeds] the last value of a metric."""
-    return self.curve(arm, name)[1][:, -1]
+    """[seeds] the last value of a metric; NaN where the arm diverged."""
+    found = []
+    for seed in self.seeds:
+      records = self._records.get((seed, arm), [])
+      values = [record[name] for record in records if name in record]
+      found.append(values[-1] if values else math.nan)
+    return np.array(found)
 
   def curve(self, arm: str, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """[steps] and [seeds, steps] of a metric that is not in every record."""
+    """[steps] and [seeds, steps] of a metric that is not in every record.
+
+    NaN where a seed has no such step, for it diverged.
+    """
     rows = [
-      [(r['step'], r[name]) for r in self._records[seed, arm] if name in r]
+      {
+        r['step']: r[name]
+        for r in self._records.get((seed, arm), [])
+        if name in r
+      }
       for seed in self.seeds
     ]
-    steps, values = np.moveaxis(np.array(rows, float), -1, 0)
-    return steps[0], values
+    steps = sorted(set().union(*rows)) or [0]
+    values = [[row.get(step, math.nan) for step in steps] for row in rows]
+    return np.array(steps), np.array(values)
 
   def accuracy(self, arm: str, split: str = 'test') -> np.ndarray:
     """[seeds] avg@n at the end of an arm."""
@@ -149,6 +174,15 @@ class Results:
       )
       for name in names
     }
+
+  def share(self, arm: str, name: str) -> np.ndarray:
+    """[seeds] a share of the many answers; NaN of an arm that gave none."""
+    return np.array(
+      [
+        self._answers[seed].get(arm, {}).get(name, math.nan)
+        for seed in self.seeds
+      ]
+    )
 
   def weights(self, arm: str) -> list[tuple[np.ndarray, np.ndarray]]:
     """Per seed, 1/p and C/p of the tokens of held-out experts."""
@@ -196,24 +230,31 @@ def accuracy_table(
 
 
 def points(
-  ax: Axes, x: Sequence[float], values: Sequence[np.ndarray], **style
+  ax: Axes,
+  places: Sequence[float],
+  values: Sequence[np.ndarray],
+  *,
+  horizontal: bool = False,
+  **style,
 ) -> None:
-  """Means over seeds with their intervals."""
+  """Means over seeds with their intervals, upright or lying."""
   means, reaches = zip(*map(interval, values))
   style = {'fmt': 'o', 'ms': 4, 'capsize': 2, 'lw': 1.2} | style
-  ax.errorbar(x, means, yerr=np.nan_to_num(reaches), **style)
+  if horizontal:
+    ax.errorbar(means, places, xerr=reaches, **style)
+  else:
+    ax.errorbar(places, means, yerr=reaches, **style)
 
 
-def band(
-  ax: Axes, steps: np.ndarray, values: np.ndarray, colour: str, label: str
-) -> None:
-  """The mean curve over seeds, and between which values the seeds lie."""
-  ax.plot(steps, values.mean(axis=0), color=colour, label=label)
+def band(ax: Axes, steps: np.ndarray, values: np.ndarray, **style) -> None:
+  """The mean curve over seeds with its interval."""
+  means, reaches = np.transpose([interval(column) for column in values.T])
+  (line,) = ax.plot(steps, means, **style)
   ax.fill_between(
     steps,
-    values.min(axis=0),
-    values.max(axis=0),
-    color=colour,
+    means - reaches,
+    means + reaches,
+    color=line.get_color(),
     alpha=0.15,
     lw=0,
   )

@@ -1,8 +1,11 @@
 """Table 1: methods on held-out splits."""
 
+import numpy as np
+
 from figures.results import (
   ENTROPY,
   KL,
+  SPLITS,
   Claim,
   Item,
   Results,
@@ -38,24 +41,33 @@ MATH = dict(
 
 
 def item(results: Results) -> Item:
-  others = [arm for arm in ARMS if arm != 'gft']
+  def mean(arm):
+    return np.mean([results.accuracy(arm, split) for split in SPLITS], axis=0)
+
   return Item(
     title='Table 1: methods',
-    paper='GFT is best on Math and second on AMC23; the last two columns.',
+    paper=(
+      'Qwen2.5-Math-1.5B: the last two columns; GFT is best on Math and second'
+      ' on AMC23. On its other models not always: Math of DeepSeekMath, GFT'
+      ' 44.79, SFT 46.51.'
+    ),
     table=accuracy_table(
       results,
       ARMS,
       more={
+        'mean': mean,
         'KL to base': lambda arm: results.final(arm, KL),
         'entropy': lambda arm: results.final(arm, ENTROPY),
       },
       paper={'AMC23': AMC23, 'Math': MATH},
     ),
     claims=[
-      Claim(
-        f'GFT above {ARMS[arm]}, in distribution',
-        results.accuracy('gft') - results.accuracy(arm),
-      )
-      for arm in others
+      Claim(f'GFT above {label}, mean of the splits', mean('gft') - mean(arm))
+      for arm, label in ARMS.items()
+      if arm != 'gft'
     ],
+    note=(
+      'Methods that imitate see ten times the prompts, as in the paper; all'
+      ' have one learning rate, 1e-4, and 80 steps.'
+    ),
   )

@@ -205,9 +205,9 @@ def _expert(style: str, split: str) -> Callable[[list[Term]], str]:
   return lambda terms: _STYLES[style](terms, slip)
 
 
-def _uniforms(split: str, *stream: int) -> Draw:
+def _uniforms(split: str, *further: int) -> Draw:
   """The stream of a split: uniforms in [0, 1), drawn in blocks for speed."""
-  bits = np.random.PCG64([list(SIZES).index(split), *stream])
+  bits = np.random.PCG64([list(SIZES).index(split), *further])
   generator = np.random.Generator(bits)
 
   def stream():
