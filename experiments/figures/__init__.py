@@ -90,7 +90,7 @@ def markdown(items: dict[str, Item], about: dict[str, str]) -> str:
     '|---|---|---|---|',
   ]
   for item in items.values():
-    if not item.beyond:
+    if item.claims[0].paper:
       counts = collections.Counter(claim.verdict() for claim in item.claims)
       seen = [counts['reproduces'], counts['does not reproduce']]
       cells = [item.title, *seen, counts.total() - sum(seen)]

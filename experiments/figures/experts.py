@@ -25,21 +25,21 @@ def item(results: Results) -> Item:
       results, ARMS, more={'KL to base': lambda a: results.final(a, KL)}
     ),
     claims=[
-      Claim('GFT above SFT, terse expert', above('gft', 'sft')),
-      Claim(
-        'GFT above SFT, verbose expert', above('verbose_gft', 'verbose_sft')
-      ),
-      Claim('SFT → GRPO below GRPO, terse expert', above('grpo', 'sft_grpo')),
-      Claim(
-        'SFT → GRPO below GRPO, verbose expert',
-        above('grpo', 'verbose_sft_grpo'),
-      ),
-      Claim(
-        'SFT drifts farther than GFT, verbose expert',
-        results.final('verbose_sft', KL) - results.final('verbose_gft', KL),
-      ),
+      Claim(text, margins, paper=False)
+      for text, margins in (
+        ('GFT above SFT, terse expert', above('gft', 'sft')),
+        ('GFT above SFT, verbose expert', above('verbose_gft', 'verbose_sft')),
+        ('SFT → GRPO below GRPO, terse expert', above('grpo', 'sft_grpo')),
+        (
+          'SFT → GRPO below GRPO, verbose expert',
+          above('grpo', 'verbose_sft_grpo'),
+        ),
+        (
+          'SFT drifts farther than GFT, verbose expert',
+          results.final('verbose_sft', KL) - results.final('verbose_gft', KL),
+        ),
+      )
     ],
-    beyond=True,
     note=(
       'Terse: `p20n3#17`, which skips the steps that this policy needs.'
       ' Verbose: `7+8=15;15+5=20;20-3=17#17`, which writes them.'

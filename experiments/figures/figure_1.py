@@ -86,6 +86,7 @@ def _draw(results: Results, change) -> Figure:
   left.set_ylabel('change of accuracy from base')
   left.set_title('(a)', loc='left')
   right.set_ylabel('accuracy')
+  right.set_ylim(0, 1)
   right.set_title('(b)', loc='left')
   legend(figure, right)
   return figure

@@ -91,6 +91,7 @@ def _draw(results: Results) -> Figure:
     band(left, steps, np.concatenate([base, values], axis=1), **style)
     band(right, *results.curve(arm, NORM), **style)
   left.set_ylabel('accuracy, in distribution')
+  left.set_ylim(0, 1)
   right.set_ylabel('gradient norm')
   right.set_yscale('log')
   right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -69,12 +69,12 @@ def _draw(results: Results, fraction) -> Figure:
   ax.annotate(
     'base',
     (1, results.accuracy('base').mean()),
-    (-2, 3),
+    (-2, 4),
     xycoords=('axes fraction', 'data'),
     textcoords='offset points',
     ha='right',
   )
-  ax.set_ylim(top=1)
+  ax.set_ylim(0, 1)
   ax.set_xlabel('τ')
   ax.set_xticks(taus)
   ax.set_ylabel('accuracy, in distribution (●)')

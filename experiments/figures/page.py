@@ -2,13 +2,16 @@
 
 import html
 import pathlib
+import re
 
 from figures.results import READING, Item
 from gft_jax import report, report_groups
 
 COLOURS = {
   'reproduces': report.BLUE,
+  'holds': report.BLUE,
   'does not reproduce': report.VERMILLION,
+  'does not hold': report.VERMILLION,
 }
 
 
@@ -66,8 +69,13 @@ def _section(out: pathlib.Path, name: str, item: Item) -> str:
     f'<h2>{html.escape(item.title)}</h2>{drawing}'
     f'<div class="wide"><table><thead><tr>{heads}</tr></thead>'
     f'<tbody>{rows}</tbody></table></div><ul>{verdicts}</ul>'
-    f'<p>Paper: {html.escape(item.paper)} {html.escape(item.note)}</p>'
+    f'<p>Paper: {_prose(item.paper)}</p><p>{_prose(item.note)}</p>'
   )
+
+
+def _prose(text: str) -> str:
+  """Escaped, with `code`."""
+  return re.sub('`(.+?)`', r'<code>\1</code>', html.escape(text))
 
 
 CSS = '  .about td { text-align: left; white-space: normal }\n'

@@ -30,9 +30,10 @@ COLOURS = {
 }
 # How a page is to be read; it stands at its head.
 READING = (
-  '± and error bars are 95 % intervals over seeds (Student’s t). A verdict'
-  ' stands on the paired difference over seeds: a claim reproduces, or does'
-  ' not, where that interval leaves out 0. Seeds differ in initial weights,'
+  '± and error bars are 95 % intervals over seeds (Student’s t); bands are the'
+  ' range of the seeds. A verdict'
+  ' stands on the paired difference over seeds: a claim of the paper reproduces,'
+  ' or does not, where that interval leaves out 0. Seeds differ in initial weights,'
   ' order and sampling; the task’s data and its held-out prompts are the same,'
   ' so the intervals do not cover other prompts. Of some dozens of claims one'
   ' or two are decided by chance.'
@@ -46,10 +47,12 @@ class Claim(NamedTuple):
     text: the sentence.
     margins: per seed, above 0 where it holds; paired, for the arms of a seed
       share base policy, task data and held-out prompts.
+    paper: whether the paper says so.
   """
 
   text: str
   margins: Sequence[float]
+  paper: bool = True
 
   def verdict(self) -> str:
     """Whether the 95 % interval of the margin leaves out 0, and on what side."""
@@ -60,7 +63,9 @@ class Claim(NamedTuple):
       return 'cannot be seen (one seed)'
     if abs(mean) <= reach:
       return 'cannot be seen at this scale'
-    return 'reproduces' if mean > 0 else 'does not reproduce'
+    if self.paper:
+      return 'reproduces' if mean > 0 else 'does not reproduce'
+    return 'holds' if mean > 0 else 'does not hold'
 
   def sentence(self) -> str:
     """The claim, its verdict and the interval of its margin."""
@@ -79,7 +84,6 @@ class Item(NamedTuple):
     claims: what is judged.
     figure: None for a table.
     note: what else one must know.
-    beyond: not a figure or table of the paper.
   """
 
   title: str
@@ -88,7 +92,6 @@ class Item(NamedTuple):
   claims: Sequence[Claim]
   figure: Figure | None = None
   note: str = ''
-  beyond: bool = False
 
 
 class Results:
@@ -247,17 +250,10 @@ def points(
 
 
 def band(ax: Axes, steps: np.ndarray, values: np.ndarray, **style) -> None:
-  """The mean curve over seeds with its interval."""
-  means, reaches = np.transpose([interval(column) for column in values.T])
-  (line,) = ax.plot(steps, means, **style)
-  ax.fill_between(
-    steps,
-    means - reaches,
-    means + reaches,
-    color=line.get_color(),
-    alpha=0.15,
-    lw=0,
-  )
+  """The mean curve over seeds, and between which values they lie."""
+  (line,) = ax.plot(steps, values.mean(axis=0), **style)
+  ends = values.min(axis=0), values.max(axis=0)
+  ax.fill_between(steps, *ends, color=line.get_color(), alpha=0.15, lw=0)
 
 
 def legend(figure: Figure, ax: Axes, columns: int = 5) -> None:
