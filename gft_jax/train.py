@@ -842,10 +842,9 @@ class Loop:
   ) -> tuple[GroupBatch, Record]:
     """Prompts -> scored groups of one rollout, journalled under `name`."""
     settings, engine = job.config, self.engine
-    with clock.phase('data'):
-      prompts = evaluate.prompts_of(examples)
-      given = evaluate.given_of(examples)
-      origin = np.broadcast_to(examples.given_origin, given.length.shape)
+    prompts = evaluate.prompts_of(examples)
+    given = evaluate.given_of(examples)
+    origin = np.broadcast_to(examples.given_origin, given.length.shape)
     sampled = None
     if settings.group.samples:
       with clock.phase('sample'):
