@@ -187,6 +187,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_the_damaged_one(
     )
 
 
+@pytest.mark.slow
 def test_grader_workers_killed_in_the_middle_change_no_reward(
   one_stage, tmp_path, monkeypatch
 ):

@@ -214,6 +214,7 @@ SMALL = (
 )
 
 
+@pytest.mark.slow
 def test_a_dataset_a_reward_and_an_objective_of_ones_own(run, capsys):
   rows, prepare, train = list(commands(ADDING))[:3]
   run(*rows)

@@ -197,6 +197,7 @@ def steps_of(workdir):
   return [r['step'] for r in training(workdir)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('objective', 'group', 'samplers', 'most'),
   # Packed sequences come in eighths of the batch: mostly one or two of them.
@@ -249,6 +250,7 @@ def test_a_stop_string_that_the_vocabulary_cannot_spell_stops_nothing(
   )
 
 
+@pytest.mark.slow
 def test_a_budget_of_tokens_ends_a_stage(config, tmp_path):
   given = ('group.samples=0', 'group.teachers=0')
   whole = alone(config, 'sft', *given)
@@ -404,6 +406,7 @@ def test_a_traced_step_is_waited_for(config, tmp_path, monkeypatch):
   assert len(waited) == 1
 
 
+@pytest.mark.slow
 def test_a_profile_may_be_asked_for_when_a_run_goes_on(
   config, tmp_path, monkeypatch
 ):
@@ -582,6 +585,7 @@ def test_evaluations_that_cannot_be_are_refused(
   assert not (tmp_path / 'run').exists()
 
 
+@pytest.mark.slow
 def test_the_best_step_is_kept_and_found(config, tmp_path, monkeypatch):
   """Every evaluation is saved; its number decides, not the newest."""
   numbers = iter([0.25, 0.75, 0.5])

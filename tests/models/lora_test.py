@@ -168,6 +168,7 @@ def gradient_of(model, params, batch, reference, frozen, **settings):
   return gradient, metrics
 
 
+@pytest.mark.slow
 def test_the_gradient_is_that_of_the_merged_weights_by_the_chain_rule(
   plain, model, frozen, fresh, adapters, batch
 ):
