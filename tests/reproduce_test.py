@@ -325,7 +325,7 @@ def test_a_small_reproduction_runs_and_goes_on(tmp_path, monkeypatch):
   for arm in ('base', 'gft'):
     answers = json.loads((tmp_path / f'3/answers/{arm}.json').read_text())
     assert 0 <= answers['eval/ood_length/pass@4'] <= 1
-    assert answers['hesitates'] == 0
+    assert 0 <= answers['hesitates'] <= 1
   assert reproduce.main(arguments) == 0
   assert (summary / 'results.json').read_bytes() == before
   after = (tmp_path / '3' / 'methods' / 'metrics.jsonl').read_bytes()
