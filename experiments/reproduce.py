@@ -347,13 +347,16 @@ def environment() -> dict[str, str]:
   """Machine, versions and commit of this process."""
   import jax
 
-  commit = subprocess.run(
-    ['git', 'describe', '--always', '--dirty'],
-    cwd=pathlib.Path(__file__).parent,
-    capture_output=True,
-    text=True,
-    check=False,
-  ).stdout.strip()
+  try:
+    commit = subprocess.run(
+      ['git', 'describe', '--always', '--dirty'],
+      cwd=pathlib.Path(__file__).parent,
+      capture_output=True,
+      text=True,
+      check=False,
+    ).stdout.strip()
+  except FileNotFoundError:  # no git here
+    commit = ''
   machine = f'{os.cpu_count()} cores, {platform.machine()}'
   if jax.default_backend() != 'cpu':
     machine += f', {jax.device_count()} x {jax.devices()[0].device_kind}'
