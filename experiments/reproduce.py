@@ -116,8 +116,9 @@ def main(arguments: list[str] | None = None) -> int:
     runs = [run for runs in plans.values() for run in runs]
     for run in runs:
       check(run, must_be_done=options.draw)
-    for run in runs:
-      perform(run)
+    if not options.draw:
+      for run in runs:
+        perform(run)
     found = figures.read(
       {seed: [run.folder for run in runs] for seed, runs in plans.items()},
       {seed: workdir / str(seed) / 'answers' for seed in seeds},
