@@ -1,10 +1,10 @@
-"""Text to score, in a guarded process pool.
+"""Text to score, in guarded processes.
 
 `reward.function` names a reward of `answers`, or yours, or a weighted sum of
 several: `math + 0.2 * format - 0.1 * length`. Model output is hostile
 (`10^10^10` is a legal answer), so with `reward.workers > 0` it is graded in
-spawned processes under a deadline that the parent keeps and a limit on
-memory; a worker that breaks one is replaced. Whatever goes wrong scores 0 and
+spawned processes (`workers`) under a deadline that the parent keeps and a limit
+on memory; a worker that breaks one is replaced. Whatever goes wrong scores 0 and
 is counted by cause:
 
 | cause | meaning |
@@ -22,9 +22,9 @@ here, and none at the top level of a script.
 """
 
 import contextlib
+import functools
 import importlib
 import json
-import multiprocessing
 import numbers
 import os
 import pathlib
@@ -32,27 +32,28 @@ import re
 import resource
 import signal
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import pebble
 
 from gft_jax import answers as answers_lib
 from gft_jax import config as config_lib
+from gft_jax import workers as workers_lib
 from gft_jax.answers import AnswerError, GoldError, Reward
 
 # Rewards for which an answer that never stopped is wrong whatever it says.
 MUST_STOP = frozenset({'arithmetic'})
 # The part of a sum that no text function gives; see Grader.score.
 MODEL = 'model'
-# Pools that one batch may use up: one that died since the last batch, one that
-# dies now, and one more. Workers that cannot start break all of them.
-ATTEMPTS = 3
 
 _LARGEST = float(np.finfo(np.float32).max)
 _EXIT_MEMORY = 77
-_CAUSE_OF_EXIT = {_EXIT_MEMORY: 'memory', -signal.SIGALRM: 'timeout'}
+_CAUSE_OF_EXIT = {
+  None: 'timeout',
+  -signal.SIGALRM: 'timeout',
+  _EXIT_MEMORY: 'memory',
+}
 
 
 class Part(NamedTuple):
@@ -140,7 +141,13 @@ class Grader:
       ' folder in reward.model',
     )
     self._functions = _functions(config)
-    self._pool = self._new_pool() if config.workers else None
+    self._workers = (
+      workers_lib.Workers(
+        config.workers, config.timeout_s, _start_worker, config
+      )
+      if config.workers
+      else None
+    )
 
   def __enter__(self) -> 'Grader':
     return self
@@ -150,9 +157,8 @@ class Grader:
 
   def close(self) -> None:
     """Ends the workers, also those that are still grading."""
-    if self._pool is not None:
-      self._pool.stop()
-      self._pool.join()
+    if self._workers is not None:
+      self._workers.close()
 
   def score(
     self,
@@ -178,7 +184,7 @@ class Grader:
         replayed as such, not graded.
 
     Raises:
-      RuntimeError: workers cannot start, or died ATTEMPTS times between answers.
+      RuntimeError: workers cannot start.
     """
     if finished is None:
       finished = [True] * len(responses)
@@ -223,51 +229,15 @@ class Grader:
     row = dict.fromkeys(self._functions, _Outcome(0.0, None))
     return row | {name: _Outcome(0.0, cause) for name in list(row)[:1]}
 
-  def _grade(
-    self, cases: list[Case], attempts: int = ATTEMPTS
-  ) -> list[dict[str, _Outcome]]:
-    if self._pool is None or not self._functions:
+  def _grade(self, cases: list[Case]) -> list[dict[str, _Outcome]]:
+    if self._workers is None or not self._functions:
       return [_outcomes(self._functions, case) for case in cases]
-    try:
-      return self._grade_in_pool(cases)
-    except RuntimeError:
-      # Pebble's word for a broken pool: a worker died while none was at work,
-      # for instance by the kernel's memory killer. No answer is to blame.
-      if attempts == 1:
-        raise
-      self.close()
-      self._pool = self._new_pool()
-      return self._grade(cases, attempts - 1)
-
-  def _grade_in_pool(self, cases: list[Case]) -> list[dict[str, _Outcome]]:
-    futures = [self._schedule(case) for case in cases]
-    return [self._collect(*both) for both in zip(cases, futures)]
-
-  def _schedule(self, case: Case) -> pebble.ProcessFuture:
-    return self._pool.schedule(
-      _work, args=(case,), timeout=self._config.timeout_s
-    )
-
-  def _collect(
-    self, case: Case, future: pebble.ProcessFuture, again: bool = True
-  ) -> dict[str, _Outcome]:
-    try:
-      return future.result()
-    except TimeoutError:
-      return self._failed('timeout')
-    except pebble.ProcessExpired as error:
-      # A person, or the kernel for want of memory: most likely not the answer.
-      if error.exitcode == -signal.SIGKILL and again:
-        return self._collect(case, self._schedule(case), again=False)
-      return self._failed(_CAUSE_OF_EXIT.get(error.exitcode, 'crash'))
-
-  def _new_pool(self) -> pebble.ProcessPool:
-    return pebble.ProcessPool(
-      max_workers=self._config.workers,
-      initializer=_start_worker,
-      initargs=(self._config,),
-      context=multiprocessing.get_context('spawn'),
-    )
+    return [
+      self._failed(_CAUSE_OF_EXIT.get(outcomes.exitcode, 'crash'))
+      if isinstance(outcomes, workers_lib.Expired)
+      else outcomes
+      for outcomes in self._workers.map(cases)
+    ]
 
 
 class Journal:
@@ -367,31 +337,26 @@ def _outcome(function: Reward, texts: tuple[str, str, str]) -> _Outcome:
   return _Outcome(0.0, 'invalid')
 
 
-# The rewards of a worker process; the parent never sets them.
-_worker_functions: dict[str, Reward]
-_worker_seconds: float
-
-
-def _start_worker(config: config_lib.RewardConfig) -> None:
+def _start_worker(
+  config: config_lib.RewardConfig,
+) -> Callable[[Case], dict[str, _Outcome]]:
   """Runs once in each worker; what it loads is charged to no answer."""
-  global _worker_functions, _worker_seconds
-  _worker_functions = _functions(config)
-  if 'math' in _worker_functions:
+  functions = _functions(config)
+  if 'math' in functions:
     # Sympy and the grammar: up to 2 s.
     answers_lib.mathematics('', '1', r'\boxed{1}')
-  _worker_seconds = config.timeout_s
-  # Pebble's handler would run between two byte codes; a loop inside C never
-  # gets there.
-  signal.signal(signal.SIGTERM, signal.SIG_DFL)
   limit = config.memory_mb * 2**20
   resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+  return functools.partial(_work, functions, config.timeout_s)
 
 
-def _work(case: Case) -> dict[str, _Outcome]:
+def _work(
+  functions: dict[str, Reward], seconds: float, case: Case
+) -> dict[str, _Outcome]:
   # The parent kills at the deadline. The alarm is for a worker whose parent
   # is dead: its default action ends the process.
-  signal.setitimer(signal.ITIMER_REAL, 2 * _worker_seconds)
-  outcomes = _outcomes(_worker_functions, case)
+  signal.setitimer(signal.ITIMER_REAL, 2 * seconds)
+  outcomes = _outcomes(functions, case)
   signal.setitimer(signal.ITIMER_REAL, 0)
   if any(outcome.cause == 'memory' for outcome in outcomes.values()):
     os._exit(_EXIT_MEMORY)  # what it still holds would fail the next answer

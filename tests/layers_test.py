@@ -16,7 +16,7 @@ HOUSE = pathlib.Path(__file__).parents[1] / 'gft_jax'
 # engine is the one place with jit, below the loop that drives it.
 FLOORS = (
   ('ops',),
-  ('config', 'batch', 'compiler'),
+  ('config', 'batch', 'compiler', 'workers'),
   ('answers', 'parallel'),
   ('models', 'sampler', 'optimizer'),
   ('data', 'rewards', 'groups'),

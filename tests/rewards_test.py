@@ -182,22 +182,6 @@ def test_a_killed_worker_is_replaced():
   assert first != second
 
 
-def test_pools_that_break_are_replaced_but_not_forever(monkeypatch):
-  with grader('reward_functions:length', workers=1) as g:
-    work, breaks = g._grade_in_pool, [RuntimeError('broken')] * 2
-
-    def grade(cases):
-      if breaks:
-        raise breaks.pop()
-      return work(cases)
-
-    monkeypatch.setattr(g, '_grade_in_pool', grade)
-    assert g.score([''], [''], ['abc']).values == [3]
-    breaks += [RuntimeError('broken')] * 3
-    with pytest.raises(RuntimeError, match='broken'):
-      g.score([''], [''], ['abc'])
-
-
 @pytest.mark.parametrize(
   'kills, value, failures', [(1, 3, {}), (2, 0, {'crash': 1})]
 )
