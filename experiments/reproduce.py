@@ -86,6 +86,8 @@ HOT = ('optimizer.learning_rate=1e-3', 'optimizer.clip_norm=0')
 # Experts other than the terse one need as much room as a teacher.
 VERBOSE = ('data.path=arithmetic/verbose', 'data.max_response=40')
 HESITANT = ('data.path=arithmetic/hesitant', 'data.max_response=40')
+# Its two habits, each alone.
+CONTROLS = ('repeating', 'guessing')
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -182,6 +184,9 @@ def families(scale: Scale) -> dict[str, tuple[Stage, ...]]:
       arm('gft', 'sft_gft', 'sft', curve),
       arm('grpo', 'gft_grpo', 'gft', curve),
       arm('grpo', 'sft_gft_grpo', 'sft_gft', curve),
+      # As many steps as the chains that they are compared with.
+      arm('sft', 'sft_2', 'sft', curve),
+      arm('grpo', 'sft_grpo_2', 'sft_grpo', curve),
     ),
     'thresholds': tuple(
       arm('gft', f'tau_{tau}', more=(f'loss.tau={tau}',))
@@ -205,6 +210,15 @@ def families(scale: Scale) -> dict[str, tuple[Stage, ...]]:
     ),
     'hesitant': tuple(
       arm(recipe, f'hesitant_{recipe}', more=HESITANT) for recipe in RECTIFIED
+    ),
+    'controls': tuple(
+      arm(
+        recipe,
+        f'{style}_{recipe}',
+        more=(f'data.path=arithmetic/{style}', 'data.max_response=40'),
+      )
+      for style in CONTROLS
+      for recipe in ('sft', 'gft_no_gal')
     ),
   }
 

@@ -146,8 +146,8 @@ class DataConfig:
     'JSONL, JSON, CSV or parquet file of prompts or conversations;'
     ' hub:OWNER/NAME[:CONFIG[:SPLIT]] of the Hugging Face hub;'
     ' reasoning_gym/TASK, graded by reward.function=gft_jax.data.gym:score;'
-    ' empty: the embedded arithmetic task, with another expert where it says'
-    ' arithmetic/verbose or arithmetic/hesitant',
+    ' empty: the embedded arithmetic task; arithmetic/STYLE: with another'
+    ' expert: verbose, hesitant, repeating or guessing',
   )
   eval_path: str = setting(
     '', 'held-out rows, named like path; empty: rows cut off it'

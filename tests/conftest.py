@@ -95,3 +95,10 @@ def whole(config, tmp_path_factory):
 
   workdir = tmp_path_factory.mktemp('whole')
   return workdir, train.train(config, workdir)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def fresh_caches():
+  """Some hundred compiled programs would stay in memory, 5 GB of them."""
+  yield
+  jax.clear_caches()

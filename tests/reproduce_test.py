@@ -47,7 +47,7 @@ def test_arms_are_the_recipes_with_their_budget():
   assert arms['group_8_0'].group.samples == 0
   assert arms['group_0_8'].group.experts == 0
   assert arms['tau_0.9'].loss.tau == 0.9
-  for style in ('verbose', 'hesitant'):
+  for style in ('verbose', 'hesitant', *reproduce.CONTROLS):
     assert arms[f'{style}_sft'].data.path == f'arithmetic/{style}'
     assert arms[f'{style}_sft'].data.max_response == 40
     assert arms[f'{style}_sft'].data.batch_size == 160
@@ -56,6 +56,8 @@ def test_arms_are_the_recipes_with_their_budget():
   assert objectives['group_6_2_no_dcr'] == 'gft_no_dcr'
   assert objectives['updates'] == 'gft'
   assert objectives['hesitant_gft_no_gal'] == 'gft_no_gal'
+  starts = {stage.name: stage.start for stage in stages}
+  assert starts['sft_2'] == 'sft' and starts['sft_grpo_2'] == 'sft_grpo'
 
 
 def test_a_larger_scale_has_another_decoder_alone():

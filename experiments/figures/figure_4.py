@@ -20,10 +20,12 @@ PIPELINES = {
   'sft': 'SFT',
   'gft': 'GFT',
   'grpo': 'GRPO',
+  'sft_2': 'SFT, two phases',
   'sft_grpo': 'SFT → GRPO',
   'sft_gft': 'SFT → GFT',
   'gft_grpo': 'GFT → GRPO',
   'grpo_2': 'GRPO, two phases',
+  'sft_grpo_2': 'SFT → GRPO, three phases',
   'sft_gft_grpo': 'SFT → GFT → GRPO',
   'grpo_3': 'GRPO, three phases',
 }
@@ -40,17 +42,21 @@ CURVES = {
   ('grpo', 'grpo_2', 'grpo_3'): ('GRPO', report.BLUE, ':'),
   ('gft', 'gft_grpo'): ('GFT → GRPO', report.GREEN, '-'),
   ('sft', 'sft_gft', 'sft_gft_grpo'): ('SFT → GFT → GRPO', '#333333', '-.'),
-  ('sft', 'sft_grpo'): ('SFT → GRPO', report.VERMILLION, '--'),
+  ('sft', 'sft_grpo', 'sft_grpo_2'): ('SFT → GRPO', report.VERMILLION, '--'),
 }
 
 
 def item(results: Results) -> Item:
   pairs = {
     'SFT → GFT above SFT (of half its steps)': ('sft_gft', 'sft'),
+    'SFT → GFT above SFT of as many steps': ('sft_gft', 'sft_2'),
     'GFT → GRPO above GRPO (of half its steps)': ('gft_grpo', 'grpo'),
     'GFT → GRPO above GRPO of as many steps': ('gft_grpo', 'grpo_2'),
     'SFT → GFT → GRPO above SFT → GRPO (of two thirds of its steps)': (
       *('sft_gft_grpo', 'sft_grpo'),
+    ),
+    'SFT → GFT → GRPO above SFT → GRPO of as many steps': (
+      *('sft_gft_grpo', 'sft_grpo_2'),
     ),
     'SFT → GFT → GRPO above GRPO of as many steps': ('sft_gft_grpo', 'grpo_3'),
   }
@@ -79,7 +85,7 @@ def item(results: Results) -> Item:
 
 
 def _draw(results: Results) -> Figure:
-  figure = Figure(figsize=(6.6, 3.2))
+  figure = Figure(figsize=(6.6, 3.6))
   left, right = figure.subplots(1, 2, width_ratios=(1, 1.15))
   rows = np.arange(len(PIPELINES))
   values = [results.accuracy(arm) for arm in PIPELINES]
@@ -93,7 +99,9 @@ def _draw(results: Results) -> Figure:
       COLOURS[label.split(',')[0].split(' → ')[-1].lower()]
       for label in PIPELINES.values()
     ],
-    hatch=['///' if arm.startswith('sft_') else '' for arm in PIPELINES],
+    hatch=[
+      '///' if label.startswith('SFT →') else '' for label in PIPELINES.values()
+    ],
     edgecolor='white',
   )
   points(left, rows, values, horizontal=True, fmt='none', color='#333333')

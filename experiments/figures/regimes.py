@@ -24,6 +24,8 @@ REGIMES = {
   'imitation of the terse expert': ('gft_no_gal', 'sft'),
   'hesitant expert, 4:4': ('hesitant_gft', 'hesitant_gft_no_dcr'),
   'imitation of the hesitant expert': ('hesitant_gft_no_gal', 'hesitant_sft'),
+  'the same, its foreign sign alone': ('repeating_gft_no_gal', 'repeating_sft'),
+  'the same, its errors alone': ('guessing_gft_no_gal', 'guessing_sft'),
 }
 
 
@@ -80,7 +82,7 @@ def item(results: Results) -> Item:
 
 
 def _draw(results: Results) -> Figure:
-  figure = Figure(figsize=(6.6, 3.0))
+  figure = Figure(figsize=(6.6, 3.6))
   left, right = figure.subplots(1, 2, sharey=True)
   rows = np.arange(len(REGIMES))
   for place, (label, arm, marker, shift) in enumerate(

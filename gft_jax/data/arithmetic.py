@@ -2,7 +2,7 @@
 
 A prompt is a chain such as `7+8-3+5:` whose running total is never negative;
 an answer ends with `#` and the result. The number of terms is the level of
-difficulty. Six styles write the same sum, so that answers of one group differ
+difficulty. Eight styles write the same sum, so that answers of one group differ
 in more than their result:
 
 | style | answer to `7+8-3+5:` | who writes it |
@@ -13,12 +13,15 @@ in more than their result:
 | terse | `p20n3#17` | expert: sums of the two signs, no steps |
 | verbose | `7+8=15;15+5=20;20-3=17#17` | another expert: positives first |
 | hesitant | `25:15,12,16:17#17` | another expert: may err first, and corrects it |
+| repeating | `15:15,12,17:17#17` | its control: the sign without the error |
+| guessing | `25,15,12,16,17#17` | its control: the error without the sign |
 
 A product is worked out first where steps are written. The terse expert is rare
 in the base corpus and skips what the base policy needs to be right, which is
 what makes plain imitation of it drift; the verbose one is its control. Half of
 the numbers of the hesitant one are preceded by a wrong one that nobody can
-foresee, and `:`, which no answer of the base corpus has.
+foresee, and `:`, which no answer of the base corpus has; its controls have one
+of the two each, in the same places.
 
 | split | terms | answers |
 |---|---|---|
@@ -56,7 +59,7 @@ SIZES = {
 HELD_OUT = ('test', 'ood_length', 'ood_operator')
 
 # Styles that an expert may have; the first is the default.
-EXPERTS = ('terse', 'verbose', 'hesitant')
+EXPERTS = ('terse', 'verbose', 'hesitant', 'repeating', 'guessing')
 
 # Style -> share of the base corpus.
 BASE_MIXTURE = {
@@ -200,7 +203,7 @@ def _row(terms: list[Term], expert: str, teacher: list[str]) -> dict:
 def _expert(style: str, split: str) -> Callable[[list[Term]], str]:
   """The expert of a split; its hesitations have a stream of their own."""
   slip = int
-  if style == 'hesitant':
+  if style in _FORMS:
     slip = _slip(_uniforms(split, 1), HESITATION)
   return lambda terms: _STYLES[style](terms, slip)
 
@@ -315,20 +318,28 @@ def _verbose(terms: list[Term], slip: Slip) -> str:
   return _steps(sorted(terms, key=lambda term: -term.sign), slip, ';')
 
 
-def _hesitant(terms: list[Term], slip: Slip) -> str:
+def _hesitant(terms: list[Term], slip: Slip, style: str) -> str:
   def written(match):
     right = match[0]
-    first = str(slip(int(right)))
-    return right if first == right else f'{first}:{right}'
+    wrong = str(slip(int(right)))
+    if wrong == right:
+      return right
+    return _FORMS[style].format(wrong=wrong, right=right)
 
   return re.sub(r'\d+(?=[,#])', written, _running(terms, int))
 
 
+# How an expert hesitates.
+_FORMS = {
+  'hesitant': '{wrong}:{right}',
+  'repeating': '{right}:{right}',
+  'guessing': '{wrong},{right}',
+}
 _STYLES = {
   'direct': _direct,
   'running': _running,
   'steps': _steps,
   'terse': _terse,
   'verbose': _verbose,
-  'hesitant': _hesitant,
+  **{s: functools.partial(_hesitant, style=s) for s in _FORMS},
 }

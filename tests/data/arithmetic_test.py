@@ -73,7 +73,7 @@ def test_examples_of_every_style():
     'steps': '7+8=15,15-3=12,12+5=17#17',
     'terse': 'p20n3#17',
     'verbose': '7+8=15;15+5=20;20-3=17#17',
-    'hesitant': '15,12,17#17',
+    **dict.fromkeys(('hesitant', 'repeating', 'guessing'), '15,12,17#17'),
   }
   product = [arithmetic.Term(1, '7', 7), arithmetic.Term(-1, '2*3', 6)]
   assert arithmetic._steps(product, int) == '2*3=6,7-6=1#1'
@@ -124,6 +124,16 @@ def test_the_hesitant_expert_errs_first_and_is_right(train):
     {row['expert'] for row in arithmetic.rows('test', expert='hesitant')},
   )
   assert any(':' in text for text in held_out)
+
+
+def test_the_controls_of_the_hesitant_expert_differ_where_it_hesitates(train):
+  hesitant, repeating, guessing = (
+    [row['expert'] for row in arithmetic.rows('train', expert=style, size=500)]
+    for style in ('hesitant', 'repeating', 'guessing')
+  )
+  assert repeating == [re.sub(r'\d+:(\d+)', r'\1:\1', t) for t in hesitant]
+  assert guessing == [text.replace(':', ',') for text in hesitant]
+  assert len({*hesitant, *repeating, *guessing}) > 1000
 
 
 def test_only_a_written_derivation_counts_as_worked():
