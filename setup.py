@@ -49,6 +49,7 @@ setuptools.setup(
       'peft==0.21.2',
       'pytest==9.2.0',
       'pytest-timeout==2.4.0',
+      'pytest-xdist==3.8.0',
       'reasoning-gym==0.1.25',
       'ruff==0.17.6',
       'torch==2.13.0',
