@@ -4,7 +4,7 @@
   python experiments/reproduce.py --workdir runs/small --scale small  # a GPU
 
 For each seed: a base policy from scratch, every method of Table 1 from it, the
-ablations, pipelines, sweeps and three styles of expert, then many answers for
+ablations, pipelines, sweeps and other styles of expert, then many answers for
 pass@k. Start it again and it goes on where it stopped; more seeds may be added.
 A run that diverges ends there, and the others go on.
 
@@ -18,6 +18,7 @@ import json
 import os
 import pathlib
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -79,6 +80,11 @@ CURVES = ('sft', 'gft', 'grpo', 'gft_no_dcr', 'gft_no_gal')
 PASSES = {
   'methods': ('sft', 'sft_mix', 'grpo', 'gft'),
   'hesitant': tuple(f'hesitant_{recipe}' for recipe in RECTIFIED),
+  'controls': tuple(
+    f'{style}_{recipe}'
+    for style in ('repeating', 'guessing')
+    for recipe in ('sft', 'gft_no_gal')
+  ),
 }
 # Where the dynamic coefficient might matter more than in the paper's setting.
 UPDATES = ('optimizer.mini_batches=4',)
@@ -86,8 +92,6 @@ HOT = ('optimizer.learning_rate=1e-3', 'optimizer.clip_norm=0')
 # Experts other than the terse one need as much room as a teacher.
 VERBOSE = ('data.path=arithmetic/verbose', 'data.max_response=40')
 HESITANT = ('data.path=arithmetic/hesitant', 'data.max_response=40')
-# Its two habits, each alone.
-CONTROLS = ('repeating', 'guessing')
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -211,14 +215,17 @@ def families(scale: Scale) -> dict[str, tuple[Stage, ...]]:
     'hesitant': tuple(
       arm(recipe, f'hesitant_{recipe}', more=HESITANT) for recipe in RECTIFIED
     ),
+    # The two habits of the hesitant expert, each alone.
     'controls': tuple(
       arm(
-        recipe,
-        f'{style}_{recipe}',
-        more=(f'data.path=arithmetic/{style}', 'data.max_response=40'),
+        name.partition('_')[2],
+        name,
+        more=(
+          f'data.path=arithmetic/{name.partition("_")[0]}',
+          'data.max_response=40',
+        ),
       )
-      for style in CONTROLS
-      for recipe in ('sft', 'gft_no_gal')
+      for name in PASSES['controls']
     ),
   }
 
@@ -324,7 +331,7 @@ def answer(run: Run) -> None:
         prompts=64,
         batch_size=8,
         samples=samples,
-        ks=tuple(k for k in (1, 4, 16, 64, 256, 1024) if k <= samples),
+        ks=tuple(k for k in (1, 4, 16, 64, 128, 256, 1024) if k <= samples),
         reward=WORKED,
         temperature=1.0,
         kl_prompts=0,
@@ -336,12 +343,28 @@ def answer(run: Run) -> None:
       params, _ = train.result_of(policy, run.folder, arm)
     metrics = train.evaluate_policy(asked, outdir, policy, params)
     kept = generations.read_answers(outdir / 'generations' / 'test.jsonl')
-    texts = [text for texts in kept.responses for text in texts]
-    metrics['hesitates'] = sum(':' in text for text in texts) / len(texts)
+    metrics['hesitates'] = hesitating(kept.prompts, kept.responses)
     metrics['seconds'] = time.time() - started
     generations.write_whole(
       outdir.with_suffix('.json'), json.dumps(metrics, indent=1)
     )
+
+
+def hesitating(
+  prompts: Iterable[str], responses: Iterable[Iterable[str]]
+) -> float:
+  """The share of answers that write more numbers than there are steps.
+
+  Args:
+    prompts: chains without products.
+    responses: answers to each.
+  """
+  found = [
+    len(re.findall('[,:;]', text)) > len(re.findall('[+-]', prompt)) - 1
+    for prompt, texts in zip(prompts, responses, strict=True)
+    for text in texts
+  ]
+  return sum(found) / len(found)
 
 
 def state_of(folder: pathlib.Path) -> dict[str, Any]:

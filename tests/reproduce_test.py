@@ -1,5 +1,6 @@
 """The figures and tables of a reproduction, from records that are made up."""
 
+import itertools
 import json
 import pathlib
 import sys
@@ -47,7 +48,7 @@ def test_arms_are_the_recipes_with_their_budget():
   assert arms['group_8_0'].group.samples == 0
   assert arms['group_0_8'].group.experts == 0
   assert arms['tau_0.9'].loss.tau == 0.9
-  for style in ('verbose', 'hesitant', *reproduce.CONTROLS):
+  for style in ('verbose', 'hesitant', 'repeating', 'guessing'):
     assert arms[f'{style}_sft'].data.path == f'arithmetic/{style}'
     assert arms[f'{style}_sft'].data.max_response == 40
     assert arms[f'{style}_sft'].data.batch_size == 160
@@ -58,6 +59,21 @@ def test_arms_are_the_recipes_with_their_budget():
   assert objectives['hesitant_gft_no_gal'] == 'gft_no_gal'
   starts = {stage.name: stage.start for stage in stages}
   assert starts['sft_2'] == 'sft' and starts['sft_grpo_2'] == 'sft_grpo'
+
+
+def test_an_answer_hesitates_that_writes_more_numbers_than_steps():
+  for text, hesitates in (
+    ('15,12,17#17', False),
+    ('7+8=15,15-3=12,12+5=17#17', False),
+    ('7+8=15;15+5=20;20-3=17#17', False),
+    ('p20n3#17', False),
+    ('#17', False),
+    ('25:15,12,17#17', True),
+    ('15,12,17:17#17', True),
+    ('25,15,12,17#17', True),
+  ):
+    assert reproduce.hesitating(['7+8-3+5:'], [[text]]) == hesitates, text
+  assert reproduce.hesitating(['7+8:', '1+2:'], [['15#15'], ['3,3#3']]) == 0.5
 
 
 def test_a_larger_scale_has_another_decoder_alone():
@@ -160,7 +176,7 @@ def workdir(tmp_path_factory):
     )
     answers = root / str(seed) / 'answers'
     answers.mkdir()
-    arms = ('base', *reproduce.PASSES['methods'], *reproduce.PASSES['hesitant'])
+    arms = ('base', *itertools.chain(*reproduce.PASSES.values()))
     for arm in arms:
       values = {
         f'eval/{split}/pass@{k}{end}': 0.5
@@ -219,8 +235,8 @@ def test_the_summary_has_every_item_and_its_numbers(workdir, tmp_path):
   assert regimes['6:2, demonstrations prevail: with'][-1] == '–'
   about = found['about']
   assert about['commit'] == 'abc' and about['seeds'] == '0, 1, 2'
-  # Answers of 9 arms in 3 seeds, a minute each; the runs have no wall time.
-  assert about['minutes'] == '27'
+  # Answers of 13 arms in 3 seeds, a minute each; the runs have no wall time.
+  assert about['minutes'] == '39'
 
 
 def test_the_same_records_give_the_same_bytes(workdir, tmp_path):
