@@ -15,7 +15,7 @@ is counted by cause:
 | error | the reward raised |
 | timeout | it took longer than `reward.timeout_s` and was killed |
 | memory | it asked for more than `reward.memory_mb` |
-| crash | the process died; by SIGKILL, which is not the answer's doing, twice |
+| crash | the process died; by a signal from outside, twice |
 
 Spawned workers import this module and the caller's main module, hence no jax
 here, and none at the top level of a script.
@@ -233,10 +233,10 @@ class Grader:
     if self._workers is None or not self._functions:
       return [_outcomes(self._functions, case) for case in cases]
     return [
-      self._failed(_CAUSE_OF_EXIT.get(outcomes.exitcode, 'crash'))
-      if isinstance(outcomes, workers_lib.Expired)
-      else outcomes
-      for outcomes in self._workers.map(cases)
+      self._failed(_CAUSE_OF_EXIT.get(answer.exitcode, 'crash'))
+      if isinstance(answer, workers_lib.Ended)
+      else {name: _Outcome(*outcome) for name, outcome in answer.items()}
+      for answer in self._workers.map(cases)
     ]
 
 
@@ -339,7 +339,7 @@ def _outcome(function: Reward, texts: tuple[str, str, str]) -> _Outcome:
 
 def _start_worker(
   config: config_lib.RewardConfig,
-) -> Callable[[Case], dict[str, _Outcome]]:
+) -> Callable[[list], dict[str, _Outcome]]:
   """Runs once in each worker; what it loads is charged to no answer."""
   functions = _functions(config)
   if 'math' in functions:
@@ -351,12 +351,12 @@ def _start_worker(
 
 
 def _work(
-  functions: dict[str, Reward], seconds: float, case: Case
+  functions: dict[str, Reward], seconds: float, case: list
 ) -> dict[str, _Outcome]:
   # The parent kills at the deadline. The alarm is for a worker whose parent
   # is dead: its default action ends the process.
   signal.setitimer(signal.ITIMER_REAL, 2 * seconds)
-  outcomes = _outcomes(functions, case)
+  outcomes = _outcomes(functions, Case(*case))
   signal.setitimer(signal.ITIMER_REAL, 0)
   if any(outcome.cause == 'memory' for outcome in outcomes.values()):
     os._exit(_EXIT_MEMORY)  # what it still holds would fail the next answer

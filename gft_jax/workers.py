@@ -6,6 +6,10 @@ whose workers take tasks from one shared pipe lose a task, or all, when a worker
 is killed while it holds that pipe (Pebble 5.2.3 waits for ever), and the
 standard library's pool has no deadlines.
 
+What a process runs need not behave: it may fork, leave threads and processes
+behind, or close its files. Cases and answers travel as JSON, so nothing that a
+process says is executed by its parent.
+
 Spawned processes import the caller's main module and what `start` needs, hence
 no jax here.
 """
@@ -13,10 +17,13 @@ no jax here.
 import collections
 import contextlib
 import dataclasses
+import json
 import math
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.process
+import multiprocessing.util
+import os
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -30,21 +37,27 @@ ATTEMPTS = 3
 START_S = 600.0
 
 
-class Expired(NamedTuple):
+# Signals from outside, by a person, a scheduler, or the kernel for want of memory:
+# most likely not the case's doing.
+_FROM_OUTSIDE = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT}
+
+
+class Ended(NamedTuple):
   """Takes the place of an answer: its process ended over the case.
 
   Attributes:
-    exitcode: as in `multiprocessing`, negative for a signal; None: the deadline
-      passed and the process was killed.
+    exitcode: as in `multiprocessing`, negative for a signal; None: it had to be
+      killed, at the deadline or because it no longer listened.
   """
 
   exitcode: int | None
 
 
 class Workers:
-  """A pool of `count` processes; close it.
+  """A pool of `count` processes.
 
-  Processes start when there is work and live from one `map` to the next.
+  They start when there is work and live until the pool is closed, collected, or
+  the program ends.
   """
 
   def __init__(
@@ -65,19 +78,20 @@ class Workers:
     self._timeout_s = timeout_s
     self._start = (start, *arguments)
     self._workers: list[_Worker] = []
+    # Else multiprocessing would wait, at exit, for processes that wait for it.
+    multiprocessing.util.Finalize(self, _end, (self._workers,), exitpriority=10)
 
   def close(self) -> None:
     """Kills the processes, also those at work."""
-    for worker in self._workers:
-      worker.end()
-    self._workers.clear()
+    _end(self._workers)
 
   def map(self, cases: Sequence[Any]) -> list[Any]:
-    """The answer to each case, in order, or an `Expired`.
+    """The answer to each case, in order, or how its process `Ended`.
 
-    A case whose process was killed by another's SIGKILL (a person, or the
-    kernel for want of memory) is most likely not to blame: it is tried once
-    more.
+    A case whose process was killed from outside is tried once more.
+
+    Args:
+      cases: what JSON can say; the answers come back so, too.
 
     Raises:
       RuntimeError: processes end before they get to work, again and again.
@@ -91,23 +105,21 @@ class Workers:
   def _map(self, cases: Sequence[Any]) -> list[Any]:
     answers: dict[int, Any] = {}
     waiting = collections.deque(range(len(cases)))
-    killed: set[int] = set()
+    tried: set[int] = set()
     fruitless = 0
     while len(answers) < len(cases):
       fruitless += self._distribute(waiting, cases, len(cases) - len(answers))
       for worker, answer in self._wait():
         position, worker.position = worker.position, None
-        expired = isinstance(answer, Expired)
-        if expired:
+        ended = isinstance(answer, Ended)
+        if ended:
           self._drop(worker)
         if position is None:  # it has started, or failed to
-          fruitless += expired
+          fruitless += ended
         elif (
-          expired
-          and answer.exitcode == -signal.SIGKILL
-          and position not in killed
+          ended and answer.exitcode in _FROM_OUTSIDE and position not in tried
         ):
-          killed.add(position)
+          tried.add(position)
           waiting.appendleft(position)
         else:
           answers[position] = answer
@@ -120,20 +132,20 @@ class Workers:
     return [answers[position] for position in range(len(cases))]
 
   def _distribute(
-    self, waiting: collections.deque[int], cases: Sequence[Any], open_cases: int
+    self, waiting: collections.deque[int], cases: Sequence[Any], unanswered: int
   ) -> int:
     """Gives the free workers cases; how many had died since they were free."""
     dead = 0
     for worker in list(self._workers):
       if waiting and worker.free:
-        try:
-          worker.give(cases[waiting[0]], waiting[0], self._timeout_s)
-          waiting.popleft()
-        except OSError:
+        if worker.process.is_alive():
+          position = waiting.popleft()
+          worker.give(cases[position], position, self._timeout_s)
+        else:
           self._drop(worker)
           dead += 1
-    while len(self._workers) < min(self._count, open_cases):
-      self._workers.append(_start(*self._start))
+    while len(self._workers) < min(self._count, unanswered):
+      self._workers.append(_spawn(*self._start))
     return dead
 
   def _wait(self) -> list[tuple['_Worker', Any]]:
@@ -145,14 +157,14 @@ class Workers:
     )
     now = time.monotonic()
     return [
-      (worker, worker.hear() if worker.pipe in spoke else Expired(None))
+      (worker, worker.hear() if worker.pipe in spoke else Ended(None))
       for worker in busy
       if worker.pipe in spoke or worker.deadline <= now
     ]
 
   def _drop(self, worker: '_Worker') -> None:
-    worker.end()
     self._workers.remove(worker)
+    worker.end()
 
 
 @dataclasses.dataclass(eq=False)
@@ -174,32 +186,45 @@ class _Worker:
     return self.deadline == math.inf
 
   def give(self, case: Any, position: int, seconds: float) -> None:
-    """Raises OSError if the process is dead."""
-    self.pipe.send(case)
     self.position, self.deadline = position, time.monotonic() + seconds
+    # If it died just now, or of the size of this case, `hear` says so.
+    with contextlib.suppress(OSError):
+      self.pipe.send_bytes(json.dumps(case).encode())
 
   def hear(self) -> Any:
-    """Its answer, or Expired if it died."""
+    """Its answer, or how it ended."""
     try:
-      answer = self.pipe.recv()
-    except (EOFError, OSError):
-      self.process.join(10)  # the pipe ends a little before the process
-      return Expired(self.process.exitcode)
+      answer = json.loads(self.pipe.recv_bytes())
+    except (EOFError, OSError, ValueError):
+      # The pipe ends a little before the process. Not `join`: what the process
+      # has left behind may hold the file by which that sees the end.
+      until = time.monotonic() + 1
+      while self.process.exitcode is None and time.monotonic() < until:
+        time.sleep(0.005)
+      return Ended(self.process.exitcode)
     self.deadline = math.inf
     return answer
 
   def end(self) -> None:
+    """Kills it, and what it has started."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+      os.killpg(self.process.pid, signal.SIGKILL)
     self.process.kill()
     self.process.join()
     self.pipe.close()
 
 
-def _start(start: Callable[..., Any], *arguments) -> _Worker:
+def _end(workers: list[_Worker]) -> None:
+  # None of them is used again, even if this is interrupted.
+  ending, workers[:] = list(workers), []
+  for worker in ending:
+    worker.end()
+
+
+def _spawn(start: Callable[..., Any], *arguments) -> _Worker:
   context = multiprocessing.get_context('spawn')
   ours, theirs = context.Pipe()
-  process = context.Process(
-    target=_serve, args=(theirs, start, *arguments), daemon=True
-  )
+  process = context.Process(target=_serve, args=(theirs, start, *arguments))
   process.start()
   theirs.close()  # so that the pipe ends with the process
   return _Worker(process, ours, time.monotonic() + START_S)
@@ -210,15 +235,18 @@ def _serve(
   start: Callable[..., Callable[[Any], Any]],
   *arguments,
 ) -> None:
-  """What a process does; it ends with its parent, whose end of the pipe closes.
-
-  A signal to the whole process group (Ctrl-C, preemption) is the parent's
-  affair: it may still need the answers of its last step.
-  """
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
-  signal.signal(signal.SIGTERM, signal.SIG_IGN)
+  """What a process does; it ends with its parent, whose end of the pipe closes."""
+  # A group of its own: what it starts can be killed with it, and Ctrl-C is the
+  # parent's affair, which may need the answers of its last step.
+  os.setpgid(0, 0)
+  signal.signal(signal.SIGINT, signal.SIG_DFL)
+  # The pipe is this process's alone; a forked child must not answer for it.
+  os.set_inheritable(pipe.fileno(), False)
+  os.register_at_fork(after_in_child=pipe.close)
   answer = start(*arguments)
-  pipe.send(None)  # ready
-  with contextlib.suppress(EOFError):
+  with contextlib.suppress(EOFError, ConnectionError):
+    pipe.send_bytes(b'null')  # ready
     while True:
-      pipe.send(answer(pipe.recv()))
+      case = json.loads(pipe.recv_bytes())
+      pipe.send_bytes(json.dumps(answer(case)).encode())
+  os._exit(0)  # whatever threads and children are left

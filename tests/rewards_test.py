@@ -210,6 +210,7 @@ def test_a_worker_that_ran_out_of_memory_is_replaced():
 
 
 def test_time_outs_are_replayed_from_the_journal(pool):
+  ask(pool, ['warm'])
   start = time.monotonic()
   scores = ask(pool, ['abc', 'hang', 'ab'], timed_out=(1, 2))
   assert time.monotonic() - start < 0.9
