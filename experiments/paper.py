@@ -7,9 +7,22 @@ Values of the group methods: examples/gft_trainer/run_qwen2.5-math-1.5B.sh of
 ZJU-OmniAI/GFT at 763384d: 128 prompts x 8 answers, 1,024 + 2,048 tokens, AdamW at
 1e-6 constant, clip 1, weight decay 0.01, float32 master weights with bfloat16
 compute; 78 rollouts of 4 updates are its 10,000 prompts. The threshold is the
-paper's best, 0.7 (Figure 6); that script has 0.1. Methods that imitate see
-100,000 answers (section 4.1). What each method changes has its source below;
-where the paper does not say, it is that of the method's own authors.
+paper's best, 0.7 (Figure 6); that script has 0.1, the scripts for its other models
+had 0.5. Methods that imitate see 100,000 answers (section 4.1). What each method
+changes has its source below; where the paper does not say, it is that of the
+method's own authors.
+
+Not taken over, so that methods differ in their objective alone:
+* All group methods but LUFFY have 4 updates a rollout. In the official script the
+  number follows from the composition (256 of 1,024 answers an update with four
+  samples; with eight there would be 2), so its sweeps change both.
+* All have 1,024 + 2,048 tokens and one epoch. Their authors have: SFT and DFT
+  2,048 in all, ASFT 512 and three epochs (kept), PSFT 2,048 + 36,864 and 25
+  epochs, LUFFY a response of 8,192, by which its loss is divided (here by 2,048).
+* All have float32 master weights; DFT's command and ASFT have bfloat16 ones.
+* All see the instruction, after a line break; the official script has a space
+  there, and its SFT and DFT none of it.
+* A cosine ends at a fiftieth of its peak (optimizer.py), where theirs end at 0.
 """
 
 from typing import NamedTuple

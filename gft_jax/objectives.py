@@ -386,7 +386,7 @@ def gft_no_gal(view: View, settings: LossConfig) -> tuple[Term, ...]:
   Given answers alone, each with advantage 1. Without both it is `sft`.
 
   Source: Table 2 of arXiv 2604.14258; how it was run is not published.
-  Published: as `gft`.
+  Published: nothing else.
   Unlikely token: 1 on ∇p; 1/p above τ.
   """
   ones = jnp.ones_like(view.advantages)

@@ -11,6 +11,8 @@ import sys
 
 import pytest
 
+from gft_jax.models import presets
+
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / 'experiments'
 RECIPE = str(EXPERIMENTS / 'configs/paper/gft.py')
 
@@ -196,12 +198,25 @@ def test_every_recipe_of_the_paper_traces_at_full_size(script, path):
   """Its training steps and samplers, with the shapes of the model and no array."""
   import command
 
+  traces(script, command.load_recipe(str(path), []).config, path.stem)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('model', sorted(presets.HUB_IDS))
+def test_gft_traces_with_every_model_that_is_known(script, model):
+  import command
+
+  path = EXPERIMENTS / 'configs/paper/gft.py'
+  setting = [f'model.path={model}']
+  traces(script, command.load_recipe(str(path), setting).config, 'gft')
+
+
+def traces(script, config, name):
   from gft_jax import objectives, parallel
   from gft_jax.config import MeshConfig, for_stage
 
-  config = command.load_recipe(str(path), []).config
   trees = ('pipelines', 'thresholds', 'compositions')
-  assert path.stem in (*trees, config.stages[0].name)
+  assert name in (*trees, config.stages[0].name)
   mesh = parallel.make_mesh(MeshConfig(fsdp=8))
   for stage in config.stages:
     settings = for_stage(config, stage)

@@ -8,7 +8,8 @@ Hardware: 2 CPU cores, at most 6 minutes. Measured numbers are in README.md.
 A decoder of 0.2M parameters is first trained from scratch on a mixture of
 styles of chain arithmetic (stage `base`, the base policy). Single-trajectory
 methods then see 128 prompts per step and group methods 16 prompts x 8
-answers: equal responses per step, as in the paper.
+answers: equal responses per step. (The paper gives them ten times the prompts, as
+configs/embedded does.)
 """
 
 import embedded

@@ -121,8 +121,10 @@ HUB_IDS = {
   'Qwen/Qwen2.5-Math-1.5B': QWEN2_5_MATH_1_5B,
   'Qwen/Qwen2.5-Math-7B': QWEN2_5_MATH_7B,
   'meta-llama/Llama-3.2-3B': LLAMA_3_2_3B,
+  'meta-llama/Llama-3.2-3B-Instruct': LLAMA_3_2_3B,
   'meta-llama/Llama-3.1-8B': LLAMA_3_1_8B,
   'deepseek-ai/deepseek-math-7b-base': DEEPSEEK_MATH_7B,
+  'deepseek-ai/deepseek-math-7b-instruct': DEEPSEEK_MATH_7B,
 }
 
 

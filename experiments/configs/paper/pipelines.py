@@ -5,6 +5,10 @@ Paper item: Figures 1b and 4, phases of 90 steps. Command:
     --workdir runs/pipelines
 Hardware: 16 TPU chips; see experiments/pods/README.md. Never run here: no weights,
 data or accelerator at hand. Values and sources: experiments/paper.py.
+
+A phase of SFT is 90 batches of 256, 39 of them warm-up. The paper's bar of SFT alone
+is that of Table 1, 100,000 answers: sft.py. Whether its chains begin with all of
+them or with a phase is not published.
 """
 
 import paper
