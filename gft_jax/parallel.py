@@ -156,7 +156,7 @@ def make_mesh(config: MeshConfig) -> Mesh:
 
   Raises:
     ConfigError: there are fewer devices than the axes need, or, with several
-      processes, not exactly as many, or `tensor` reaches over several.
+      processes, not exactly as many, or as `mesh_of`.
   """
   shape = (config.data, config.fsdp, config.tensor)
   needed, present = int(np.prod(shape)), jax.device_count()
@@ -170,16 +170,7 @@ def make_mesh(config: MeshConfig) -> Mesh:
     f'{asked} uses {needed} of {present} devices; {jax.process_count()}'
     ' processes must use all of them',
   )
-  mesh = mesh_of(config, jax.devices()[:needed])
-  # Each process loads and grades the prompts of its own devices.
-  for devices in mesh.devices.reshape(-1, config.tensor):
-    owners = sorted({device.process_index for device in devices})
-    require(
-      len(owners) == 1,
-      f'{asked}: processes {owners} would hold the same prompts; mesh.tensor'
-      f' must divide the {jax.local_device_count()} devices of a process',
-    )
-  return mesh
+  return mesh_of(config, jax.devices()[:needed])
 
 
 def mesh_of(config: MeshConfig, devices: Sequence[jax.Device]) -> Mesh:
@@ -187,10 +178,15 @@ def mesh_of(config: MeshConfig, devices: Sequence[jax.Device]) -> Mesh:
 
   `jax.make_mesh` would follow the torus of a TPU, and a process would hold rows
   that are not next to each other.
+
+  Raises:
+    ConfigError: `tensor` reaches over several processes.
   """
-  ordered = sorted(devices, key=lambda d: (d.process_index, d.id))
+  ordered = np.empty(len(devices), object)
+  ordered[:] = sorted(devices, key=lambda d: (d.process_index, d.id))
+  _check_owners('mesh.tensor', ordered, config.tensor)
   return Mesh(
-    np.array(ordered).reshape(config.data, config.fsdp, config.tensor),
+    ordered.reshape(config.data, config.fsdp, config.tensor),
     ('data', 'fsdp', 'tensor'),
     axis_types=(AxisType.Auto,) * 3,
   )
@@ -208,14 +204,21 @@ def rollout_mesh(mesh: Mesh, config: MeshConfig) -> Mesh:
   size = config.rollout_tensor
   if not size:
     return mesh
-  require(
-    jax.process_count() == 1 or jax.local_device_count() % size == 0,
-    f'mesh.rollout_tensor={size} does not divide the'
-    f' {jax.local_device_count()} devices of a process',
-  )
+  _check_owners('mesh.rollout_tensor', mesh.devices.ravel(), size)
   return Mesh(
     mesh.devices.reshape(-1, 1, size), mesh.axis_names, mesh.axis_types
   )
+
+
+def _check_owners(setting: str, devices: np.ndarray, size: int) -> None:
+  """`size` devices share a prompt, which one process loads and grades."""
+  for sharing in devices.reshape(-1, size):
+    owners = sorted({device.process_index for device in sharing})
+    require(
+      len(owners) == 1,
+      f'{setting}={size}: processes {owners} would hold the same prompts; it must'
+      ' divide the devices of a process',
+    )
 
 
 def check_divisible(

@@ -1,4 +1,5 @@
 import re
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -160,6 +161,32 @@ def test_a_rollout_layout_divides_the_devices():
     ConfigError, match='rollout_tensor=3 does not divide the 8'
   ):
     MeshConfig(fsdp=8, rollout_tensor=3)
+
+
+class Chip(NamedTuple):
+  id: int
+  process_index: int
+
+
+@pytest.mark.parametrize('setting', ['tensor', 'rollout_tensor'])
+def test_devices_that_share_a_prompt_are_of_one_process(setting, monkeypatch):
+  """Also those of a slice that is not here (experiments/pods)."""
+  monkeypatch.setattr(parallel, 'Mesh', FakeMesh)
+  chips = [Chip(i, i // 2) for i in range(8)]
+  assert parallel.mesh_of(MeshConfig(fsdp=4, tensor=2), chips).devices.size == 8
+  config = {
+    'tensor': MeshConfig(fsdp=2, tensor=4),
+    'rollout_tensor': MeshConfig(fsdp=8, rollout_tensor=4),
+  }[setting]
+  words = rf'mesh.{setting}=4: processes \[0, 1\] would hold the same prompts'
+  with pytest.raises(ConfigError, match=words):
+    parallel.rollout_mesh(parallel.mesh_of(config, chips), config)
+
+
+class FakeMesh(NamedTuple):
+  devices: np.ndarray
+  axis_names: tuple[str, ...]
+  axis_types: tuple
 
 
 def test_the_rollout_mesh_has_the_devices_of_the_mesh_in_their_order():

@@ -8,6 +8,7 @@ import pathlib
 import re
 import subprocess
 import sys
+from typing import NamedTuple
 
 import pytest
 
@@ -72,6 +73,83 @@ def test_traffic_counts_every_turn_of_a_loop(script):
   # Written and read: what was gathered; in each turn the sums and one row of
   # the array that is updated. S(1) is not the device's memory.
   assert found.memory == 2 * (8 * 4 + 28 * (8 * 4 + 4 * 2))
+
+
+def test_loops_that_go_on_for_each_other_count_once(script):
+  import roofline
+
+  line = next(x for x in PROGRAM.splitlines() if 'while(' in x)
+  twice = PROGRAM.replace(line, f'{line}\n{line}')
+  assert roofline.traffic(twice).collectives['all-reduce'][0] == 56
+  assert roofline.traffic(twice, ladder=28) == roofline.traffic(PROGRAM)
+  assert roofline.traffic(twice, ladder=27) == roofline.traffic(twice)
+
+
+class Memory(NamedTuple):
+  argument_size_in_bytes: int = 4 * 2**30
+  output_size_in_bytes: int = 4 * 2**30
+  alias_size_in_bytes: int = 3 * 2**30
+  temp_size_in_bytes: int = 6 * 2**30
+  generated_code_size_in_bytes: int = 2**29
+
+
+class Compiled(NamedTuple):
+  def memory_analysis(self):
+    return Memory()
+
+  def as_text(self):
+    return PROGRAM
+
+
+@pytest.mark.parametrize('held, fits', [(0, True), (4, True), (5, False)])
+def test_what_a_program_takes_of_a_chip(script, held, fits):
+  chip = script.CHIPS['v5e']
+  assert chip.hbm_gb == 15.75
+  work = script.Work(1e15, 2e15, held=held * 2**30)
+  found = script.describe(Compiled(), work, 16, chip)
+  assert found['hbm_gb'] == 11.5 + held
+  assert found['fits'] is fits
+  sent = 8 * 4 + 2 * 28 * 8 * 4  # an all-reduce sends what it reduces twice
+  compute = 2e15 / (16 * chip.tflops * 1e12)
+  assert found['seconds']['compute'] == pytest.approx(compute, abs=1e-3)
+  predicted = compute + sent / chip.ring_gb_s / 1e9
+  assert found['predicted_seconds'] == pytest.approx(predicted, abs=1e-3)
+  assert found['predicted_mfu'] == pytest.approx(0.5, abs=1e-3)
+
+
+def test_what_does_not_fit_is_one_line(script, monkeypatch, capsys):
+  import jax
+
+  from gft_jax import parallel
+
+  class Traced:
+    def lower(self):
+      return self
+
+    def compile(self):
+      return Compiled()
+
+  monkeypatch.setattr(
+    script, 'make_mesh', lambda config, _: parallel.make_mesh(config.mesh)
+  )
+  monkeypatch.setattr(
+    script,
+    'programs',
+    lambda *_: [('update', Traced(), script.Work(1, 1, held=2**33))],
+  )
+  cache = jax.config.jax_enable_compilation_cache
+  small = ['mesh.fsdp=8']
+  arguments = ['--config', RECIPE, '--topology', 'v5e:2x4', '--set', *small]
+  try:
+    assert script.main(arguments) == 2
+  finally:
+    jax.config.update('jax_enable_compilation_cache', cache)
+  found = capsys.readouterr()
+  assert '"fits": false' in found.out
+  error = found.err.splitlines()
+  assert len(error) == 2 and error[0].startswith('1,543,714,304 parameters')
+  assert 'update of stage gft: 19.5 GB' in error[1]
+  assert 'try more chips' in error[1]
 
 
 def test_flops_count_loops_shards_and_the_costliest_branch(script):

@@ -66,12 +66,14 @@ class Work(NamedTuple):
     traffic: bytes that each chip reads from its memory at least, where the
       program does not say how often its loops run; 0: as the program says.
     held: bytes that each chip holds meanwhile of what the program does not use.
+    ladder: turns of the sampler's loops, each of which goes on with half the rows.
   """
 
   model_flops: float
   flops: float
   traffic: float = 0
   held: float = 0
+  ladder: int = 0
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -206,6 +208,7 @@ def programs(settings: Config, objective, stage, architecture, mesh):
   import jax.numpy as jnp
 
   from gft_jax import engine, parallel, train_step
+  from gft_jax.models import presets
   from gft_jax.models.transformer import Transformer
 
   model = Transformer(
@@ -222,6 +225,11 @@ def programs(settings: Config, objective, stage, architecture, mesh):
     return train_step.create_state(model, params, optimizer)
 
   state = placed(jax.eval_shape(create, jax.random.key(0)), mesh)
+  counted = sum(math.prod(x.shape) for x in jax.tree.leaves(state.params))
+  require(
+    counted == presets.parameter_count(architecture),
+    f'{counted:,} parameters are not those of the preset',
+  )
   # The policy that the run began with stays, for the KL and for other stages.
   base = held_of(state.params)
   step, work = training_step(settings, objective, model, state, mesh)
@@ -315,7 +323,7 @@ def rollout(settings: Config, model, params, mesh, held: float):
   cache = 2 * a.layers * a.kv_heads * a.head_size * tokens
   traffic = t * width * (size + cache) / mesh.shape['tensor']
   flops = 2 * size * b * (p + g * t)
-  return traced, Work(flops, flops, traffic, held)
+  return traced, Work(flops, flops, traffic, held, t)
 
 
 def placed(tree: Any, mesh: Any) -> Any:
@@ -369,7 +377,7 @@ def describe(
     + memory.temp_size_in_bytes
     + memory.generated_code_size_in_bytes
   )
-  traffic = roofline.traffic(compiled.as_text())
+  traffic = roofline.traffic(compiled.as_text(), work.ladder)
   peak = chips * chip.tflops * 1e12
   # An all-reduce is a reduce-scatter and an all-gather.
   sent = sum(

@@ -85,15 +85,22 @@ def _parts(parameters: dict[str, Any]) -> Iterator[Any]:
         yield part
 
 
-def traffic(text: str) -> Traffic:
-  """Reads a compiled program: HLO, as `compiled.as_text()` gives it."""
+def traffic(text: str, ladder: int = 0) -> Traffic:
+  """Reads a compiled program: HLO, as `compiled.as_text()` gives it.
+
+  Args:
+    text: the program.
+    ladder: of loops of so many turns each goes on where the one before it
+      stops: the first takes them all. 0: there are none such.
+  """
   bodies = _computations(text)
+  climbed = False
   counts: dict[str, int] = collections.Counter()
   sizes: dict[str, float] = collections.Counter()
   memory = 0.0
 
   def visit(name: str, times: int) -> None:
-    nonlocal memory
+    nonlocal memory, climbed
     for line in bodies[name]:
       found = re.match(r'\s+(?:ROOT )?%\S+ = (.*?) ([\w-]+)\(', line)
       if not found:
@@ -104,7 +111,10 @@ def traffic(text: str) -> Traffic:
           counts[key] += times
           sizes[key] += times * _size(result, started=kind != key)
       if kind == 'while':
-        visit(_called(line, 'body'), times * _turns(line, bodies))
+        turns = _turns(line, bodies)
+        if turns != ladder or not climbed:
+          visit(_called(line, 'body'), times * turns)
+        climbed |= turns == ladder
       elif kind in ('call', 'async-start'):
         visit(_called(line, 'to_apply') or _called(line, 'calls'), times)
       if not NO_TRAFFIC.fullmatch(kind):
