@@ -4,6 +4,7 @@ Eight virtual CPU devices in all, whoever holds them; gloo between processes.
 """
 
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -19,6 +20,7 @@ import pytest
 
 from gft_jax import train, writers
 from gft_jax.config import Config, Stage, override, to_dict
+from gft_jax.data import arithmetic
 
 ROOT = pathlib.Path(__file__).parents[1]
 DEVICES = 8
@@ -39,8 +41,8 @@ def recipe(config) -> Config:
   """One stage with every origin, refilled groups and evaluations."""
   for assignment in (
     'data.batch_size=8',
-    'mesh.data=4',
-    'mesh.fsdp=2',
+    # Parameters are split over all processes, as on a pod.
+    'mesh.fsdp=8',
     'reward.function=reward_functions:uneven + 0 * length',
     'checkpoint.keep=9',
     'eval.every=2',
@@ -49,7 +51,6 @@ def recipe(config) -> Config:
     'eval.prompts=13',
     'eval.kl_prompts=9',
     'eval.base=',
-    'log.report=false',
   ):
     config = override(config, assignment)
   stage = Stage('gft', '', 'gft', 4, ('group.refills=1',))
@@ -83,7 +84,7 @@ class Processes:
     command += ['--config', str(file), '--workdir', str(workdir)]
     self._metrics = workdir / 'metrics.jsonl'
     self._logs = [workdir.with_suffix(f'.{i}.log') for i in range(count)]
-    self._children = [
+    self.children = [
       subprocess.Popen(
         command,
         cwd=ROOT,
@@ -100,10 +101,10 @@ class Processes:
     try:
       return [
         child.wait(timeout=max(0, deadline - time.monotonic()))
-        for child in self._children
+        for child in self.children
       ]
     finally:
-      for child in self._children:
+      for child in self.children:
         child.kill()
 
   def signal_at(self, step: int, index: int, number: int) -> None:
@@ -111,10 +112,10 @@ class Processes:
     deadline = time.monotonic() + 600
     mark = f'"step": {step}, '
     while not (self._metrics.exists() and mark in self._metrics.read_text()):
-      assert all(child.poll() is None for child in self._children), self.said(0)
+      assert all(child.poll() is None for child in self.children), self.said(0)
       assert time.monotonic() < deadline
       time.sleep(0.02)
-    self._children[index].send_signal(number)
+    self.children[index].send_signal(number)
 
   def said(self, index: int) -> list[str]:
     """Lines of a process, without those of the runtime as it starts."""
@@ -189,10 +190,47 @@ def test_metrics_do_not_depend_on_who_holds_the_devices(finished):
   shown = 'report/groups/gft.json'
   assert (finished[2] / shown).read_text() == (finished[4] / shown).read_text()
   assert_close(two, records(finished[1]))
+  for count, workdir in finished.items():
+    for part in ('params', 'rest'):
+      folder = workdir / f'checkpoints/gft/00000004/{part}/state'
+      written = {
+        process.name: sum(path.stat().st_size for path in process.rglob('d/*'))
+        for process in folder.glob('ocdbt.process_*')
+      }
+      names = {f'ocdbt.process_{i}' for i in range(count)}
+      assert written.keys() == names and min(written.values()) > 0
   # What each process counts for itself is there, and not trivial.
   assert any(r.get('train/refills') for r in two)
   assert any(r.get('train/reward_failures/error') for r in two)
   assert any(r.get('eval/test/reward_failures/error') for r in two)
+
+
+@pytest.mark.slow
+def test_two_processes_run_what_a_user_brings(recipe, tmp_path):
+  """A folder, a file, grader workers, and rollouts in a layout of their own."""
+  from gft_jax.models import huggingface
+
+  policy = train.load_policy(recipe)
+  huggingface.save(tmp_path / 'model', *policy[:3])
+  rows = itertools.islice(arithmetic.rows('train'), 64)
+  text = ''.join(json.dumps(row) + '\n' for row in rows)
+  (tmp_path / 'rows.jsonl').write_text(text)
+  for assignment in (
+    f'model.path={tmp_path}/model',
+    f'data.path={tmp_path}/rows.jsonl',
+    f'data.cache={tmp_path}/cache',
+    'reward.workers=1',
+    'mesh.rollout_tensor=2',
+    'eval.splits=()',
+  ):
+    recipe = override(recipe, assignment)
+  recipe = dataclasses.replace(recipe, stages=(Stage('gft', '', 'gft', 2),))
+  two = Processes(recipe, tmp_path / 'two', 2)
+  assert two.wait() == [0, 0], two.said(0)
+  one = Processes(recipe, tmp_path / 'one', 1)
+  assert one.wait() == [0], one.said(0)
+  assert_close(records(tmp_path / 'two'), records(tmp_path / 'one'))
+  assert [r['step'] for r in records(tmp_path / 'two')] == [0, 1, 2, 2]
 
 
 @pytest.mark.slow
@@ -232,6 +270,22 @@ def test_a_killed_process_stops_the_others_and_the_relaunch_resumes(
   again = Processes(recipe, workdir, 2)
   assert again.wait() == [0, 0], again.said(0)
   assert records(workdir) == records(finished[2])
+
+
+@pytest.mark.slow
+def test_a_process_that_hangs_ends_the_others_in_bounded_time(recipe, tmp_path):
+  """No connection closes: its heartbeats stay away."""
+  run = Processes(recipe, tmp_path / 'run', 2)
+  run.signal_at(3, 1, signal.SIGSTOP)
+  start = time.monotonic()
+  first, second = run.children
+  try:
+    assert first.wait(timeout=90) in (1, -signal.SIGABRT)
+    assert time.monotonic() - start < 75  # parallel.HEARTBEAT and a step.
+    assert second.poll() is None
+  finally:
+    first.kill()
+    second.kill()
 
 
 @pytest.mark.slow

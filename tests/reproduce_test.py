@@ -57,8 +57,19 @@ def test_arms_are_the_recipes_with_their_budget():
   assert objectives['group_6_2_no_dcr'] == 'gft_no_dcr'
   assert objectives['updates'] == 'gft'
   assert objectives['hesitant_gft_no_gal'] == 'gft_no_gal'
-  starts = {stage.name: stage.start for stage in stages}
-  assert starts['sft_2'] == 'sft' and starts['sft_grpo_2'] == 'sft_grpo'
+  assert {s.name: s.start for s in stages if s.start} == {
+    'grpo_2': 'grpo',
+    'grpo_3': 'grpo_2',
+    'sft_2': 'sft',
+    'sft_grpo': 'sft',
+    'sft_grpo_2': 'sft_grpo',
+    'sft_gft': 'sft',
+    'gft_grpo': 'gft',
+    'sft_gft_grpo': 'sft_gft',
+    'verbose_sft_grpo': 'verbose_sft',
+  }
+  assert arms['updates'].optimizer.mini_batches == 4
+  assert arms['hot'].optimizer.learning_rate == 1e-3
 
 
 def test_an_answer_hesitates_that_writes_more_numbers_than_steps():
@@ -118,9 +129,46 @@ def test_the_sentence_has_the_paired_interval():
   assert sentence == f'A above B: {verdict} (+0.200 ± 0.248)'
 
 
+# Each has a level of its own, so that a claim about another pair shows.
+OTHERS = (
+  *('gft_no_dcr', 'gft_no_gal', 'group_2_6', 'group_6_2', 'group_6_2_no_dcr'),
+  *('hesitant_gft_no_gal', 'hesitant_sft', 'guessing_gft_no_gal'),
+  *('guessing_sft', 'verbose_gft', 'verbose_sft', 'sft_gft', 'sft_2'),
+  *('sft_gft_grpo', 'sft_grpo_2', 'grpo_3'),
+)
+PAIRS = {
+  'GFT above GFT without DCR, in distribution': ('gft', 'gft_no_dcr'),
+  'without DCR above without GAL, in distribution': (
+    *('gft_no_dcr', 'gft_no_gal'),
+  ),
+  '2:6 above 6:2': ('group_2_6', 'group_6_2'),
+  '2:6 above 4:4': ('group_2_6', 'gft'),
+  'GFT above SFT, verbose expert': ('verbose_gft', 'verbose_sft'),
+  'SFT → GFT above SFT of as many steps, in distribution': (
+    *('sft_gft', 'sft_2'),
+  ),
+  'SFT → GFT → GRPO above SFT → GRPO of as many steps, in distribution': (
+    *('sft_gft_grpo', 'sft_grpo_2'),
+  ),
+  'SFT → GFT → GRPO above GRPO of as many steps, longer chains': (
+    *('sft_gft_grpo', 'grpo_3'),
+  ),
+  'DCR raises accuracy, 6:2, demonstrations prevail': (
+    *('group_6_2', 'group_6_2_no_dcr'),
+  ),
+  'DCR raises accuracy, imitation of the hesitant expert': (
+    *('hesitant_gft_no_gal', 'hesitant_sft'),
+  ),
+  'DCR raises accuracy, the same, its errors alone': (
+    *('guessing_gft_no_gal', 'guessing_sft'),
+  ),
+}
+
+
 def level(arm: str, seed: int) -> float:
   """Accuracy of an arm; GFT is the best, GRPO after SFT is bad."""
   levels = {'gft': 0.8, 'grpo': 0.7, 'sft_grpo': 0.3, 'base': 0.4}
+  levels |= {arm: 0.5 + 0.01 * i for i, arm in enumerate(OTHERS)}
   noise = {'tau_0.5': 0.3 * (seed - 1), 'tau_0.9': 0.4}
   return levels.get(arm, 0.5) + noise.get(arm, 0) + 0.01 * seed
 
@@ -181,7 +229,7 @@ def workdir(tmp_path_factory):
       values = {
         f'eval/{split}/pass@{k}{end}': 0.5
         for split in ('test', 'ood_length')
-        for k in (1, 256)
+        for k in (1, 128)
         for end in ('', '_low')
       } | {'hesitates': 0.25, 'seconds': 60.0}
       (answers / f'{arm}.json').write_text(json.dumps(values))
@@ -209,6 +257,9 @@ def test_the_summary_has_every_item_and_its_numbers(workdir, tmp_path):
   below = claims['SFT → GRPO ends below GRPO, in distribution']
   assert below['verdict'] == 'reproduces'
   assert below['margins by seed'] == pytest.approx([0.4] * 3)
+  for text, (better, worse) in PAIRS.items():
+    margin = level(better, 0) - level(worse, 0)
+    assert claims[text]['margins by seed'] == pytest.approx([margin] * 3), text
   drift = claims['SFT drifts farther than GFT']
   assert drift['margins by seed'] == pytest.approx([0.45] * 3)
   noisy = claims['τ = 0.7 above τ = 0.5, in distribution']
@@ -223,10 +274,10 @@ def test_the_summary_has_every_item_and_its_numbers(workdir, tmp_path):
   assert table['DFT'][-2:] == ['36.40', '64.35']
   weights = items['figure_2']['table']
   assert [cell.split(' ')[0] for cell in weights[1][1:]] == [
-    *('2.000', '98.040', '100.000', '0.667')
+    *('2.000', '98.040', '100.000', '0.667', '0.333')
   ]
   assert [cell.split(' ')[0] for cell in weights[2][1:]] == [
-    *('1.000', '1.098', '1.100', '0.000')
+    *('1.000', '1.098', '1.100', '0.000', '0.000')
   ]
   regimes = {row[0]: row[1:] for row in items['regimes']['table']}
   assert regimes['imitation of the hesitant expert: with'][-1].startswith(
@@ -301,14 +352,22 @@ def test_every_item_is_a_row_of_the_readme():
     assert f'`figures/{name}.py`' in text, name
 
 
-def test_the_committed_summary_has_every_item():
+def test_the_committed_summary_is_what_the_code_draws(workdir, tmp_path):
+  assert draw(workdir, tmp_path) == 0
+  drawn = json.loads((tmp_path / 'results.json').read_text())['items']
   folder = ROOT / 'experiments' / 'reproduction'
   found = json.loads((folder / 'results.json').read_text())
   assert list(found['items']) == NAMES
   assert len(found['about']['seeds'].split(', ')) >= 3
   page = (folder / 'README.md').read_text()
-  for item in found['items'].values():
+  for name, item in found['items'].items():
     assert f'## {item["title"]}' in page
+    assert item['table'][0] == drawn[name]['table'][0] or name == 'table_4'
+    for part in (
+      lambda item: [row[0] for row in item['table']],
+      lambda item: [claim['claim'] for claim in item['claims']],
+    ):
+      assert part(item) == part(drawn[name]), name
     for claim in item['claims']:
       assert f'{claim["claim"]}: **{claim["verdict"]}** (' in page
       paper = 'hold' not in claim['verdict']
@@ -334,6 +393,15 @@ def test_a_small_reproduction_runs_and_goes_on(tmp_path, monkeypatch):
   monkeypatch.setattr(figures, 'ITEMS', items)
   arguments = ['--workdir', str(tmp_path), '--seeds', '3', '--set']
   arguments += ['eval.prompts=8', 'eval.kl_prompts=8']
+
+  def killed(*unused):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(reproduce, 'answer', killed)
+    assert reproduce.main(arguments) != 0
+  assert reproduce.state_of(tmp_path / '3' / 'base')['done']
+  assert not reproduce.state_of(tmp_path / '3' / 'methods')['done']
   assert reproduce.main(arguments) == 0
   summary = tmp_path / 'summary'
   before = (summary / 'results.json').read_bytes()
