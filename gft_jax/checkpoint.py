@@ -180,9 +180,12 @@ def _saving(target: pathlib.Path) -> Iterator[None]:
   except Exception as error:  # TensorStore has no class of its own for it.
     if jax.process_index() == 0:
       shutil.rmtree(target, ignore_errors=True)
-    reason = ' '.join(str(error).split())
+    # Its end says why: TensorStore names every file on the way there.
+    reason = ' '.join(str(error).split()).replace(f'{target}/', '')
+    if len(reason) > 300:
+      reason = f'{reason[:100]} ... {reason[-200:]}'
     raise SaveError(
-      f'the checkpoint {target} could not be written ({reason[:200]}); earlier'
+      f'the checkpoint {target} could not be written ({reason}); earlier'
       ' ones stand'
     ) from error
 

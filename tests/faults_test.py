@@ -5,8 +5,10 @@ import json
 import logging
 import multiprocessing
 import os
+import pathlib
 import random
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -18,7 +20,16 @@ import chex
 import pytest
 
 from gft_jax import checkpoint, rewards, train
-from gft_jax.config import Config, ConfigError, RewardConfig, Stage, override
+from gft_jax.config import (
+  Config,
+  ConfigError,
+  RewardConfig,
+  Stage,
+  override,
+  to_dict,
+)
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 
 @pytest.fixture(scope='module')
@@ -129,6 +140,103 @@ def test_a_full_disk_is_said_and_the_last_checkpoint_stands(tmp_path):
   assert not (tmp_path / '00000002').exists()
   checkpoint.save(tmp_path, 2, large, {}, keep=1)
   assert checkpoint.newest(tmp_path).name == '00000002'
+
+
+RECIPE = """
+import json, pathlib
+from gft_jax.config import Config, from_dict
+text = pathlib.Path(__file__).with_suffix('.json').read_text()
+get_config = lambda: from_dict(Config, json.loads(text))
+"""
+
+
+def command(config, folder, workdir):
+  """The command line of a real run, whose recipe is written to a folder."""
+  file = folder / 'recipe.py'
+  file.write_text(RECIPE)
+  file.with_suffix('.json').write_text(json.dumps(to_dict(config)))
+  script = str(ROOT / 'experiments' / 'train.py')
+  arguments = ['--config', str(file), '--workdir', str(workdir)]
+  return [sys.executable, script, *arguments]
+
+
+def environment():
+  paths = f'{ROOT}:{ROOT}/tests'
+  return {k: v for k, v in os.environ.items()} | {'PYTHONPATH': paths}
+
+
+@pytest.mark.slow
+def test_a_run_whose_disk_is_full_says_so_and_goes_on_elsewhere(
+  one_stage, tmp_path
+):
+  if subprocess.run(['unshare', '-rm', 'true']).returncode:
+    pytest.skip('no mount namespaces here, hence no small disk')
+  config = one_stage
+  for assignment in (
+    *('checkpoint.every=1', 'checkpoint.keep=9', 'log.report=false'),
+    'model.architecture.mlp_width=2048',  # a checkpoint of 2 MB
+  ):
+    config = override(config, assignment)
+  disk = tmp_path / 'disk'
+  disk.mkdir()
+  run = shlex.join(command(config, tmp_path, disk / 'run'))
+  script = (
+    f'mount -t tmpfs -o size=6m tmpfs {disk} && {run};'
+    f' code=$?; cp -r {disk}/run {tmp_path}/rest; exit $code'
+  )
+  full = subprocess.run(
+    ['unshare', '-rm', 'sh', '-c', script],
+    env=environment(),
+    capture_output=True,
+    text=True,
+  )
+  assert full.returncode == 1, full.stderr
+  said = [x for x in full.stderr.splitlines() if x.startswith('stopped: ')]
+  assert len(said) == 1 and 'could not be written' in said[0]
+  assert 'No space left on device' in said[0]
+  saved = checkpoint.newest(tmp_path / 'rest/checkpoints/gft')
+  assert saved is not None and 1 <= int(saved.name) < 4
+
+  train.train(config, tmp_path / 'rest')
+  train.train(config, tmp_path / 'whole')
+  assert records(tmp_path / 'rest') == records(tmp_path / 'whole')
+
+
+@pytest.mark.slow
+def test_a_second_run_is_refused_and_sigterm_ends_the_first_in_seconds(
+  one_stage, tmp_path
+):
+  workdir = tmp_path / 'run'
+  long = dataclasses.replace(
+    one_stage, stages=(Stage('gft', '', 'gft', 10**6),)
+  )
+  arguments, known = command(long, tmp_path, workdir), {'env': environment()}
+  first = subprocess.Popen(
+    arguments, stderr=subprocess.PIPE, text=True, **known
+  )
+  try:
+    deadline = time.monotonic() + 120
+    metrics = workdir / 'metrics.jsonl'
+    while not (metrics.exists() and '"step": 3,' in metrics.read_text()):
+      assert first.poll() is None and time.monotonic() < deadline
+      time.sleep(0.05)
+    second = subprocess.run(
+      arguments, stderr=subprocess.PIPE, text=True, **known
+    )
+    assert second.returncode == 2
+    assert second.stderr.count('\n') == 1
+    assert 'is in use by another run' in second.stderr
+    assert first.poll() is None
+    first.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    _, said = first.communicate(timeout=60)
+  finally:
+    first.kill()
+  assert time.monotonic() - began < 10  # measured: 0.2
+  assert first.returncode == 128 + signal.SIGTERM
+  (line,) = [x for x in said.splitlines() if x.startswith('stopped: ')]
+  step = int(line.partition('saved at step ')[2].partition(';')[0])
+  assert checkpoint.newest(workdir / 'checkpoints/gft').name == f'{step:08d}'
 
 
 def flip_a_bit(folder):
