@@ -24,7 +24,7 @@ from figures import (
   table_4,
   table_5,
 )
-from figures.results import READING, Item, Results
+from figures.results import READING, TASK, Item, Results
 from gft_jax import report
 
 # Each has item(results) -> Item.
@@ -85,7 +85,7 @@ def markdown(items: dict[str, Item], about: dict[str, str]) -> str:
   lines = ['# The paper on the embedded task', '', '| | |', '|---|---|']
   lines += [f'| {key} | {value} |' for key, value in about.items()]
   lines += [
-    *('', READING, ''),
+    *('', TASK, '', READING, ''),
     '| claims of the paper | reproduce | do not | cannot be seen |',
     '|---|---|---|---|',
   ]

@@ -1,6 +1,6 @@
 """Beyond the paper: the style of the expert decides its first claims."""
 
-from figures.results import KL, Claim, Item, Results, accuracy_table
+from figures.results import KL, SPLITS, Claim, Item, Results, accuracy_table
 
 ARMS = {
   'base': 'base',
@@ -15,8 +15,8 @@ ARMS = {
 
 
 def item(results: Results) -> Item:
-  def above(better, worse):
-    return results.accuracy(better) - results.accuracy(worse)
+  def above(better, worse, split='test'):
+    return results.accuracy(better, split) - results.accuracy(worse, split)
 
   return Item(
     title='Beyond the paper: two styles of expert',
@@ -37,6 +37,14 @@ def item(results: Results) -> Item:
         (
           'SFT drifts farther than GFT, verbose expert',
           results.final('verbose_sft', KL) - results.final('verbose_gft', KL),
+        ),
+        *(
+          (
+            f'SFT lowers accuracy, {style} expert, {SPLITS[split]}',
+            above('base', arm, split),
+          )
+          for style, arm in (('terse', 'sft'), ('verbose', 'verbose_sft'))
+          for split in SPLITS
         ),
       )
     ],

@@ -33,7 +33,8 @@ def item(results: Results) -> Item:
     for split, label in SPLITS.items()
   ]
   claims += [
-    Claim('GRPO raises accuracy, in distribution', change('grpo', 'test'))
+    Claim(f'GRPO raises accuracy, {label}', change('grpo', split))
+    for split, label in SPLITS.items()
   ]
   claims += [
     Claim(

@@ -58,6 +58,9 @@ def item(results: Results) -> Item:
     'SFT → GFT → GRPO above SFT → GRPO of as many steps': (
       *('sft_gft_grpo', 'sft_grpo_2'),
     ),
+    'SFT → GFT → GRPO above GFT → GRPO (of two thirds of its steps)': (
+      *('sft_gft_grpo', 'gft_grpo'),
+    ),
     'SFT → GFT → GRPO above GRPO of as many steps': ('sft_gft_grpo', 'grpo_3'),
   }
   return Item(

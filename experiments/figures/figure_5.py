@@ -42,7 +42,8 @@ def item(results: Results) -> Item:
     figure=_draw(curves),
     note=(
       'Exact KL(policy || base) per token, over the vocabulary, on own samples'
-      ' at temperature 1.'
+      ' at temperature 1. The official code samples the other direction, from'
+      ' the base policy.'
     ),
   )
 

@@ -4,7 +4,7 @@ import html
 import pathlib
 import re
 
-from figures.results import READING, Item
+from figures.results import READING, TASK, Item
 from gft_jax import report, report_groups
 
 COLOURS = {
@@ -43,6 +43,7 @@ def page(
   return PAGE.format(
     style=style,
     about=rows,
+    task=_prose(TASK),
     reading=html.escape(READING),
     items='\n'.join(parts),
   )
@@ -88,6 +89,7 @@ PAGE = """<!doctype html>
 <style>{style}</style>
 <h1>The paper on the embedded task</h1>
 <table class="about">{about}</table>
+<p>{task}</p>
 <p>{reading}</p>
 {items}
 </html>

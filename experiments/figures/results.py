@@ -28,15 +28,25 @@ COLOURS = {
   'gft_no_dcr': report.PURPLE,
   'gft_no_gal': report.ORANGE,
 }
-# How a page is to be read; it stands at its head.
+# What stands at the head of a page.
+TASK = (
+  'A small decoder adds and subtracts: to `7+8-3+5:` it answers with a derivation'
+  ' and `#17`. In distribution: chains of 3 to 5 numbers, as in training; longer'
+  ' chains: 6 or 7; new operator: 3 to 5, with one product. It learned all of'
+  ' them a little in pre-training (the base policy), in several styles. The'
+  ' expert writes `p20n3#17`, rare there. GAL, group advantage learning, is the'
+  ' score relative to the group; without it a method imitates the expert alone,'
+  ' on ten times the prompts. DCR, dynamic coefficient rectification, bounds'
+  ' the weight of unlikely tokens by 1/τ. A → B trains by A, then by B.'
+)
 READING = (
-  '± and error bars are 95 % intervals over seeds (Student’s t); bands are the'
-  ' range of the seeds. A verdict'
-  ' stands on the paired difference over seeds: a claim of the paper reproduces,'
-  ' or does not, where that interval leaves out 0. Seeds differ in initial weights,'
-  ' order and sampling; the task’s data and its held-out prompts are the same,'
-  ' so the intervals do not cover other prompts. Of some dozens of claims one'
-  ' or two are decided by chance.'
+  '±, error bars and bands are 95 % intervals of the mean over seeds (Student’s'
+  ' t); they may reach beyond 0 or 1. A verdict stands on the paired difference'
+  ' over seeds: a claim of the paper reproduces, or does not, where that'
+  ' interval leaves out 0; a claim of ours holds, or does not. Seeds differ in'
+  ' initial weights, order and sampling; the task’s data and its held-out'
+  ' prompts are the same, so the intervals do not cover other prompts. Of some'
+  ' dozens of claims one or two are decided by chance.'
 )
 
 
@@ -80,7 +90,7 @@ class Item(NamedTuple):
   Attributes:
     title: what the paper calls it, and what it shows.
     paper: what the paper found, in numbers where it prints some.
-    table: our numbers; every point of the figure, if there is one.
+    table: our numbers.
     claims: what is judged.
     figure: None for a table.
     note: what else one must know.
@@ -250,9 +260,10 @@ def points(
 
 
 def band(ax: Axes, steps: np.ndarray, values: np.ndarray, **style) -> None:
-  """The mean curve over seeds, and between which values they lie."""
-  (line,) = ax.plot(steps, values.mean(axis=0), **style)
-  ends = values.min(axis=0), values.max(axis=0)
+  """The mean curve over seeds with its interval."""
+  means, reaches = map(np.array, zip(*map(interval, values.T)))
+  (line,) = ax.plot(steps, means, **style)
+  ends = means - reaches, means + reaches
   ax.fill_between(steps, *ends, color=line.get_color(), alpha=0.15, lw=0)
 
 

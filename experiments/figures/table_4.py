@@ -10,6 +10,8 @@ ARMS = {
   'grpo': 'GRPO',
   'gft': 'GFT',
 }
+# That of the paper's column which an unbiased estimate can be compared with.
+K = 128
 PAPER = dict(zip(ARMS, ('24.52', '', '56.32', '49.87', '62.16')))
 
 
@@ -27,12 +29,12 @@ def item(results: Results) -> Item:
       f'GFT above {label} at pass@{k}, {SPLITS["ood_length"]}',
       longer['gft'][k] - longer[arm][k],
     )
-    for k in (1, max(longer['gft']))
+    for k in (1, K)
     for arm, label in ARMS.items()
     if arm != 'gft'
   ]
   ks = results.passes('gft', 'test')
-  head = ['', *(f'pass@{k}' for k in ks), 'paper: pass@128, average']
+  head = ['', *(f'pass@{k}' for k in ks), f'paper: pass@{K}, average']
   return Item(
     title='Table 4: pass@k',
     paper=(

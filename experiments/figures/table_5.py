@@ -26,9 +26,12 @@ def item(results: Results) -> Item:
     claims=[
       Claim('mixed groups above 8:0', mixed - results.accuracy('group_8_0')),
       Claim('mixed groups above 0:8', mixed - results.accuracy('group_0_8')),
-      Claim(
-        '2:6 above 6:2',
-        results.accuracy('group_2_6') - results.accuracy('group_6_2'),
+      *(
+        Claim(
+          f'2:6 above {ARMS[other]}',
+          results.accuracy('group_2_6') - results.accuracy(other),
+        )
+        for other in ('gft', 'group_6_2')
       ),
     ],
   )
