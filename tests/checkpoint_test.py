@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 from flax.training.train_state import TrainState
+from orbax.checkpoint import v1 as ocp
 
 from gft_jax import checkpoint, parallel
 from gft_jax.config import MeshConfig
@@ -94,6 +95,15 @@ def flip_bit(folder):
   data[len(data) // 2] ^= 1
   path.write_bytes(data)
   return f'{path.relative_to(folder)} is damaged'
+
+
+def test_orbax_alone_loads_a_flipped_bit_without_a_word(tmp_path):
+  """Why there is a manifest; if this fails, there need be none."""
+  folder = tmp_path / 'params'
+  params = {'w': jnp.arange(4096.0).reshape(64, 64)}
+  ocp.save(folder, params)
+  flip_bit(folder)
+  assert not np.array_equal(ocp.load(folder)['w'], params['w'])
 
 
 def cut_short(folder):

@@ -78,10 +78,26 @@ def test_two_processes_sample_what_one_does():
   assert halves[0] + halves[1] == whole
 
 
+MESHES = [
+  MeshConfig(fsdp=8, rollout_tensor=2),
+  *(
+    pytest.param(mesh, marks=pytest.mark.slow)
+    for mesh in (
+      MeshConfig(fsdp=8, rollout_tensor=4),
+      MeshConfig(data=8),
+      MeshConfig(fsdp=8),
+      MeshConfig(data=2, fsdp=2, tensor=2),
+    )
+  ),
+]
+
+
 @pytest.mark.parametrize(
-  'rollout_tensor', [2, pytest.param(4, marks=pytest.mark.slow)]
+  'mesh',
+  MESHES,
+  ids=lambda m: f'{m.data}-{m.fsdp}-{m.tensor}-{m.rollout_tensor}',
 )
-def test_rollouts_may_have_another_layout_than_training(rollout_tensor):
+def test_rollouts_are_equal_on_any_mesh_and_layout(mesh, monkeypatch):
   """Sums over a width round differently, so log-probabilities: to 1e-5."""
   shape = Architecture(width=32, heads=4, kv_heads=2, head_size=8, mlp_width=64)
   prompts = Prompts(
@@ -89,14 +105,17 @@ def test_rollouts_may_have_another_layout_than_training(rollout_tensor):
     np.full(8, 5, np.int32),
     np.arange(8, dtype=np.int32),
   )
-  sampled = []
-  for mesh in (
-    MeshConfig(),
-    MeshConfig(fsdp=8, rollout_tensor=rollout_tensor),
-  ):
-    config = Config(model=ModelConfig(architecture=shape), mesh=mesh)
+  sampled, copies, copy = [], [], engine_lib.rollout_copy
+
+  def copied(*arguments, **keywords):
+    copies.append(copy(*arguments, **keywords))
+    return copies[-1]
+
+  monkeypatch.setattr(engine_lib, 'rollout_copy', copied)
+  for layout in (MeshConfig(), mesh):
+    config = Config(model=ModelConfig(architecture=shape), mesh=layout)
     policy = train.load_policy(config)
-    devices = parallel.make_mesh(mesh)
+    devices = parallel.make_mesh(layout)
     engine = Engine(config, policy, devices, {}, None)
     params = engine.copy(policy.params)
     key = engine.key('sample', 1)
@@ -106,10 +125,15 @@ def test_rollouts_may_have_another_layout_than_training(rollout_tensor):
   np.testing.assert_allclose(
     alone.behavior_logp, spread.behavior_logp, atol=1e-5
   )
-  copied = engine_lib.rollout_copy(
-    params, mesh=engine._rollout_mesh, dtype='bfloat16'
-  )
-  kernel = copied['blocks']['up']['kernel']
+  # What the sampler gets is what the devices have laid out anew.
+  assert len(copies) == bool(mesh.rollout_tensor)
+  if not copies:
+    return
+  rollout_tensor = mesh.rollout_tensor
+  kernel = copies[0]['blocks']['up']['kernel']
+  assert kernel.addressable_shards[0].data.shape[-1] == 64 // rollout_tensor
+  half = copy(params, mesh=engine._rollout_mesh, dtype='bfloat16')
+  kernel = half['blocks']['up']['kernel']
   assert kernel.addressable_shards[0].data.shape[-1] == 64 // rollout_tensor
   assert kernel.dtype == 'bfloat16'
-  assert copied['final_norm']['scale'].dtype == 'float32'
+  assert half['final_norm']['scale'].dtype == 'float32'

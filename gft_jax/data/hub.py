@@ -53,6 +53,11 @@ def fetched(path: str, cache: pathlib.Path) -> pathlib.Path:
     raise ConfigError(
       f'{path} needs the library datasets: pip install datasets; or name a file'
     ) from None
+  require(
+    int(datasets.__version__.split('.')[0]) >= 4,
+    f'datasets {datasets.__version__} runs scripts of a repository; 4 does not:'
+    ' pip install "datasets>=4"',
+  )
   try:
     found = datasets.load_dataset(name, config or None, split=split)
   except (OSError, ValueError, RuntimeError) as error:

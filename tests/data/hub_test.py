@@ -28,7 +28,7 @@ def library(monkeypatch):
       raise ConnectionError(f"Couldn't reach '{name}' on the Hub\nas it is")
     return Dataset()
 
-  module = types.SimpleNamespace(load_dataset=load_dataset)
+  module = types.SimpleNamespace(load_dataset=load_dataset, __version__='4.0.0')
   monkeypatch.setitem(sys.modules, 'datasets', module)
   return asked
 
@@ -82,6 +82,13 @@ def test_no_connection_is_one_line(tmp_path, library):
     " Couldn't reach 'nobody/nothing' on the Hub"
   )
   assert not (tmp_path / 'hub').exists()
+
+
+def test_a_library_that_runs_scripts_is_refused(tmp_path, library):
+  sys.modules['datasets'].__version__ = '3.6.0'
+  with pytest.raises(ConfigError, match=r'datasets 3\.6\.0 runs scripts'):
+    hub.fetched('hub:openai/gsm8k:main', tmp_path)
+  assert not library
 
 
 def test_no_library_is_one_line(tmp_path, monkeypatch):
