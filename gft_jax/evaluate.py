@@ -9,11 +9,12 @@ exact over the vocabulary, on the policy's own samples at temperature 1.
 import collections
 import dataclasses
 import fcntl
+import functools
 import itertools
 import logging
 import pathlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -95,6 +96,7 @@ def held_out(
   name: str,
   figures: pathlib.Path,
   generations: pathlib.Path | None = None,
+  between: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
   """Accuracy, likelihood of experts, and drift from the base.
 
@@ -111,27 +113,29 @@ def held_out(
     figures: file that receives the weights of Figure 2.
     generations: folder that receives every graded answer, SPLIT.jsonl; None
       keeps none.
+    between: called before each batch; what it raises ends the evaluation.
 
   Returns:
     'eval/...' -> number.
   """
   metrics = {}
+  shares = functools.partial(_shares, between=between)
   for number, (split, dataset) in enumerate(benchmark.splits.items()):
     key = engine.key('evaluate', number)
     keep = generations / f'{split}.jsonl' if generations else None
     scores, failures = _answers(
-      engine, params, dataset, config, key, f'{name}/{split}', keep
+      engine, params, dataset, config, key, f'{name}/{split}', keep, shares
     )
     values = accuracy(scores, config.eval.ks)
     values |= {f'reward_failures/{k}': v for k, v in failures.items()}
     metrics |= {f'{split}/{k}': v for k, v in values.items()}
   if benchmark.demonstrations:
     metrics |= _demonstrations(
-      engine, params, benchmark.demonstrations, config, figures
+      engine, params, benchmark.demonstrations, config, figures, shares
     )
   if base is not None and config.eval.kl_prompts and benchmark.splits:
     dataset = next(iter(benchmark.splits.values()))
-    metrics |= _drift(engine, params, base, dataset, config)
+    metrics |= _drift(engine, params, base, dataset, config, shares)
   return {f'eval/{k}': v for k, v in metrics.items()}
 
 
@@ -399,6 +403,7 @@ def _answers(
   key: jax.Array,
   name: str,
   keep: pathlib.Path | None,
+  shares: 'Shares',
 ) -> tuple[np.ndarray, dict[str, int]]:
   """Scores [problems, samples] of sampled answers, and failures by cause.
 
@@ -409,7 +414,7 @@ def _answers(
     config.sampler, temperature=settings.temperature
   )
   scores, failures, lines = [], collections.Counter(), []
-  asked = _shares(dataset, settings.prompts, settings.batch_size)
+  asked = shares(dataset, settings.prompts, settings.batch_size)
   for number, (examples, real) in enumerate(asked):
     responses = engine.sample(
       params,
@@ -552,6 +557,7 @@ def _demonstrations(
   dataset: data.Dataset,
   config: Config,
   figures: pathlib.Path,
+  shares: 'Shares',
 ) -> dict[str, float]:
   """Likelihood of held-out expert answers.
 
@@ -560,8 +566,8 @@ def _demonstrations(
   """
   settings = config.eval
   parts = []
-  shares = _shares(dataset, settings.prompts, settings.batch_size)
-  for examples, real in shares:
+  asked = shares(dataset, settings.prompts, settings.batch_size)
+  for examples, real in asked:
     given = _only(given_of(examples), real)
     batch = unscored(prompts_of(examples), given, len(real))
     logp = engine.token_logprobs(params, batch, chunk=config.loss.chunk)
@@ -579,14 +585,19 @@ def _demonstrations(
 
 
 def _drift(
-  engine: Any, params: Any, base: Any, dataset: data.Dataset, config: Config
+  engine: Any,
+  params: Any,
+  base: Any,
+  dataset: data.Dataset,
+  config: Config,
+  shares: 'Shares',
 ) -> dict[str, float]:
   """`drift` on one sample per prompt."""
   settings = config.eval
   key = engine.key('drift', 0)
   totals = []
-  shares = _shares(dataset, settings.kl_prompts, settings.batch_size)
-  for examples, real in shares:
+  asked = shares(dataset, settings.kl_prompts, settings.batch_size)
+  for examples, real in asked:
     prompts = prompts_of(examples)
     responses = engine.sample(
       params,
@@ -612,8 +623,13 @@ def batches(
     yield dataset.examples(np.arange(start, min(start + size, count)))
 
 
+Shares = Callable[
+  [data.Dataset, int, int], Iterator[tuple[data.Examples, np.ndarray]]
+]
+
+
 def _shares(
-  dataset: data.Dataset, count: int, size: int
+  dataset: data.Dataset, count: int, size: int, between: Callable[[], None]
 ) -> Iterator[tuple[data.Examples, np.ndarray]]:
   """This process's part of each of `batches`, and which of its rows are real.
 
@@ -621,6 +637,7 @@ def _shares(
   """
   count = min(count, len(dataset))
   for start in range(0, count, size):
+    between()
     rows = np.arange(start, start + size)[parallel.own_rows(size)]
     yield dataset.examples(np.minimum(rows, count - 1)), rows < count
 

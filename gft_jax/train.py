@@ -148,7 +148,8 @@ def train(
       config, on other data, or in use by another run. Nothing has been written
       then.
     NonFiniteError: the last good checkpoint stands.
-    Preempted: SIGTERM came; the step in progress is done and saved.
+    Preempted: SIGTERM came; the step in progress is done and saved. An
+      evaluation in progress is done when the same command continues.
     checkpoint.SaveError: the disk is full; the last checkpoint stands.
     parallel.LostProcessError: another process of the run is gone.
   """
@@ -649,6 +650,11 @@ class Loop:
     loaded = not stage.start and bool(self.config.model.path)
     if loaded and not done and job.config.eval.before:
       self._write(self._evaluate(job, begin.params, 0, last=False))
+    if restored and restored.position.get('owes'):
+      evaluation = self._catch_up(job, restored)
+      if restored.position['owes'] == 'last':
+        self.since = time.time()
+        return evaluation
     pending: Callable[[], Record] | None = None
     watch = Stopwatch()
     for step, state, read, tokens in self._steps(
@@ -674,12 +680,14 @@ class Loop:
         self._write(pending())
         pending = None
         spent = Spent(spent.tokens, spent.seconds + watch.lap())
+      owes = ''
       if evaluates:
-        record = self._evaluate(job, state.params, step, last=last)
-        self._write(record)
-        evaluation = {k: v for k, v in record.items() if k.startswith('eval/')}
-        # An evaluation may take long, and who preempts does not wait.
-        (stops,) = self.engine.anywhere(self.preempted.is_set())
+        try:
+          evaluation = self._evaluated(job, state.params, step, last=last)
+          (stops,) = self.engine.anywhere(self.preempted.is_set())
+        except Preempted:
+          # An evaluation may take long, and who preempts does not wait.
+          stops, owes = True, 'last' if last else 'step'
         saves = saves or stops
       if saves:
         self.metrics_bytes = self.writer.position()
@@ -688,8 +696,11 @@ class Loop:
           'metrics_bytes': self.metrics_bytes,
           'evaluation': evaluation,
           'spent': spent._asdict(),
-          'finished': last,
-          'score': evaluation[best] if evaluates and best else None,
+          'finished': last and not owes,
+          'owes': owes,
+          'score': evaluation[best]
+          if evaluates and best and not owes
+          else None,
         }
         with self.between.phase('save'):
           self.saver.save(
@@ -712,6 +723,35 @@ class Loop:
         break
       watch.restart()
     self.since = time.time()
+    return evaluation
+
+  def _evaluated(
+    self, job: Job, params: Any, step: int, *, last: bool
+  ) -> dict[str, float]:
+    """An evaluation that is written; its numbers alone."""
+    record = self._evaluate(job, params, step, last=last)
+    self._write(record)
+    return {k: v for k, v in record.items() if k.startswith('eval/')}
+
+  def _catch_up(
+    self, job: Job, restored: checkpoint.Restored
+  ) -> dict[str, float]:
+    """Does the evaluation in which the run was stopped."""
+    last, best = restored.position['owes'] == 'last', job.config.checkpoint.best
+    evaluation = self._evaluated(
+      job, restored.state.params, restored.step, last=last
+    )
+    self.metrics_bytes = self.writer.position()
+    position = restored.position | {
+      'metrics_bytes': self.metrics_bytes,
+      'evaluation': evaluation,
+      'finished': last,
+      'owes': '',
+      'score': evaluation[best] if best else None,
+    }
+    directory = _stage_directory(self.workdir, job.stage.name)
+    with self.between.phase('save'):
+      checkpoint.amend(directory, restored.step, position)
     return evaluation
 
   def _begin(self) -> None:
@@ -892,8 +932,18 @@ class Loop:
   def _evaluate(
     self, job: Job, params: Any, step: int, *, last: bool
   ) -> Record:
+    """Raises Preempted between two batches, if SIGTERM has come."""
     name = job.stage.name
     clock = writers.Clock()
+
+    def check():
+      (stops,) = self.engine.anywhere(self.preempted.is_set())
+      if stops:
+        raise Preempted(
+          f'SIGTERM: the evaluation of stage {name} at step {step} is still to be'
+          ' done; the same command continues'
+        )
+
     with clock.phase('evaluate'):
       metrics = evaluate.held_out(
         self.engine,
@@ -903,6 +953,7 @@ class Loop:
         job.config,
         name=f'{name}/{step}',
         figures=coefficients_file(self.workdir, name),
+        between=check,
       )
       if last and job.benchmark.splits and self.config.log.report:
         self._show(job, params, step)

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import logging
 import pathlib
@@ -277,6 +278,34 @@ def test_a_damaged_best_gives_way_to_the_next(tmp_path, caplog):
   with caplog.at_level(logging.WARNING):
     found = checkpoint.newest(tmp_path, best=True)
   assert found.name == '00000001' and '00000002' in caplog.text
+
+
+@pytest.mark.parametrize('writes', range(4))
+def test_a_position_may_be_amended_and_the_process_killed(
+  tmp_path, monkeypatch, writes
+):
+  save(tmp_path, 3)
+  whole, left = checkpoint.write_whole, [writes]
+
+  def write(path, text):
+    if not left[0]:
+      path.with_suffix('.tmp').write_text('half')
+      raise KeyboardInterrupt
+    left[0] -= 1
+    whole(path, text)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoint, 'write_whole', write)
+    with contextlib.suppress(KeyboardInterrupt):
+      checkpoint.amend(tmp_path, 3, {'data': 'new'})
+  restored = checkpoint.restore(tmp_path, state_at(0))
+  old_or_new = {'data': {'next': 3}} if writes < 2 else {'data': 'new'}
+  assert restored.position == old_or_new
+  # And once more, whatever that left.
+  checkpoint.amend(tmp_path, 3, {'data': 'newer'})
+  assert checkpoint.restore(tmp_path, state_at(0)).position['data'] == 'newer'
+  (tmp_path / '00000003/position.json').write_text('{"data": "forged"}')
+  assert checkpoint.restore(tmp_path, state_at(0)) is None
 
 
 def test_no_best(tmp_path):

@@ -28,6 +28,7 @@ from gft_jax.config import (
   override,
   to_dict,
 )
+from gft_jax.engine import Engine
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -74,19 +75,55 @@ def test_sigterm_saves_after_the_step_and_the_same_command_continues(
   assert records(tmp_path / 'cut') == records(tmp_path / 'whole')
 
 
-def test_sigterm_in_an_evaluation_saves_after_it(
-  one_stage, tmp_path, monkeypatch
+def test_sigterm_in_an_evaluation_saves_before_its_next_batch(
+  config, tmp_path, monkeypatch
 ):
-  held_out = train.evaluate.held_out
+  """In that of step 2, in the one that makes up for it, and in the last."""
+  stages = tuple(
+    dataclasses.replace(stage, start='') for stage in config.stages[1:2]
+  )
+  config = dataclasses.replace(config, stages=stages)
+  for assignment in (
+    *('eval.every=2', 'eval.base=', 'eval.kl_prompts=0', 'log.report=false'),
+    *('checkpoint.every=100', 'checkpoint.best=eval/test/pass@2'),
+  ):
+    config = override(config, assignment)
+  whole = train.train(config, tmp_path / 'whole')
+
+  accuracy, batches, stops = train.evaluate.accuracy, [], iter([True] * 2)
 
   def terminated(*args, **kwargs):
-    os.kill(os.getpid(), signal.SIGTERM)
-    return held_out(*args, **kwargs)
+    if next(stops, False):
+      os.kill(os.getpid(), signal.SIGTERM)
+    return accuracy(*args, **kwargs)
 
-  monkeypatch.setattr(train.evaluate, 'held_out', terminated)
-  config = override(one_stage, 'eval.every=2')
+  monkeypatch.setattr(train.evaluate, 'accuracy', terminated)
+  logprobs = Engine.token_logprobs
+  monkeypatch.setattr(
+    Engine,
+    'token_logprobs',
+    lambda *args, **kwargs: batches.append(1) or logprobs(*args, **kwargs),
+  )
+  folder = tmp_path / 'cut/checkpoints/gft'
   with pytest.raises(train.Preempted, match='gft is saved at step 2;'):
-    train.train(config, tmp_path)
+    train.train(config, tmp_path / 'cut')
+  assert checkpoint.newest(folder).name == '00000002'
+  with pytest.raises(
+    train.Preempted, match='gft at step 2 is still to be done'
+  ):
+    train.train(config, tmp_path / 'cut')
+  assert not batches
+  stops = iter([False, True])  # The evaluation of step 2 at last.
+  with pytest.raises(train.Preempted, match='gft is saved at step 3;'):
+    train.train(config, tmp_path / 'cut')
+  assert train.train(config, tmp_path / 'cut') == whole
+  evaluated = len(batches)
+  assert train.train(config, tmp_path / 'cut') == whole
+  assert len(batches) == evaluated > 0  # It is not done again.
+  assert records(tmp_path / 'cut') == records(tmp_path / 'whole')
+  best = checkpoint.newest(folder, best=True).name
+  other = tmp_path / 'whole/checkpoints/gft'
+  assert best == checkpoint.newest(other, best=True).name
 
 
 def test_a_workdir_begun_meanwhile_under_another_config_is_refused(
