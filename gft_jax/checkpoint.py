@@ -2,7 +2,7 @@
 
 A step is a folder `<step>/` with Orbax checkpoints of the parameters and of
 the rest of the state, the run's position, and `manifest.json`, written last:
-the SHA-256 of every other file. Orbax 0.12 loads flipped bits silently and
+the SHA-256 of every other file (of the position two, while `amend` replaces it). Orbax 0.12 loads flipped bits silently and
 lists truncated steps, so a step without a manifest, or with one that does not
 match, does not count.
 """
@@ -37,7 +37,7 @@ class Restored(NamedTuple):
   Attributes:
     step: steps of the stage that are done.
     state: of the structure that `restore` was given.
-    position: what `save` was given beside the state.
+    position: what `save` was given beside the state, or `amend` later.
   """
 
   step: int
@@ -148,6 +148,9 @@ def amend(directory: pathlib.Path, step: int, position: dict[str, Any]) -> None:
   """Replaces the position of a complete checkpoint.
 
   Killed at any moment it verifies, with the old position or the new one.
+
+  Raises:
+    SaveError: it could not be written; the checkpoint stands as it was.
   """
   if jax.process_index() != 0:
     return
@@ -161,7 +164,12 @@ def amend(directory: pathlib.Path, step: int, position: dict[str, Any]) -> None:
     (folder / 'position.json', text),
     (manifest, json.dumps(digests | {'position.json': new}, indent=1)),
   ):
-    write_whole(path, content)
+    try:
+      write_whole(path, content)
+    except OSError as error:
+      raise SaveError(
+        f'{path} could not be written ({error}); it stands as it was'
+      ) from error
 
 
 def _finish(

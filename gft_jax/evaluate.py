@@ -9,7 +9,6 @@ exact over the vocabulary, on the policy's own samples at temperature 1.
 import collections
 import dataclasses
 import fcntl
-import functools
 import itertools
 import logging
 import pathlib
@@ -96,7 +95,7 @@ def held_out(
   name: str,
   figures: pathlib.Path,
   generations: pathlib.Path | None = None,
-  between: Callable[[], None] = lambda: None,
+  before_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
   """Accuracy, likelihood of experts, and drift from the base.
 
@@ -113,29 +112,35 @@ def held_out(
     figures: file that receives the weights of Figure 2.
     generations: folder that receives every graded answer, SPLIT.jsonl; None
       keeps none.
-    between: called before each batch; what it raises ends the evaluation.
+    before_batch: what it raises ends the evaluation.
 
   Returns:
     'eval/...' -> number.
   """
   metrics = {}
-  shares = functools.partial(_shares, between=between)
   for number, (split, dataset) in enumerate(benchmark.splits.items()):
     key = engine.key('evaluate', number)
     keep = generations / f'{split}.jsonl' if generations else None
     scores, failures = _answers(
-      engine, params, dataset, config, key, f'{name}/{split}', keep, shares
+      engine,
+      params,
+      dataset,
+      config,
+      key,
+      f'{name}/{split}',
+      keep,
+      before_batch,
     )
     values = accuracy(scores, config.eval.ks)
     values |= {f'reward_failures/{k}': v for k, v in failures.items()}
     metrics |= {f'{split}/{k}': v for k, v in values.items()}
   if benchmark.demonstrations:
     metrics |= _demonstrations(
-      engine, params, benchmark.demonstrations, config, figures, shares
+      engine, params, benchmark.demonstrations, config, figures, before_batch
     )
   if base is not None and config.eval.kl_prompts and benchmark.splits:
     dataset = next(iter(benchmark.splits.values()))
-    metrics |= _drift(engine, params, base, dataset, config, shares)
+    metrics |= _drift(engine, params, base, dataset, config, before_batch)
   return {f'eval/{k}': v for k, v in metrics.items()}
 
 
@@ -403,7 +408,7 @@ def _answers(
   key: jax.Array,
   name: str,
   keep: pathlib.Path | None,
-  shares: 'Shares',
+  before_batch: Callable[[], None],
 ) -> tuple[np.ndarray, dict[str, int]]:
   """Scores [problems, samples] of sampled answers, and failures by cause.
 
@@ -414,7 +419,7 @@ def _answers(
     config.sampler, temperature=settings.temperature
   )
   scores, failures, lines = [], collections.Counter(), []
-  asked = shares(dataset, settings.prompts, settings.batch_size)
+  asked = _shares(dataset, settings.prompts, settings.batch_size, before_batch)
   for number, (examples, real) in enumerate(asked):
     responses = engine.sample(
       params,
@@ -557,7 +562,7 @@ def _demonstrations(
   dataset: data.Dataset,
   config: Config,
   figures: pathlib.Path,
-  shares: 'Shares',
+  before_batch: Callable[[], None],
 ) -> dict[str, float]:
   """Likelihood of held-out expert answers.
 
@@ -566,7 +571,7 @@ def _demonstrations(
   """
   settings = config.eval
   parts = []
-  asked = shares(dataset, settings.prompts, settings.batch_size)
+  asked = _shares(dataset, settings.prompts, settings.batch_size, before_batch)
   for examples, real in asked:
     given = _only(given_of(examples), real)
     batch = unscored(prompts_of(examples), given, len(real))
@@ -590,13 +595,15 @@ def _drift(
   base: Any,
   dataset: data.Dataset,
   config: Config,
-  shares: 'Shares',
+  before_batch: Callable[[], None],
 ) -> dict[str, float]:
   """`drift` on one sample per prompt."""
   settings = config.eval
   key = engine.key('drift', 0)
   totals = []
-  asked = shares(dataset, settings.kl_prompts, settings.batch_size)
+  asked = _shares(
+    dataset, settings.kl_prompts, settings.batch_size, before_batch
+  )
   for examples, real in asked:
     prompts = prompts_of(examples)
     responses = engine.sample(
@@ -623,13 +630,8 @@ def batches(
     yield dataset.examples(np.arange(start, min(start + size, count)))
 
 
-Shares = Callable[
-  [data.Dataset, int, int], Iterator[tuple[data.Examples, np.ndarray]]
-]
-
-
 def _shares(
-  dataset: data.Dataset, count: int, size: int, between: Callable[[], None]
+  dataset: data.Dataset, count: int, size: int, before_batch: Callable[[], None]
 ) -> Iterator[tuple[data.Examples, np.ndarray]]:
   """This process's part of each of `batches`, and which of its rows are real.
 
@@ -637,7 +639,7 @@ def _shares(
   """
   count = min(count, len(dataset))
   for start in range(0, count, size):
-    between()
+    before_batch()
     rows = np.arange(start, start + size)[parallel.own_rows(size)]
     yield dataset.examples(np.minimum(rows, count - 1)), rows < count
 

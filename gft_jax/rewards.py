@@ -13,7 +13,7 @@ is counted by cause:
 | gold | the reference answer cannot be read; the data are at fault |
 | invalid | the reward is not a finite number |
 | error | the reward raised |
-| timeout | it took longer than `reward.timeout_s` and was killed |
+| timeout | it took longer than `reward.timeout_s`, or no longer listened, and was killed |
 | memory | it asked for more than `reward.memory_mb` |
 | crash | the process died; by a signal from outside, twice |
 

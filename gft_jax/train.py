@@ -77,7 +77,7 @@ class NonFiniteError(FloatingPointError):
 
 
 class Preempted(InterruptedError):
-  """The run was asked to stop and has saved; the message says where."""
+  """The run was asked to stop; the message says what is saved."""
 
 
 class Job(NamedTuple):
@@ -945,6 +945,7 @@ class Loop:
         )
 
     with clock.phase('evaluate'):
+      check()
       metrics = evaluate.held_out(
         self.engine,
         params,
@@ -953,9 +954,10 @@ class Loop:
         job.config,
         name=f'{name}/{step}',
         figures=coefficients_file(self.workdir, name),
-        between=check,
+        before_batch=check,
       )
       if last and job.benchmark.splits and self.config.log.report:
+        check()
         self._show(job, params, step)
     return {'stage': name, 'step': step} | metrics | clock.record()
 

@@ -40,6 +40,8 @@ START_S = 600.0
 # Signals from outside, by a person, a scheduler, or the kernel for want of memory:
 # most likely not the case's doing.
 _FROM_OUTSIDE = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT}
+# Has it ended? Asked without collecting it.
+_PEEK = os.WEXITED | os.WNOHANG | os.WNOWAIT
 
 
 class Ended(NamedTuple):
@@ -198,16 +200,31 @@ class _Worker:
     except (EOFError, OSError, ValueError):
       # The pipe ends a little before the process. Not `join`: what the process
       # has left behind may hold the file by which that sees the end.
-      until = time.monotonic() + 1
-      while self.process.exitcode is None and time.monotonic() < until:
+      until = min(self.deadline, time.monotonic() + 10)
+      while (code := self._exitcode()) is None and time.monotonic() < until:
         time.sleep(0.005)
-      return Ended(self.process.exitcode)
+      return Ended(code)
     self.deadline = math.inf
     return answer
 
+  def _exitcode(self) -> int | None:
+    """As `process.exitcode`, but a dead process keeps its number until `end`."""
+    try:
+      found = os.waitid(os.P_PID, self.process.pid, _PEEK)
+    except ChildProcessError:  # It was collected, by whatever else starts one.
+      return self.process.exitcode
+    if found is None:
+      return None
+    exited = found.si_code == os.CLD_EXITED
+    return found.si_status if exited else -found.si_status
+
   def end(self) -> None:
     """Kills it, and what it has started."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
+    with contextlib.suppress(
+      ChildProcessError, ProcessLookupError, PermissionError
+    ):
+      # It raises where the process was collected: its number may be another's.
+      os.waitid(os.P_PID, self.process.pid, _PEEK)
       os.killpg(self.process.pid, signal.SIGKILL)
     self.process.kill()
     self.process.join()

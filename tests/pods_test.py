@@ -83,6 +83,10 @@ def test_loops_that_go_on_for_each_other_count_once(script):
   assert roofline.traffic(twice).collectives['all-reduce'][0] == 56
   assert roofline.traffic(twice, ladder=28) == roofline.traffic(PROGRAM)
   assert roofline.traffic(twice, ladder=27) == roofline.traffic(twice)
+  # The condition of the sampler also compares the rows that are left.
+  rows = '  %m = s32[] constant(64)\n  ROOT %c = pred'
+  crowded = twice.replace('  ROOT %c = pred', rows)
+  assert roofline.traffic(crowded, ladder=28) == roofline.traffic(PROGRAM)
 
 
 class Memory(NamedTuple):

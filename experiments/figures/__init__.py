@@ -90,8 +90,9 @@ def markdown(items: dict[str, Item], about: dict[str, str]) -> str:
     '|---|---|---|---|',
   ]
   for item in items.values():
-    if item.claims[0].paper:
-      counts = collections.Counter(claim.verdict() for claim in item.claims)
+    claims = [claim for claim in item.claims if claim.paper]
+    if claims:
+      counts = collections.Counter(claim.verdict() for claim in claims)
       seen = [counts['reproduces'], counts['does not reproduce']]
       cells = [item.title, *seen, counts.total() - sum(seen)]
       lines += [f'| {" | ".join(map(str, cells))} |']

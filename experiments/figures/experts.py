@@ -40,10 +40,9 @@ def item(results: Results) -> Item:
         ),
         *(
           (
-            f'SFT lowers accuracy, {style} expert, {SPLITS[split]}',
-            above('base', arm, split),
+            f'SFT lowers accuracy, verbose expert, {SPLITS[split]}',
+            above('base', 'verbose_sft', split),
           )
-          for style, arm in (('terse', 'sft'), ('verbose', 'verbose_sft'))
           for split in SPLITS
         ),
       )

@@ -94,6 +94,8 @@ def _draw(results: Results) -> Figure:
   left.set_ylim(0, 1)
   right.set_ylabel('gradient norm')
   right.set_yscale('log')
+  means = [results.curve(arm, NORM)[1].mean(axis=0) for arm in ARMS]
+  right.set_ylim(np.nanmin(means) / 2, np.nanmax(means) * 2)
   right.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
   right.yaxis.set_major_formatter(FormatStrFormatter('%g'))
   right.minorticks_off()

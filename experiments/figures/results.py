@@ -35,8 +35,8 @@ TASK = (
   ' chains: 6 or 7; new operator: 3 to 5, with one product. It learned all of'
   ' them a little in pre-training (the base policy), in several styles. The'
   ' expert writes `p20n3#17`, rare there. GAL, group advantage learning, is the'
-  ' score relative to the group; without it a method imitates the expert alone,'
-  ' on ten times the prompts. DCR, dynamic coefficient rectification, bounds'
+  ' score relative to the group; without it a method imitates: the expert alone, on'
+  ' ten times the prompts, or expert and teachers, SFT(mix). DCR, dynamic coefficient rectification, bounds'
   ' the weight of unlikely tokens by 1/τ. A → B trains by A, then by B.'
 )
 READING = (

@@ -10,7 +10,7 @@ ARMS = {
   'grpo': 'GRPO',
   'gft': 'GFT',
 }
-# That of the paper's column which an unbiased estimate can be compared with.
+# Of the paper's two columns the one that can be an unbiased estimate.
 K = 128
 PAPER = dict(zip(ARMS, ('24.52', '', '56.32', '49.87', '62.16')))
 

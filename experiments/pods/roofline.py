@@ -111,7 +111,8 @@ def traffic(text: str, ladder: int = 0) -> Traffic:
           counts[key] += times
           sizes[key] += times * _size(result, started=kind != key)
       if kind == 'while':
-        turns = _turns(line, bodies)
+        limits = _limits(line, bodies)
+        turns = ladder if ladder in limits else max(limits, default=1)
         if turns != ladder or not climbed:
           visit(_called(line, 'body'), times * turns)
         climbed |= turns == ladder
@@ -142,13 +143,13 @@ def _called(line: str, key: str) -> str:
   return found[1] if found else ''
 
 
-def _turns(line: str, bodies: dict[str, list[str]]) -> int:
-  """How often a while loop runs whose condition is `i < a constant`."""
+def _limits(line: str, bodies: dict[str, list[str]]) -> list[int]:
+  """How often a while loop may run: its condition has `i < a constant`."""
   condition = '\n'.join(bodies[_called(line, 'condition')])
   if 'direction=LT' not in condition:
-    return 1
+    return []
   limits = re.findall(r'[su]32\[\]\S* constant\((\d+)\)', condition)
-  return max(map(int, limits), default=1)
+  return list(map(int, limits))
 
 
 def _written(fused: list[str]) -> str:
