@@ -379,6 +379,46 @@ def test_the_committed_summary_is_what_the_code_draws(workdir, tmp_path):
       assert again.verdict() == claim['verdict']
 
 
+# First words of a row of the README -> cells of the committed summary.
+ROWS = {
+  'SFT → GRPO ends below': [('figure_4', 'SFT → GRPO'), ('figure_4', 'GRPO')],
+  'KL from base': [('figure_5', arm) for arm in ('SFT', 'GFT', 'GRPO')],
+  'a GFT stage mends': [
+    *(
+      ('figure_4', 'SFT → GFT → GRPO'),
+      ('figure_4', 'SFT → GRPO, three phases'),
+    ),
+  ],
+  'group advantages matter': [('table_2', 'GFT'), ('table_2', 'without GAL')],
+  'dynamic coefficients matter': [
+    *(('table_2', 'GFT'), ('table_2', 'without DCR')),
+  ],
+  'the same where an expert': [
+    ('regimes', f'imitation of the hesitant expert: {arm}')
+    for arm in ('with', 'without')
+  ],
+}
+
+
+def test_the_readme_says_what_the_summary_says():
+  folder = ROOT / 'experiments' / 'reproduction'
+  items = json.loads((folder / 'results.json').read_text())['items']
+  lines = (ROOT / 'README.md').read_text().splitlines()
+  for words, cells in ROWS.items():
+    (line,) = (x for x in lines if x.startswith(f'| {words}'))
+    said = re.findall(r'\b0\.\d+', line.split('|')[2])
+    column = -1 if words == 'KL from base' else 1
+    found = [
+      row[column].split(' ')[0]
+      for item, arm in cells
+      for row in items[item]['table']
+      if row[0] == arm
+    ]
+    assert len(said) == len(found) == len(cells), words
+    for a, b in zip(said, found):
+      assert abs(float(a) - float(b)) <= 0.0051, (words, a, b)
+
+
 @pytest.mark.slow
 def test_a_small_reproduction_runs_and_goes_on(tmp_path, monkeypatch):
   """Real runs of a few arms; the second call trains nothing and draws again."""

@@ -66,8 +66,8 @@ def item(results: Results) -> Item:
     figure=_draw(results),
     note=(
       'The first six regimes were chosen in advance, the hesitant expert after'
-      ' they had been seen, its two controls after that, all on other seeds than'
-      ' these. Half of its numbers are preceded by a wrong one and by `:`, which'
+      ' they had been seen on seeds 0 to 2, its two controls before the seeds 3'
+      ' to 5 were run. Half of its numbers are preceded by a wrong one and by `:`, which'
       ' the base policy never writes (`25:15,12,16:17#17`); no reward tells'
       ' against that. The controls have one of the two each: the right number'
       ' twice (`15:15,12,17:17#17`), or a wrong one before a comma'
