@@ -290,10 +290,11 @@ def test_gft_traces_with_every_model_that_is_known(script, model):
 
   path = EXPERIMENTS / 'configs/paper/gft.py'
   setting = [f'model.path={model}']
-  traces(script, command.load_recipe(str(path), setting).config, 'gft')
+  config = command.load_recipe(str(path), setting).config
+  traces(script, config, 'gft', most=3.0)  # attention is most of a small one
 
 
-def traces(script, config, name):
+def traces(script, config, name, most=2.0):
   from gft_jax import objectives, parallel
   from gft_jax.config import MeshConfig, for_stage
 
@@ -314,5 +315,6 @@ def traces(script, config, name):
       )
     }
     assert set(work) == {'update', *(['sample'] * bool(settings.group.samples))}
-    # What is recomputed costs a third more, attention and the head something.
-    assert 1.3 < work['update'].flops / work['update'].model_flops < 2
+    # What is recomputed costs a third more, attention something; a table of
+    # embeddings counts in the model and costs nothing.
+    assert 1.2 < work['update'].flops / work['update'].model_flops < most
