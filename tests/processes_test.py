@@ -373,7 +373,7 @@ def test_the_script_for_one_machine_runs_two_processes(recipe, tmp_path):
   assert [r['step'] for r in records(tmp_path / 'run')] == [1, 2, 2]
   # What one process refuses both refuse, and so does the script.
   command[-1] = str(tmp_path / 'other')
-  command += ['--set', 'mesh.data=2']
+  command += ['--set', 'mesh.fsdp=4']
   found = subprocess.run(
     command, cwd=ROOT, env=environment, capture_output=True, text=True
   )
