@@ -2,9 +2,9 @@
 
 A step is a folder `<step>/` with Orbax checkpoints of the parameters and of
 the rest of the state, the run's position, and `manifest.json`, written last:
-the SHA-256 of every other file (of the position two, while `amend` replaces it). Orbax 0.12 loads flipped bits silently and
-lists truncated steps, so a step without a manifest, or with one that does not
-match, does not count.
+the SHA-256 of every other file (two of the position, while `amend` replaces
+it). Orbax 0.12 loads flipped bits silently and lists truncated steps, so a step
+without a manifest, or with one that does not match, does not count.
 """
 
 import contextlib

@@ -36,7 +36,6 @@ ATTEMPTS = 3
 # What a process may take to start and import, on a cold disk of a busy machine.
 START_S = 600.0
 
-
 # Signals from outside, by a person, a scheduler, or the kernel for want of memory:
 # most likely not the case's doing.
 _FROM_OUTSIDE = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT}
