@@ -348,6 +348,37 @@ def over_prompts(
   return run
 
 
+def over_heads(function: Callable[..., jax.Array], *args: Any) -> jax.Array:
+  """`function(*args)`, run by each device on its own prompts and heads.
+
+  For kernels, that XLA cannot split.
+
+  Args:
+    function: its result is like the first argument.
+    *args: trees of arrays [B, ..., H, K] of four axes or more, whose heads
+      `tensor` divides, and of others [B, ...].
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  axes = set(mesh.axis_names) - set(mesh.manual_axes)
+  if mesh.size <= 1 or not axes:
+    return function(*args)
+  rows = BATCH_AXES if axes.issuperset(BATCH_AXES) else None
+
+  def spec(x):
+    heads = (*[None] * (x.ndim - 3), 'tensor') if x.ndim > 3 else ()
+    return PartitionSpec(rows, *heads)
+
+  specs = jax.tree.map(spec, args)
+  mapped = jax.shard_map(
+    function,
+    in_specs=specs,
+    out_specs=specs[0],
+    axis_names=axes,
+    check_vma=False,
+  )
+  return mapped(*args)
+
+
 def split_prompts(tree: Any) -> Any:
   """Arrays [B, ...], of which each device computes its own prompts.
 
@@ -416,6 +447,17 @@ _make_whole.defvjp(
     jax.lax.with_sharding_constraint(gradient, split),
   ),
 )
+
+
+def platform() -> str:
+  """'cpu', 'gpu' or 'tpu': of the mesh, whose devices may not be here."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return device.platform if device else jax.default_backend()
+
+
+def tensor_shards() -> int:
+  """Devices among which the heads are divided."""
+  return jax.sharding.get_abstract_mesh().shape.get('tensor', 1)
 
 
 def _prompts_are_split() -> bool:

@@ -295,6 +295,29 @@ def test_a_parameter_without_a_rule_is_named():
     )
 
 
+@pytest.mark.parametrize('inside', [False, True])
+def test_over_heads_gives_each_device_its_prompts_and_heads(inside):
+  """Also where the prompts have been given to the devices already."""
+  mesh = parallel.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+  shapes = []
+
+  def product(query, keys, length):
+    shapes.append((query.shape, keys[0].shape, length.shape))
+    return query * keys[0] * length[:, None, None, None]
+
+  def run(*args):
+    return parallel.over_heads(product, *args)
+
+  values = np.random.default_rng(0)
+  query, key = (values.normal(size=(8, 3, 4, 5)) for _ in range(2))
+  length = np.arange(8)
+  with jax.set_mesh(mesh):
+    over = parallel.over_prompts(run, whole=()) if inside else run
+    out = jax.jit(over)(query, (key,), length)
+  assert shapes[-1] == ((2, 3, 2, 5), (2, 3, 2, 5), (2,))
+  assert_allclose(out, query * key * length[:, None, None, None], rtol=1e-6)
+
+
 def test_to_global():
   mesh = parallel.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
   tree = {'tokens': np.arange(24).reshape(8, 3), 'length': np.arange(8)}

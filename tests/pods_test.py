@@ -176,6 +176,33 @@ def test_flops_count_loops_shards_and_the_costliest_branch(script):
   assert roofline.flops(jaxpr) == 5 * product + 2 * product + 8 * 2 * 2 * 4 * 2
 
 
+def test_flops_of_a_kernel_are_those_of_all_steps_of_its_grid(script):
+  import jax
+  import roofline
+  from jax.experimental import pallas as pl
+
+  def product(x, y, out):
+    out[...] = x[...] @ y[...]
+
+  def step(x, y):
+    return pl.pallas_call(
+      product,
+      grid=(3,),
+      in_specs=[
+        pl.BlockSpec((8, 4), lambda i: (i, 0)),
+        pl.BlockSpec((4, 5), lambda i: (0, 0)),
+      ],
+      out_specs=pl.BlockSpec((8, 5), lambda i: (i, 0)),
+      out_shape=jax.ShapeDtypeStruct((24, 5), x.dtype),
+    )(x, y)
+
+  shapes = (
+    jax.ShapeDtypeStruct((2, *shape), 'float32') for shape in ((24, 4), (4, 5))
+  )
+  jaxpr = jax.jit(jax.vmap(step)).trace(*shapes).jaxpr
+  assert roofline.flops(jaxpr) == 2 * 2 * 24 * 4 * 5
+
+
 @pytest.mark.parametrize(
   'topology, words',
   [

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import pathlib
+import random
 import shutil
 import signal
 import socket
@@ -353,29 +354,89 @@ def test_a_mistake_that_one_process_sees_ends_all_of_them():
   assert children[0].wait(timeout=75) != 0
 
 
-@pytest.mark.slow
-def test_the_script_for_one_machine_runs_two_processes(recipe, tmp_path):
-  given = ('group.samples=0', 'group.teachers=0', 'eval.splits=()')
-  stage = Stage('gft', '', 'sft', 2, given)
-  recipe = dataclasses.replace(recipe, stages=(stage,))
-  file = tmp_path / 'run.py'
-  file.write_text(RECIPE)
-  file.with_suffix('.json').write_text(json.dumps(to_dict(recipe)))
+# What Slurm does: a process for each task with its number, and SIGTERM to all.
+SRUN = """#!/usr/bin/env bash
+[ "$1" = --kill-on-bad-exit=0 ] || exit 3
+shift
+children=()
+for index in 0 1; do
+  SLURM_PROCID=$index SLURM_LOCALID=$index "$@" & children+=($!)
+done
+trap 'kill -TERM "${children[@]}"' TERM
+code=0
+for child in "${children[@]}"; do
+  while kill -0 "$child" 2>/dev/null; do
+    if wait "$child"; then status=0; else status=$?; fi
+  done
+  [ "$status" = 0 ] || code=$status
+done
+exit "$code"
+"""
+
+
+def launched(script, tmp_path):
+  """The start of a command for two processes, and its environment."""
   environment = os.environ | {
     'PYTHON': sys.executable,
     'PYTHONPATH': f'{ROOT}:{ROOT}/tests',
     'XLA_FLAGS': '--xla_force_host_platform_device_count=4',
-    'JAX_COORDINATOR_ADDRESS': f'localhost:{free_port()}',
   }
-  command = ['experiments/pods/local.sh', '2', '--config', str(file)]
-  command += ['--workdir', str(tmp_path / 'run')]
-  assert subprocess.run(command, cwd=ROOT, env=environment).returncode == 0
-  assert [r['step'] for r in records(tmp_path / 'run')] == [1, 2, 2]
+  if script == 'local.sh':
+    address = {'JAX_COORDINATOR_ADDRESS': f'localhost:{free_port()}'}
+    return ['experiments/pods/local.sh', '2'], environment | address
+  (tmp_path / '.venv').symlink_to(sys.prefix)
+  (tmp_path / 'experiments').symlink_to(ROOT / 'experiments')
+  srun = tmp_path / 'bin/srun'
+  srun.parent.mkdir()
+  srun.write_text(SRUN)
+  srun.chmod(0o755)
+  # Of it JAX makes the port of process 0, above those that a kernel gives.
+  job = random.randrange(2**12)
+  return ['experiments/pods/slurm.sh'], environment | {
+    'PATH': f'{srun.parent}:{os.environ["PATH"]}',
+    'SLURM_JOB_ID': str(job),
+    'SLURM_STEP_NODELIST': 'localhost',
+    'SLURM_STEP_NUM_NODES': '1',
+    'SLURM_NTASKS': '2',
+  }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('script', ['local.sh', 'slurm.sh'])
+def test_a_script_runs_two_processes_and_hands_sigterm_on(
+  script, recipe, tmp_path
+):
+  given = ('group.samples=0', 'group.teachers=0', 'eval.splits=()')
+  stage = Stage('gft', '', 'sft', 40, given)
+  recipe = dataclasses.replace(recipe, stages=(stage,))
+  file = tmp_path / 'run.py'
+  file.write_text(RECIPE)
+  file.with_suffix('.json').write_text(json.dumps(to_dict(recipe)))
+  start, environment = launched(script, tmp_path)
+  cwd = ROOT if script == 'local.sh' else tmp_path
+  command = [*start, '--config', str(file), '--workdir', str(tmp_path / 'run')]
+  run = subprocess.Popen(
+    command, cwd=cwd, env=environment, stderr=subprocess.PIPE, text=True
+  )
+  metrics = tmp_path / 'run/metrics.jsonl'
+  while not (metrics.exists() and '"step": 2, ' in metrics.read_text()):
+    assert run.poll() is None, run.communicate()
+    time.sleep(0.02)
+  run.send_signal(signal.SIGTERM)
+  _, error = run.communicate(timeout=120)
+  assert run.returncode == 128 + signal.SIGTERM, error
+  assert error.count('stopped: ') == 2
+  step = int(error.partition('saved at step ')[2].partition(';')[0])
+  assert step < 40
+  # The same command goes on.
+  assert subprocess.run(command, cwd=cwd, env=environment).returncode == 0
+  steps = [r['step'] for r in records(tmp_path / 'run') if 'train/loss' in r]
+  assert steps == list(range(1, 41))
   # What one process refuses both refuse, and so does the script.
   command[-1] = str(tmp_path / 'other')
   command += ['--set', 'mesh.fsdp=4']
   found = subprocess.run(
-    command, cwd=ROOT, env=environment, capture_output=True, text=True
+    command, cwd=cwd, env=environment, capture_output=True, text=True
   )
   assert found.returncode == 2
   assert 'processes must use all of them' in found.stderr

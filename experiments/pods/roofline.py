@@ -52,7 +52,8 @@ class Traffic(NamedTuple):
 def flops(jaxpr: Any) -> float:
   """Operations of the matrix products, over all devices.
 
-  A loop without a length counts once, and of branches the costliest.
+  A loop without a length counts once, and of branches the costliest. Of a
+  kernel every step of its grid counts, those too that its mask skips.
   """
   total = 0.0
   for equation in jaxpr.eqns:
@@ -67,6 +68,8 @@ def flops(jaxpr: Any) -> float:
       total += max(inner)
     elif name == 'scan':
       total += parameters['length'] * sum(inner)
+    elif name == 'pallas_call':
+      total += math.prod(parameters['grid_mapping'].grid) * sum(inner)
     elif name == 'shard_map':
       shape = parameters['mesh'].shape
       shards = math.prod(shape[x] for x in parameters['newly_manual_axes'])

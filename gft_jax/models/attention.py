@@ -10,7 +10,9 @@ and rounded to the dtype of the keys. `attend` returns a float32 log-sum-exp tha
 differentiates.
 
 Long sequences go through in blocks of queries, whose scores the backward pass
-makes again: no array of all queries by all keys exists.
+makes again: no array of all queries by all keys exists. On a TPU they go through
+the library's kernel, `models.splash`; no kernel that JAX has for GPUs takes the
+mask of a response without such an array.
 """
 
 from collections.abc import Callable
@@ -19,6 +21,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
+
+from gft_jax import parallel
+from gft_jax.models import splash
 
 # Tokens of the cache that one turn of the decode loop reads. Smaller blocks
 # waste fewer keys after the current token, larger ones take fewer turns.
@@ -159,6 +165,10 @@ def attend_prompt(
   Returns:
     [B, P, H, K].
   """
+  if _splash_serves(query, key):
+    return parallel.over_heads(
+      splash.attend_prompt, query, key, value, segments
+    )
 
   def attend_block(start, query, own_segments):
     causal = _causal(start, query.shape[1], key.shape[1])
@@ -187,6 +197,10 @@ def attend_response(
   Returns:
     [B, G, T, H, K].
   """
+  if _splash_serves(query, own[0]):
+    return parallel.over_heads(
+      splash.attend_response, query, tuple(own), prefix, length
+    )
 
   def attend_block(start, query):
     causal = _causal(start, query.shape[2], own[0].shape[2])
@@ -201,6 +215,15 @@ def attend_response(
   fitting = SCORES // (4 * group * heads * keys) // FEWEST * FEWEST
   block = min(QUERY_BLOCK, max(FEWEST, fitting))
   return _in_query_blocks(attend_block, query, axis=2, block=block)
+
+
+def _splash_serves(query: jax.Array, key: jax.Array) -> bool:
+  """Long sequences on a TPU, each of whose devices has whole key heads."""
+  return (
+    parallel.platform() == 'tpu'
+    and query.shape[-3] > QUERY_BLOCK
+    and key.shape[-2] % parallel.tensor_shards() == 0
+  )
 
 
 def _causal(start: jax.Array, queries: int, keys: int) -> jax.Array:
@@ -218,7 +241,7 @@ def _in_query_blocks(
   """`attend_block(start, *arrays)` on parts of at most `block` along `axis`."""
   tokens = arrays[0].shape[axis]
   if tokens <= block:
-    return attend_block(0, *arrays)
+    return checkpoint_name(attend_block(0, *arrays), 'attention')
   count = -(-tokens // block)
   size = -(-tokens // count)
 
@@ -239,7 +262,8 @@ def _in_query_blocks(
   )
   out = jnp.moveaxis(out, 0, axis)
   shape = (*out.shape[:axis], -1, *out.shape[axis + 2 :])
-  return jax.lax.slice_in_dim(out.reshape(shape), 0, tokens, axis=axis)
+  out = jax.lax.slice_in_dim(out.reshape(shape), 0, tokens, axis=axis)
+  return checkpoint_name(out, 'attention')
 
 
 def attend_step(

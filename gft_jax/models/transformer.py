@@ -19,7 +19,6 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
-from jax.ad_checkpoint import checkpoint_name
 
 from gft_jax import parallel
 from gft_jax.batch import GroupBatch
@@ -173,7 +172,6 @@ class Block(nn.Module):
     return rotate(query, rotation), rotate(key, rotation), value
 
   def _finish(self, x, out):
-    out = checkpoint_name(out, 'attention')
     flat = x.reshape(-1, x.shape[-1])
     flat = flat + self.output(out.reshape(-1, *out.shape[-2:]))
     y = self.mlp_norm(flat)
