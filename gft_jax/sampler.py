@@ -33,6 +33,9 @@ from gft_jax.batch import Prompts, Responses
 # parameters costs, and each further size is another program to compile.
 FEWEST_ROWS = 8
 
+# Tokens of the vocabulary that a draw looks at together.
+BLOCK = 256
+
 
 class Rollout(NamedTuple):
   """State of the decode loop; R rows.
@@ -269,10 +272,9 @@ def keep(
 def draw(logp: jax.Array, uniform: jax.Array) -> jax.Array:
   """Draws by the inverse of the cumulative distribution.
 
-  One uniform number per row instead of V of Gumbel noise. A parallel
-  cumulative sum in float32 is not quite monotone, so tokens of probability 0
-  are left out by name; among the others one always exceeds the threshold,
-  since uniform * maximum stays below the maximum for uniform < 1.
+  One uniform number per row instead of V of Gumbel noise: it chooses a block of
+  the vocabulary, and what it leaves over a token of that, so that cumulative
+  sums are over few numbers.
 
   Args:
     logp: [..., V] log-weights, -inf where a token is filtered out; they need
@@ -282,11 +284,44 @@ def draw(logp: jax.Array, uniform: jax.Array) -> jax.Array:
   Returns:
     [...] int32.
   """
+  *lead, vocabulary = logp.shape
+  size = min(BLOCK, vocabulary)
   weights = jnp.exp(logp - jnp.max(logp, axis=-1, keepdims=True))
+  weights = jnp.pad(weights, [(0, 0)] * len(lead) + [(0, -vocabulary % size)])
+  weights = weights.reshape(*lead, -1, size)
+  block, uniform = _inverse(jnp.sum(weights, axis=-1), uniform)
+  at = block[..., None, None]
+  inside = jnp.take_along_axis(weights, at, axis=-2)[..., 0, :]
+  token, _ = _inverse(inside, uniform)
+  return (block * size + token).astype(jnp.int32)
+
+
+def _inverse(
+  weights: jax.Array, uniform: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Where the cumulative sum of `weights` passes the share `uniform` of it.
+
+  A parallel cumulative sum in float32 is not quite monotone, so weights of 0
+  are left out by name; among the others one always exceeds the threshold,
+  since uniform * maximum stays below the maximum for uniform < 1.
+
+  Args:
+    weights: [..., U], one of them at least above 0.
+    uniform: [...] in [0, 1).
+
+  Returns:
+    [...] index, and [...] in [0, 1), how far into its weight the share reaches.
+  """
   cumulative = jnp.where(weights > 0, jnp.cumsum(weights, axis=-1), 0.0)
-  largest = jnp.max(cumulative, axis=-1, keepdims=True)
-  reached = cumulative > uniform[..., None] * largest
-  return jnp.argmax(reached, axis=-1).astype(jnp.int32)
+  threshold = uniform[..., None] * jnp.max(cumulative, axis=-1, keepdims=True)
+  index = jnp.argmax(cumulative > threshold, axis=-1)
+  at = index[..., None]
+  found, end = (
+    jnp.take_along_axis(x, at, axis=-1) for x in (weights, cumulative)
+  )
+  rest = (threshold - (end - found)) / found
+  below_one = jnp.finfo(rest.dtype).epsneg
+  return index, jnp.clip(rest, 0, 1 - below_one)[..., 0]
 
 
 def _ends_with(

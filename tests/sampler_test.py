@@ -295,7 +295,12 @@ def test_draw_never_picks_a_token_of_probability_zero():
     assert int(token[0]) in (1, 3)
 
 
-def test_draw_is_exact_where_the_cumulative_sum_is_not_monotone():
+@pytest.mark.parametrize('block', [256, 50_000])
+def test_draw_is_exact_where_the_cumulative_sum_is_not_monotone(
+  block, monkeypatch
+):
+  """In blocks, and where a block is so large that its own sum is not."""
+  monkeypatch.setattr(sampler, 'BLOCK', block)
   rng = np.random.default_rng(0)
   logp = rng.normal(size=50_000).astype(np.float32) * 6
   logp[rng.random(50_000) < 0.5] = -np.inf

@@ -269,7 +269,7 @@ def _in_query_blocks(
 def attend_step(
   query: jax.Array,
   cache: tuple[jax.Array, jax.Array],
-  prefix: tuple[jax.Array, jax.Array],
+  prompt: tuple[jax.Array, jax.Array],
   length: jax.Array,
   slots: jax.Array,
   layer: jax.Array,
@@ -286,7 +286,7 @@ def attend_step(
     query: [R, H, K].
     cache: keys and values [L, R, N, T, K] of all layers, this token's in
       place; the whole cache, because a slice of a layer would copy it.
-    prefix: keys and values [B, P, N, K] of the prompts.
+    prompt: keys and values [B, N, P, K] of the prompts.
     length: [B] int32, real tokens of each prompt.
     slots: [R] int32, the response b G + g that each row is.
     layer: [] int32.
@@ -298,6 +298,7 @@ def attend_step(
   """
   _, rows, kv_heads, tokens, head_size = cache[0].shape
   block = min(BLOCK, tokens)
+  grouped = query.reshape(rows, kv_heads, -1, head_size)
 
   def attend_block(i: jax.Array, part: Part) -> Part:
     # The last block of a T that is no multiple would end beyond the cache: it
@@ -313,59 +314,64 @@ def attend_step(
     )
     position = start + jnp.arange(block)
     seen = (position >= i * block) & (position <= step)
-    return merge(part, _attend_own(query, key, value, seen))
+    return merge(part, _attend_rows(grouped, key, value, seen[None]))
 
-  part = _attend_group(query, prefix, length, slots, group_size)
+  part = _attend_group(grouped, prompt, length, slots, group_size)
   part = jax.lax.fori_loop(0, step // block + 1, attend_block, part)
-  return part.out.astype(query.dtype)
+  return part.out.reshape(query.shape).astype(query.dtype)
 
 
-def _attend_own(
+def _attend_rows(
   query: jax.Array, key: jax.Array, value: jax.Array, seen: jax.Array
 ) -> Part:
-  """Queries [R, H, K] against own keys [R, N, U, K] of which `seen` [U]."""
-  rows, heads, head_size = query.shape
-  kv_heads = key.shape[1]
-  grouped = query.reshape(rows, kv_heads, heads // kv_heads, head_size)
+  """Queries [R, N, S, K] against keys [R, N, U, K], `seen` [R or 1, U]."""
   logits = jnp.einsum(
-    'rnhk,rnuk->rnhu', grouped, key, preferred_element_type=jnp.float32
+    'rnsk,rnuk->rnsu', query, key, preferred_element_type=jnp.float32
   )
-  logits = jnp.where(seen[None, None, None], logits * head_size**-0.5, -jnp.inf)
+  logits = jnp.where(
+    seen[:, None, None], logits * query.shape[-1] ** -0.5, -jnp.inf
+  )
   lse = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
   out = jnp.einsum(
-    'rnhu,rnuk->rnhk',
+    'rnsu,rnuk->rnsk',
     jnp.exp(logits - lse).astype(value.dtype),
     value,
     preferred_element_type=jnp.float32,
   )
-  return Part(out.reshape(query.shape), lse.reshape(rows, heads))
+  return Part(out, lse[..., 0])
 
 
 def _attend_group(
   query: jax.Array,
-  prefix: tuple[jax.Array, jax.Array],
+  prompt: tuple[jax.Array, jax.Array],
   length: jax.Array,
   slots: jax.Array,
   group_size: int,
 ) -> Part:
-  """Queries [R, H, K] against the prompt of their group.
+  """Queries [R, N, S, K] against the prompt [B, N, P, K] of their group.
 
   Rows go to their places in their groups and back, so that each prompt is read
   once per group however many of its members are left.
   """
-  rows, heads, head_size = query.shape
-  batch = length.shape[0]
-  everybody = rows == batch * group_size
+  batch, kv_heads, size, head_size = prompt[0].shape
+  count = batch * group_size
+  everybody = len(query) == count
   if not everybody:
-    places = jnp.zeros((batch * group_size, heads, head_size), query.dtype)
+    places = jnp.zeros((count, *query.shape[1:]), query.dtype)
     query = places.at[slots].set(query)
-  part = _attend_prefix(
-    query.reshape(batch, group_size, 1, heads, head_size), prefix, length
+  # The members of a group are further queries of each key head.
+  query = query.reshape(batch, group_size, kv_heads, -1, head_size)
+  together = query.swapaxes(1, 2).reshape(batch, kv_heads, -1, head_size)
+  part = _attend_rows(
+    together, *prompt, jnp.arange(size)[None] < length[:, None]
   )
-  part = Part(
-    part.out.reshape(-1, heads, head_size), part.lse.reshape(-1, heads)
-  )
-  return part if everybody else Part(part.out[slots], part.lse[slots])
+
+  def of_rows(x):
+    x = x.reshape(batch, kv_heads, group_size, -1, *x.shape[3:]).swapaxes(1, 2)
+    x = x.reshape(count, kv_heads, -1, *x.shape[4:])
+    return x if everybody else x[slots]
+
+  return Part(*map(of_rows, part))
 
 
 def _attend_prefix(

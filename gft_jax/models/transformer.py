@@ -55,10 +55,18 @@ class Prefix:
 
 @flax.struct.dataclass
 class Cache:
-  """Keys (rotated) and values [L, R, N, T, K] of decoded tokens of R rows."""
+  """What decoding R rows attends to, a head's tokens side by side.
+
+  Attributes:
+    keys: [L, R, N, T, K] of decoded tokens, rotated.
+    values: [L, R, N, T, K].
+    prompt: keys and values [L, B, N, P, K] of the prefix.
+    group_size: G.
+  """
 
   keys: jax.Array
   values: jax.Array
+  prompt: tuple[jax.Array, jax.Array]
   group_size: int = flax.struct.field(pytree_node=False)
 
 
@@ -136,26 +144,19 @@ class Block(nn.Module):
     out = attention.attend_response(query, own, prefix, length)
     return self._finish(x, out), None
 
-  def step(self, carry, prefix, layer, rotation, length, slots, step):
+  def step(
+    self, carry, prompt, layer, rotation, length, slots, step, group_size
+  ):
     x, cache = carry
     query, *own = self._project(x, rotation)
-    cache = cache.replace(
-      **{
-        name: jax.lax.dynamic_update_slice(
-          getattr(cache, name), new[None, :, :, None], (layer, 0, 0, step, 0)
-        )
-        for name, new in zip(('keys', 'values'), own)
-      }
+    cache = tuple(
+      jax.lax.dynamic_update_slice(
+        old, new[None, :, :, None], (layer, 0, 0, step, 0)
+      )
+      for old, new in zip(cache, own)
     )
     out = attention.attend_step(
-      query,
-      (cache.keys, cache.values),
-      prefix,
-      length,
-      slots,
-      layer,
-      step,
-      group_size=cache.group_size,
+      query, cache, prompt, length, slots, layer, step, group_size=group_size
     )
     return (self._finish(x, out), cache), None
 
@@ -260,7 +261,7 @@ class Transformer(nn.Module):
       methods={
         'prompt': over_layers | {'in_axes': (same, same)},
         'response': over_layers | {'in_axes': (0, same, same)},
-        'step': over_layers | {'in_axes': (0, 0, same, same, same, same)},
+        'step': over_layers | {'in_axes': (0, 0, *[same] * 5)},
       },
     )(a, self.dtype, self.param_dtype, self.lora)
 
@@ -334,7 +335,8 @@ class Transformer(nn.Module):
     layers, batch, _, kv_heads, head_size = prefix.keys.shape
     shape = (layers, batch * group_size, kv_heads, max_tokens, head_size)
     zeros = jnp.zeros(shape, prefix.keys.dtype)
-    return Cache(zeros, zeros, group_size)
+    prompt = prefix.keys.swapaxes(2, 3), prefix.values.swapaxes(2, 3)
+    return Cache(zeros, zeros, prompt, group_size)
 
   def keep_rows(self, cache: Cache, rows: jax.Array) -> Cache:
     """The cache of the rows [R'] alone, in their order."""
@@ -366,16 +368,17 @@ class Transformer(nn.Module):
       token).
     """
     positions = jnp.take(prefix.length, slots // cache.group_size) + step
-    (x, cache), _ = self.blocks.step(
-      (self._embed(tokens), cache),
-      (prefix.keys, prefix.values),
+    (x, (keys, values)), _ = self.blocks.step(
+      (self._embed(tokens), (cache.keys, cache.values)),
+      cache.prompt,
       jnp.arange(self.architecture.layers),
       self._rotation(positions),
       prefix.length,
       slots,
       step,
+      cache.group_size,
     )
-    return self.final_norm(x), cache
+    return self.final_norm(x), cache.replace(keys=keys, values=values)
 
   def head(self) -> jax.Array:
     """[D, V] in the compute dtype; hidden @ head is the logits."""

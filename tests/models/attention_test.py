@@ -235,12 +235,13 @@ def test_steps_in_blocks_equal_the_response(block, slots, monkeypatch):
     np.stack([rows_of(x) + 1, rows_of(x)])[:, np.array(slots)] for x in own
   )
   flat = [np.asarray(x).reshape(4, tokens, 4, 6) for x in (query, expected)]
+  prompt = tuple(x.swapaxes(1, 2) for x in prefix)
   step = fresh_step()
   for t in range(tokens):
     out = step(
       flat[0][slots, t],
       cache,
-      prefix,
+      prompt,
       length,
       jnp.array(slots),
       jnp.int32(1),
@@ -254,10 +255,10 @@ def test_blocks_after_the_step_are_not_read(monkeypatch):
   monkeypatch.setattr(attention, 'BLOCK', 4)
   query = random(0, 2, 4, 6)
   own = random(1, 1, 2, 2, 16, 6), random(2, 1, 2, 2, 16, 6)
-  prefix = random(3, 1, 3, 2, 6), random(4, 1, 3, 2, 6)
+  prompt = random(3, 1, 2, 3, 6), random(4, 1, 2, 3, 6)
   step = fresh_step()
   place = (jnp.arange(2), jnp.int32(0), jnp.int32(6))
-  arguments = (prefix, jnp.array([3]), *place)
+  arguments = (prompt, jnp.array([3]), *place)
   # 0 * NaN is NaN, so a block that is only masked would show.
   poisoned = tuple(x.at[:, :, :, 8:].set(jnp.nan) for x in own)
   np.testing.assert_array_equal(
