@@ -215,6 +215,15 @@ def families(scale: Scale) -> dict[str, tuple[Stage, ...]]:
     'hesitant': tuple(
       arm(recipe, f'hesitant_{recipe}', more=HESITANT) for recipe in RECTIFIED
     ),
+    # The threshold where rectification matters.
+    'hesitant_thresholds': tuple(
+      arm(
+        'gft_no_gal',
+        f'hesitant_tau_{tau}',
+        more=(*HESITANT, f'loss.tau={tau}'),
+      )
+      for tau in (0.1, 0.3, 0.5, 0.9)
+    ),
     # The two habits of the hesitant expert, each alone.
     'controls': tuple(
       arm(

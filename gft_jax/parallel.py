@@ -351,7 +351,8 @@ def over_prompts(
 def over_heads(function: Callable[..., jax.Array], *args: Any) -> jax.Array:
   """`function(*args)`, run by each device on its own prompts and heads.
 
-  For kernels, that XLA cannot split.
+  For kernels, which XLA cannot split: on several TPUs call the model on the mesh
+  of a context.
 
   Args:
     function: its result is like the first argument.

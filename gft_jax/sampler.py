@@ -49,7 +49,7 @@ class Rollout(NamedTuple):
     length: [R] int32.
     alive: [R] bool, not ended yet.
     hidden: [R, D], the state that predicts token `step`.
-    cache: keys and values of the responses, owned by the model.
+    cache: keys and values, owned by the model.
   """
 
   step: jax.Array
@@ -272,9 +272,9 @@ def keep(
 def draw(logp: jax.Array, uniform: jax.Array) -> jax.Array:
   """Draws by the inverse of the cumulative distribution.
 
-  One uniform number per row instead of V of Gumbel noise: it chooses a block of
-  the vocabulary, and what it leaves over a token of that, so that cumulative
-  sums are over few numbers.
+  One uniform number per row instead of V of Gumbel noise. It chooses a block of
+  the vocabulary, and its remainder chooses a token of that block, so that
+  cumulative sums are over few numbers.
 
   Args:
     logp: [..., V] log-weights, -inf where a token is filtered out; they need

@@ -211,6 +211,7 @@ def test_parameters_are_laid_out_anew_by_the_devices():
   assert_array_equal(moved, matrix)
   text = move.lower(params).compile().as_text()
   assert re.search('all-to-all', text) and re.search('all-gather', text)
+  assert not re.search('infeed|outfeed|host', text.replace('hostname', ''))
   sizes = re.findall(r'f32\[([\d,]+)\]', text)
   largest = max(np.prod([int(n) for n in size.split(',')]) for size in sizes)
   assert largest == matrix.size // 4

@@ -53,11 +53,14 @@ def test_arms_are_the_recipes_with_their_budget():
     assert arms[f'{style}_sft'].data.path == f'arithmetic/{style}'
     assert arms[f'{style}_sft'].data.max_response == 40
     assert arms[f'{style}_sft'].data.batch_size == 160
+  assert arms['hesitant_tau_0.1'].loss.tau == 0.1
+  assert arms['hesitant_tau_0.1'].data == arms['hesitant_gft_no_gal'].data
   assert arms['hot_no_dcr'].optimizer.clip_norm == 0
   objectives = {stage.name: stage.objective for stage in stages}
   assert objectives['group_6_2_no_dcr'] == 'gft_no_dcr'
   assert objectives['updates'] == 'gft'
   assert objectives['hesitant_gft_no_gal'] == 'gft_no_gal'
+  assert objectives['hesitant_tau_0.9'] == 'gft_no_gal'
   assert {s.name: s.start for s in stages if s.start} == {
     'grpo_2': 'grpo',
     'grpo_3': 'grpo_2',

@@ -7,12 +7,16 @@ import ast
 import importlib
 import json
 import pathlib
+import pickle
 import sys
 
 import folders
+import numpy as np
 import pytest
 
-from gft_jax import config
+from gft_jax import checkpoint, config
+from gft_jax.data import files
+from gft_jax.models import huggingface
 from gft_jax.models import tokenizer as tokenizer_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -121,6 +125,39 @@ def test_the_test_can_fail(source, danger):
 )
 def test_what_executes_nothing_is_no_danger(source):
   assert not list(dangers(source))
+
+
+def test_what_is_read_unpickles_and_executes_nothing(tmp_path, monkeypatch):
+  """The interpreter's own audit, while libraries restore, load and parse."""
+  told = {'active': False, 'events': set()}
+
+  def hook(event, arguments):
+    if told['active']:
+      told['events'].add(event)
+
+  sys.addaudithook(hook)  # It stays: there is no way to take it back.
+  params = {'embedding': np.ones((4, 3), np.float32)}
+  checkpoint.save(tmp_path / 'run', 1, {'params': params}, {'at': 1}, keep=1)
+  folder = tmp_path / 'model'
+  folders.write_torch_model(folder, 'llama')
+  file = tmp_path / 'rows.jsonl'
+  file.write_text('{"prompt": "1+1=", "answer": "2", "expert": "2"}\n')
+
+  def read():
+    checkpoint.restore(tmp_path / 'run', {'params': params})
+    huggingface.load(folder)
+    assert len(list(files.rows(file, files.column_map(file, '')))) == 1
+
+  read()  # Imports, which execute modules.
+  told['active'] = True
+  try:
+    read()
+    assert not told['events'] & {'pickle.find_class', 'exec', 'compile'}
+    assert 'open' in told['events']
+    pickle.loads(pickle.dumps(pathlib.PurePosixPath('a')))
+    assert 'pickle.find_class' in told['events'], 'the test can fail'
+  finally:
+    told['active'] = False
 
 
 def test_code_in_the_folder_of_a_tokenizer_is_not_run(tmp_path, monkeypatch):

@@ -68,13 +68,15 @@ def _draw(results: Results, change) -> Figure:
     (left, ('sft', 'grpo'), change),
     (right, tuple(ARMS), results.accuracy),
   ):
-    for arm, shift in zip(arms, np.linspace(-0.25, 0.25, len(arms))):
+    width = 0.75 / len(arms)
+    for arm, shift in zip(arms, width * (np.arange(len(arms)) - len(arms) / 2)):
       values = [measure(arm, split) for split in SPLITS]
       colour = COLOURS[arm.rpartition('_')[2]]
+      shift += width / 2
       ax.bar(
         places + shift,
         [v.mean() for v in values],
-        0.5 / (len(arms) - 1),
+        width,
         color=colour,
         label=ARMS[arm],
         hatch='///' if arm == 'sft_grpo' else '',

@@ -65,6 +65,7 @@ def item(results: Results) -> Item:
       Claim(
         'without DCR the gradient norm is larger',
         mean('gft_no_dcr') - mean('gft'),
+        paper=False,
       ),
       Claim(
         'without DCR the gradient norm varies more, relative to its mean',

@@ -32,7 +32,6 @@ def item(results: Results) -> Item:
     table=report.Table(['', *(f'step {s:.0f}' for s in steps)], body, []),
     claims=[
       Claim('SFT drifts farther than GFT', final['sft'] - final['gft']),
-      Claim('SFT drifts farther than GRPO', final['sft'] - final['grpo']),
       Claim(
         'GFT is closer to GRPO than to SFT',
         np.abs(final['sft'] - final['gft'])

@@ -15,12 +15,21 @@ ARMS = {
   'gft': 0.7,
   'tau_0.9': 0.9,
 }
+# The same where rectification matters: imitation of the hesitant expert.
+HESITANT = {
+  'hesitant_sft': 0.0,
+  'hesitant_tau_0.1': 0.1,
+  'hesitant_tau_0.3': 0.3,
+  'hesitant_tau_0.5': 0.5,
+  'hesitant_gft_no_gal': 0.7,
+  'hesitant_tau_0.9': 0.9,
+}
 FRACTION = 'train/rectified_fraction'
 
 
 def item(results: Results) -> Item:
   def fraction(arm):
-    if arm == 'gft_no_dcr':
+    if arm in ('gft_no_dcr', 'hesitant_sft'):
       return np.zeros(len(results.seeds))
     return results.curve(arm, FRACTION)[1].mean(axis=1)
 
@@ -32,7 +41,8 @@ def item(results: Results) -> Item:
     ' fraction rises with τ (no numbers printed).',
     table=accuracy_table(
       results,
-      {arm: f'τ = {tau}' for arm, tau in ARMS.items()},
+      {arm: f'τ = {tau}' for arm, tau in ARMS.items()}
+      | {arm: f'hesitant: τ = {tau}' for arm, tau in HESITANT.items()},
       more={'rectified fraction': fraction},
     ),
     claims=[
@@ -48,9 +58,23 @@ def item(results: Results) -> Item:
         'the rectified fraction rises with τ, at every step of the sweep',
         np.diff(fractions, axis=0).min(axis=0),
       ),
+      *(
+        Claim(
+          'imitation of the hesitant expert: τ = 0.7 above'
+          f' τ = {HESITANT[arm]}, in distribution',
+          results.accuracy('hesitant_gft_no_gal') - results.accuracy(arm),
+          paper=False,
+        )
+        for arm in HESITANT
+        if arm != 'hesitant_gft_no_gal'
+      ),
     ],
     figure=_draw(results, fraction),
-    note='τ = 0 is GFT without DCR, where no token is rectified; not in the paper.',
+    note=(
+      'τ = 0 is GFT without DCR, where no token is rectified; not in the paper.'
+      ' Hesitant: imitation alone, of the expert of the last item, where'
+      ' rectification matters most.'
+    ),
   )
 
 
@@ -65,6 +89,13 @@ def _draw(results: Results, fraction) -> Figure:
     fmt='-o',
     color=report.GREEN,
   )
+  points(
+    ax,
+    taus,
+    [results.accuracy(arm) for arm in HESITANT],
+    fmt='-^',
+    color=report.ORANGE,
+  )
   ax.axhline(results.accuracy('base').mean(), color='#333333', ls=':', lw=1)
   ax.annotate(
     'base',
@@ -77,7 +108,7 @@ def _draw(results: Results, fraction) -> Figure:
   ax.set_ylim(0, 1)
   ax.set_xlabel('τ')
   ax.set_xticks(taus)
-  ax.set_ylabel('accuracy, in distribution (●)')
+  ax.set_ylabel('accuracy: GFT ●, hesitant ▲')
   other = ax.twinx()
   points(
     other,

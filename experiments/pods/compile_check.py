@@ -208,6 +208,7 @@ def programs(settings: Config, objective, stage, architecture, mesh):
   import jax.numpy as jnp
 
   from gft_jax import engine, parallel, train_step
+  from gft_jax.models import presets
   from gft_jax.models.transformer import Transformer
 
   model = Transformer(
@@ -224,6 +225,11 @@ def programs(settings: Config, objective, stage, architecture, mesh):
     return train_step.create_state(model, params, optimizer)
 
   state = placed(jax.eval_shape(create, jax.random.key(0)), mesh)
+  compiled = sum(x.size for x in jax.tree.leaves(state.params))
+  size = presets.parameter_count(architecture)
+  require(
+    compiled == size, f'the model has {compiled:,} parameters, not {size:,}'
+  )
   # The policy that the run began with stays, for the KL and for other stages.
   base = held_of(state.params)
   step, work = training_step(settings, objective, model, state, mesh)

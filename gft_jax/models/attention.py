@@ -2,7 +2,8 @@
 
 Keys fall into parts: the prompt, computed once per group, and a response's
 own tokens. Each part is attended alone, and the parts are joined exactly by
-their log-sum-exp, so neither the prompt nor a key head is ever repeated.
+their log-sum-exp, so neither the prompt nor a key head is repeated. (A TPU's
+kernel does without parts, see `models.splash`.)
 
 `jax.nn.dot_product_attention` does not serve the parts: its residual is stopped
 in the gradient (a merged loss would train on a wrong gradient without a word)
@@ -11,8 +12,8 @@ differentiates.
 
 Long sequences go through in blocks of queries, whose scores the backward pass
 makes again: no array of all queries by all keys exists. On a TPU they go through
-the library's kernel, `models.splash`; no kernel that JAX has for GPUs takes the
-mask of a response without such an array.
+that kernel; none that JAX has for GPUs takes the mask of a response without such
+an array.
 """
 
 from collections.abc import Callable
@@ -324,7 +325,10 @@ def attend_step(
 def _attend_rows(
   query: jax.Array, key: jax.Array, value: jax.Array, seen: jax.Array
 ) -> Part:
-  """Queries [R, N, S, K] against keys [R, N, U, K], `seen` [R or 1, U]."""
+  """Queries [R, N, S, K] against keys [R, N, U, K], `seen` [R or 1, U].
+
+  S queries share a key head; the part is [R, N, S, K] and [R, N, S].
+  """
   logits = jnp.einsum(
     'rnsk,rnuk->rnsu', query, key, preferred_element_type=jnp.float32
   )

@@ -3,11 +3,14 @@
 Both functions compute what those of the same names in `models.attention` do, on
 a device's own prompts and heads. Each response goes through in one call, on the
 keys of its prompt and then its own, with one causal mask: nothing is merged, so
-no log-sum-exp needs a gradient, and blocks of keys that come after all queries
-of a block cost nothing. Padding is told by segment ids. A group's queries are
-apart but the prompt was computed once; here its keys are copied for each member,
-one layer at a time. (In one call for the whole group, half of the backward pass
-would be steps of the grid that skip other members' keys.)
+no log-sum-exp needs a gradient, and blocks of keys after all queries of a block
+are skipped. Padding is told by segment ids, which skip nothing.
+
+A prompt is computed once per group, but the kernel takes its keys once per
+member: one layer of copies exists at a time, or all with model.remat=none. The
+kernel also writes its log-sum-exp 128 times. (One call for a whole group would
+copy nothing, and spend half of the backward pass on steps of the grid that skip
+other members' keys.)
 
 Queries are scaled before the kernel, and rounded again where they are bfloat16.
 """

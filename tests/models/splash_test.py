@@ -22,14 +22,23 @@ def random(seed, *shape):
 
 @pytest.fixture
 def on_tpu(monkeypatch):
-  """Whatever the devices are, the kernel runs, interpreted."""
+  """The kernel runs on any device, interpreted; what has run is told."""
   monkeypatch.setattr(parallel, 'platform', lambda: 'tpu')
+  run = set()
+
+  def interpreted(name, kernel, *args):
+    run.add(name)
+    return kernel(*args, interpret=True)
+
   for name in ('attend_prompt', 'attend_response'):
-    kernel = functools.partial(getattr(splash, name), interpret=True)
+    kernel = functools.partial(interpreted, name, getattr(splash, name))
     monkeypatch.setattr(splash, name, kernel)
+  return run
 
 
 def value_and_gradients(attend, weights, *arrays):
+  weights = weights.astype(arrays[0].dtype)
+
   def loss(*arrays):
     out = attend(*arrays)
     return (out * weights).sum(), out
@@ -39,18 +48,27 @@ def value_and_gradients(attend, weights, *arrays):
 
 
 @pytest.mark.parametrize(
-  ('prompt', 'tokens', 'block'),
-  [(100, 150, 512), (70, 300, 128), (300, 129, 256)],
+  ('prompt', 'tokens', 'block', 'kv_heads', 'dtype', 'atol'),
+  [
+    (100, 150, 512, 2, 'float32', 2e-5),
+    (70, 300, 128, 2, 'float32', 2e-5),
+    (300, 129, 256, 4, 'float32', 2e-5),
+    (1, 129, 512, 1, 'float32', 2e-5),
+    (70, 300, 128, 2, 'bfloat16', 0.15),
+  ],
 )
 def test_responses_equal_those_in_blocks_of_queries(
-  prompt, tokens, block, monkeypatch
+  prompt, tokens, block, kv_heads, dtype, atol, monkeypatch
 ):
   """In value and gradient; no size is a multiple of a block."""
   monkeypatch.setattr(splash, 'BLOCK', block)
   query, weights = (random(i, 2, 3, tokens, 4, 16) for i in (0, 5))
-  own = tuple(random(i, 2, 3, tokens, 2, 16) for i in (1, 2))
-  prefix = tuple(random(i, 2, prompt, 2, 16) for i in (3, 4))
-  length = jnp.array([prompt, 2])
+  own = tuple(random(i, 2, 3, tokens, kv_heads, 16) for i in (1, 2))
+  prefix = tuple(random(i, 2, prompt, kv_heads, 16) for i in (3, 4))
+  query, own, prefix = jax.tree.map(
+    lambda x: x.astype(dtype), (query, own, prefix)
+  )
+  length = jnp.array([prompt, min(prompt, 2)])
 
   def with_kernel(query, own, prefix):
     return splash.attend_response(query, own, prefix, length, interpret=True)
@@ -61,7 +79,7 @@ def test_responses_equal_those_in_blocks_of_queries(
   chex.assert_trees_all_close(
     value_and_gradients(with_kernel, weights, query, own, prefix),
     value_and_gradients(without, weights, query, own, prefix),
-    atol=2e-5,
+    atol=atol,
   )
 
 
@@ -166,9 +184,10 @@ def test_a_model_is_the_same_with_the_kernel_on_any_mesh(shape, remat, request):
       )
 
   expected = jax.device_get(results(parallel.make_mesh(MeshConfig())))
-  request.getfixturevalue('on_tpu')
+  run = request.getfixturevalue('on_tpu')
   ours = jax.device_get(results(parallel.make_mesh(shape)))
   chex.assert_trees_all_close(ours, expected, rtol=1e-4, atol=5e-5)
+  assert run == {'attend_prompt', 'attend_response'}
 
 
 def test_no_array_of_all_queries_by_all_keys():
