@@ -145,11 +145,13 @@ def stage(
 ) -> Stage:
   """A stage of METHODS under further overrides.
 
-  It starts from the model unless `start` names a stage.
+  It starts from the model unless `start` names a stage, and its curves have six
+  points.
   """
   objective, own, overrides = METHODS[method]
-  overrides = (*overrides, *more)
-  return Stage(name or method, start, objective, steps or own, overrides)
+  steps = steps or own
+  overrides = (*overrides, f'eval.every={steps // 6}', *more)
+  return Stage(name or method, start, objective, steps, overrides)
 
 
 def config(*stages: Stage, mesh: MeshConfig | None = None) -> Config:

@@ -429,7 +429,7 @@ def provenance(runs: list[Run]) -> dict[str, str]:
   return {
     name: '; '.join(dict.fromkeys(place[name] for place in found))
     for name in ('machine', 'software', 'commit')
-  } | {'minutes': f'{seconds / 60:.0f}'}
+  } | {'minutes': f'{seconds / 60:.0f}', 'drawn at': environment()['commit']}
 
 
 if __name__ == '__main__':

@@ -143,15 +143,23 @@ def test_what_does_not_fit_is_one_line(script, monkeypatch, capsys):
   )
   cache = jax.config.jax_enable_compilation_cache
   small = ['mesh.fsdp=8']
-  arguments = ['--config', RECIPE, '--topology', 'v5e:2x4', '--set', *small]
+
+  def check(topology):
+    arguments = ['--config', RECIPE, '--topology', topology, '--set', *small]
+    return script.main(arguments)
+
   try:
-    assert script.main(arguments) == 2
+    assert check('v5e:2x4') == 2
+    found = capsys.readouterr()
+    assert check('v4:2x2x2') == 0
   finally:
     jax.config.update('jax_enable_compilation_cache', cache)
-  found = capsys.readouterr()
   assert '"fits": false' in found.out
   error = found.err.splitlines()
-  assert len(error) == 2 and error[0].startswith('1,543,714,304 parameters')
+  assert len(error) == 2
+  size = '1,543,714,304 parameters on 8 chips'
+  assert error[0] == f'{size}, 8 cores, of v5e:2x4'
+  assert capsys.readouterr().err == f'{size}, 16 cores, of v4:2x2x2\n'
   assert 'update of stage gft: 19.5 GB' in error[1]
   assert 'try more chips' in error[1]
 

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from gft_jax import objectives
 from gft_jax.config import for_stage
 
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / 'experiments'
@@ -30,6 +31,16 @@ RECIPES = {
   'psft': ('psft', 1562, 64, (1, 0, 0), 8, 1e-6, 'constant', 80, 0.999, 0.1),
   'luffy': ('luffy', 78, 128, (1, 0, 7), 2, *CONSTANT),
   'chord': ('chord_phi', 78, 128, (1, 0, 7), 4, *CONSTANT),
+}
+
+# What is published of the loss itself, beside the objective's equation.
+LOSSES = {
+  'gft': {'tau': 0.7},
+  'asft': {'kl_weight': 0.1, 'kl': 'forward'},
+  'psft': {'clip_low': 0.2, 'clip_high': 0.28},
+  'grpo': {'clip_low': 0.2, 'clip_high': 0.2, 'kl_weight': 0},
+  'luffy': {'shaping': 0.1, 'entropy_bonus': 0.001, 'reduction': 'length_sum'},
+  'chord': {'mu_peak': 0.1, 'mu_valley': 0.1},
 }
 
 
@@ -75,6 +86,12 @@ def test_a_method_has_its_published_values(recipe, name):
   assert settings.data.max_response == 2048
   assert settings.sampler.temperature == 1.0
   assert settings.loss.tau == 0.7
+  assert settings.data.rows == (100_000 if stage.steps >= 390 else 10_000)
+  objective = objectives.choose(stage.objective, group)
+  loss = objectives.resolve(settings.loss, objective)
+  for field, value in LOSSES.get(name, {}).items():
+    assert getattr(loss, field) == value, field
+  assert settings.eval.every == stage.steps // 6  # Figures 3, 4 and 5
   assert settings.model.path == 'Qwen/Qwen2.5-Math-1.5B'
   assert settings.model.dtype == 'bfloat16'
   assert settings.model.param_dtype == 'float32'
@@ -94,9 +111,9 @@ def test_sweeps_and_pipelines_are_gft_but_for_what_they_vary(recipe):
     assert {(s.objective, s.steps, s.start) for s in config.stages} == {
       ('gft', 78, '')
     }
-  pipelines = {
-    s.name: (s.objective, s.start) for s in recipe('pipelines').stages
-  }
+  stages = recipe('pipelines').stages
+  assert {s.steps for s in stages} == {90}
+  pipelines = {s.name: (s.objective, s.start) for s in stages}
   assert pipelines == {
     'sft': ('sft', ''),
     'gft': ('gft', ''),

@@ -233,7 +233,7 @@ def workdir(tmp_path_factory):
       values = {
         f'eval/{split}/pass@{k}{end}': 0.5
         for split in ('test', 'ood_length')
-        for k in (1, 128)
+        for k in (1, 16, 128)
         for end in ('', '_low')
       } | {'hesitates': 0.25, 'seconds': 60.0}
       (answers / f'{arm}.json').write_text(json.dumps(values))
@@ -372,13 +372,12 @@ def test_the_committed_summary_is_what_the_code_draws(workdir, tmp_path):
     assert item['table'][0] == drawn[name]['table'][0] or name == 'table_4'
     for part in (
       lambda item: [row[0] for row in item['table']],
-      lambda item: [claim['claim'] for claim in item['claims']],
+      lambda item: [(c['claim'], c['of the paper']) for c in item['claims']],
     ):
       assert part(item) == part(drawn[name]), name
     for claim in item['claims']:
       assert f'{claim["claim"]}: **{claim["verdict"]}** (' in page
-      paper = 'hold' not in claim['verdict']
-      again = results.Claim('', claim['margins by seed'], paper)
+      again = results.Claim('', claim['margins by seed'], claim['of the paper'])
       assert again.verdict() == claim['verdict']
 
 

@@ -11,7 +11,7 @@ import pickle
 import sys
 
 import folders
-import numpy as np
+import jax.numpy as jnp
 import pytest
 
 from gft_jax import checkpoint, config
@@ -127,8 +127,9 @@ def test_what_executes_nothing_is_no_danger(source):
   assert not list(dangers(source))
 
 
-def test_what_is_read_unpickles_and_executes_nothing(tmp_path, monkeypatch):
+def test_what_is_read_unpickles_and_starts_nothing(tmp_path):
   """The interpreter's own audit, while libraries restore, load and parse."""
+  dangers = {'pickle.find_class', 'os.system', 'subprocess.Popen', 'os.exec'}
   told = {'active': False, 'events': set()}
 
   def hook(event, arguments):
@@ -136,15 +137,15 @@ def test_what_is_read_unpickles_and_executes_nothing(tmp_path, monkeypatch):
       told['events'].add(event)
 
   sys.addaudithook(hook)  # It stays: there is no way to take it back.
-  params = {'embedding': np.ones((4, 3), np.float32)}
-  checkpoint.save(tmp_path / 'run', 1, {'params': params}, {'at': 1}, keep=1)
+  state = {'params': {'embedding': jnp.ones((4, 3))}, 'step': jnp.ones(1)}
+  checkpoint.save(tmp_path / 'run', 1, state, {'at': 1}, keep=1)
   folder = tmp_path / 'model'
   folders.write_torch_model(folder, 'llama')
   file = tmp_path / 'rows.jsonl'
   file.write_text('{"prompt": "1+1=", "answer": "2", "expert": "2"}\n')
 
   def read():
-    checkpoint.restore(tmp_path / 'run', {'params': params})
+    checkpoint.restore(tmp_path / 'run', state)
     huggingface.load(folder)
     assert len(list(files.rows(file, files.column_map(file, '')))) == 1
 
@@ -152,7 +153,7 @@ def test_what_is_read_unpickles_and_executes_nothing(tmp_path, monkeypatch):
   told['active'] = True
   try:
     read()
-    assert not told['events'] & {'pickle.find_class', 'exec', 'compile'}
+    assert not told['events'] & dangers
     assert 'open' in told['events']
     pickle.loads(pickle.dumps(pathlib.PurePosixPath('a')))
     assert 'pickle.find_class' in told['events'], 'the test can fail'

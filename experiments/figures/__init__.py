@@ -117,6 +117,7 @@ def numbers(items: dict[str, Item], about: dict[str, str]) -> str:
       'claims': [
         {
           'claim': claim.text,
+          'of the paper': claim.paper,
           'verdict': claim.verdict(),
           'margins by seed': [float(margin) for margin in claim.margins],
         }

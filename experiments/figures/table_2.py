@@ -11,6 +11,7 @@ ARMS = {
 }
 MATH = dict(zip(ARMS, '46.54 60.66 63.91 65.97 70.50'.split()))
 AMC23 = dict(zip(ARMS, '30.16 31.25 35.78 42.81 46.09'.split()))
+OLYMPIAD = dict(zip(ARMS, '23.39 24.58 26.63 27.82 30.52'.split()))
 
 
 def item(results: Results) -> Item:
@@ -22,8 +23,12 @@ def item(results: Results) -> Item:
   }
   return Item(
     title='Table 2: ablation',
-    paper='Each part adds: the last two columns, Qwen2.5-Math-1.5B.',
-    table=accuracy_table(results, ARMS, paper={'AMC23': AMC23, 'Math': MATH}),
+    paper='Each part adds: the last columns, Qwen2.5-Math-1.5B.',
+    table=accuracy_table(
+      results,
+      ARMS,
+      paper={'AMC23': AMC23, 'Math': MATH, 'OlympiadBench': OLYMPIAD},
+    ),
     claims=[
       Claim(
         f'{text}, in distribution',

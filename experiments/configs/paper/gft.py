@@ -1,6 +1,6 @@
 """GFT, as the paper compares it.
 
-Paper item: the rows GFT of Tables 1, 2 and 4, and Figures 3, 5, 6. Command:
+Paper item: the rows GFT of Tables 1 to 4, and Figures 3, 5, 6. Command:
   python experiments/train.py --config experiments/configs/paper/gft.py \
     --workdir runs/gft
 Hardware: 16 TPU chips; see experiments/pods/README.md. Never run here: no weights,
