@@ -3,6 +3,7 @@
 No cloud, no cluster and no TPU compiler is here.
 """
 
+import json
 import os
 import pathlib
 import re
@@ -353,3 +354,40 @@ def traces(script, config, name, most=2.0):
     # What is recomputed costs a third more, attention something; a table of
     # embeddings counts in the model and costs nothing.
     assert 1.2 < work['update'].flops / work['update'].model_flops < most
+
+
+def test_the_page_says_what_the_check_printed():
+  """Each row of a table against the lines of its command."""
+  pods = EXPERIMENTS / 'pods'
+  lines = (pods / 'compiled.jsonl').read_text().splitlines()
+  printed = {}
+  for line in map(json.loads, lines):
+    printed.setdefault(line['arguments'], {})[line['program']] = line
+  rows = 0
+  for row in (pods / 'README.md').read_text().splitlines():
+    cells = [cell.strip() for cell in row.strip('|').split('|')]
+    if len(cells) < 6 or '.' not in cells[-4]:
+      continue
+    names = re.findall(r'`(\w+)\.py`', cells[0]) or ['gft']
+    *_, memory, seconds, mfu, rollout, turn = cells
+    topology, more = 'v6e:4x4', ''
+    if len(cells) == 8:
+      topology, more = cells[1].rpartition(': ')[0], cells[2].strip('`-')
+    elif 'on v' in cells[0]:
+      topology = cells[0].rpartition(' ')[2]
+    for name in names:
+      arguments = f'--topology {topology} --config experiments/configs/paper/'
+      arguments += f'{name}.py' + f' --set {more}' * bool(more)
+      found = printed[arguments]
+      assert all(line['fits'] for line in found.values()), arguments
+      said = [(memory.split(' ')[0], found['update']['hbm_gb'])]
+      said += [(seconds, found['update']['predicted_seconds'])]
+      said += [(mfu, found['update']['predicted_mfu'])]
+      if 'sample' in found:
+        said += [(rollout, found['sample']['hbm_gb'])]
+        said += [(turn, found['sample']['predicted_seconds'])]
+      for text, value in said:
+        digits = len(text.partition('.')[2])
+        assert abs(float(text) - value) <= 0.51 * 10**-digits, (arguments, text)
+      rows += 1
+  assert rows >= 23
