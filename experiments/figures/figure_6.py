@@ -105,7 +105,7 @@ def _draw(results: Results, fraction) -> Figure:
     textcoords='offset points',
     ha='right',
   )
-  ax.set_ylim(0, 1.04)
+  ax.set_ylim(0, 1.12)
   ax.set_xlabel('τ')
   ax.set_xticks(taus)
   ax.set_ylabel('accuracy: GFT ●, hesitant ▲')
@@ -120,6 +120,6 @@ def _draw(results: Results, fraction) -> Figure:
   )
   other.set_ylabel('rectified fraction of tokens (□)')
   other.spines.right.set_visible(True)
-  other.set_ylim(0, 1.04)
+  other.set_ylim(0, 1.12)
   other.grid(visible=False)
   return figure

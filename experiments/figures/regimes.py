@@ -80,7 +80,8 @@ def item(results: Results) -> Item:
       ' explodes: by the logits the gradient of log p is onehot − π, at most √2'
       ' a token, and clipping and Adam level out that it is larger without DCR.'
       ' Learning rate and clipping were changed together. Why demonstrations'
-      ' alone (8:0) go wrong was not measured. A larger decoder: see LARGER.'
+      ' alone (8:0) go wrong was not measured. A decoder four times as large: see'
+      ' experiments/README.md.'
     ),
   )
 
