@@ -146,7 +146,5 @@ def _draw(results: Results) -> Figure:
   right.set_ylim(0, 1.04)
   right.set_ylabel(f'accuracy, {SPLITS["test"]}')
   # Of this panel alone: bars have the colour of their last stage.
-  right.legend(
-    loc='lower right', ncols=2, handlelength=1.5, columnspacing=1.0
-  )
+  right.legend(loc='lower right', ncols=2, fontsize=6.5, columnspacing=1.0)
   return figure

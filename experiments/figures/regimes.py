@@ -105,7 +105,7 @@ def _draw(results: Results) -> Figure:
       points(ax, rows + shift, values, horizontal=True, **style)
   left.set_yticks(rows, REGIMES)
   left.invert_yaxis()
-  left.set_xlim(0, 1.04)
+  left.set_xlim(0, 1.12)
   left.set_xlabel('accuracy, in distribution')
   right.set_xlim(left=0)
   right.set_xlabel('KL to base (nats per token)')
