@@ -217,6 +217,25 @@ def test_the_config_of_a_run_does_not_choose_what_is_imported(
   assert [path.name for path in tmp_path.iterdir()] == ['config.json']
 
 
+def test_an_export_imports_no_reward(tmp_path, monkeypatch, capsys):
+  """It scores nothing, so it may read the config of any run."""
+  (tmp_path / 'marker_of_a_reward.py').write_text('')
+  monkeypatch.syspath_prepend(str(tmp_path))
+  settings = config.override(
+    config.Config(), 'reward.function=marker_of_a_reward:f'
+  )
+  run = tmp_path / 'run'
+  run.mkdir()
+  (run / 'config.json').write_text(json.dumps(config.to_dict(settings)))
+  monkeypatch.syspath_prepend(str(ROOT / 'experiments'))
+  import export
+
+  flags = ['--workdir', str(run), '--stage', 'gft', '--out', str(run / 'out')]
+  assert export.main(flags) == 2
+  assert 'checkpoint' in capsys.readouterr().err  # It got as far as that.
+  assert 'marker_of_a_reward' not in sys.modules
+
+
 def test_a_reward_that_the_user_names_is_used(monkeypatch):
   monkeypatch.syspath_prepend(str(ROOT / 'experiments'))
   import command
