@@ -46,6 +46,9 @@ def item(results: Results) -> Item:
     note=(
       'Tokens of held-out experts, under the base policy; the histogram is of'
       ' all seeds together. That C/p lies below 1/τ is algebra, not a finding.'
+      ' The claim was judged by the largest weight at first, and could not be'
+      ' seen (a maximum varies much over three seeds); a share, chosen after'
+      ' that, cannot be below 0, so this verdict is weaker than the others.'
     ),
   )
 

@@ -48,7 +48,8 @@ def item(results: Results) -> Item:
     title='Table 1: methods',
     paper=(
       'Qwen2.5-Math-1.5B: the last two columns, of six benchmarks; GFT is best'
-      ' on Math and second on AMC23. On its three other models not always: Math of DeepSeekMath, GFT'
+      ' on Math and second on AMC23. On its three other models not always: Math'
+      ' of DeepSeekMath, GFT'
       ' 44.79, SFT 46.51.'
     ),
     table=accuracy_table(
