@@ -12,6 +12,7 @@ import re
 import runpy
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -266,8 +267,12 @@ def _leave_others(code: int) -> None:
   """Ends this process of several at once; alone, returns.
 
   An ordinary exit of JAX waits for the others, and they wait for this one.
+  Process 0, whose end JAX answers by aborting all, gives them a second to say
+  what they refuse as well.
   """
   if _several():
     sys.stdout.flush()
     sys.stderr.flush()
+    if sys.modules['jax'].process_index() == 0:
+      time.sleep(1)
     os._exit(code)

@@ -88,7 +88,8 @@ PASSES = {
 }
 # Where the dynamic coefficient might matter more than in the paper's setting.
 UPDATES = ('optimizer.mini_batches=4',)
-HOT = ('optimizer.learning_rate=1e-3', 'optimizer.clip_norm=0')
+FAST = ('optimizer.learning_rate=1e-3',)
+UNCLIPPED = ('optimizer.clip_norm=0',)
 # Experts other than the terse one need as much room as a teacher.
 VERBOSE = ('data.path=arithmetic/verbose', 'data.max_response=40')
 HESITANT = ('data.path=arithmetic/hesitant', 'data.max_response=40')
@@ -202,10 +203,14 @@ def families(scale: Scale) -> dict[str, tuple[Stage, ...]]:
       arm('gft', 'updates', more=UPDATES),
       arm('gft_no_dcr', 'updates_no_dcr', more=UPDATES),
     ),
-    # Alone, for it may diverge.
-    'hot': (
-      arm('gft', 'hot', more=HOT),
-      arm('gft_no_dcr', 'hot_no_dcr', more=HOT),
+    # Each alone, for it may diverge.
+    'fast': (
+      arm('gft', 'fast', more=FAST),
+      arm('gft_no_dcr', 'fast_no_dcr', more=FAST),
+    ),
+    'unclipped': (
+      arm('gft', 'unclipped', more=UNCLIPPED),
+      arm('gft_no_dcr', 'unclipped_no_dcr', more=UNCLIPPED),
     ),
     'verbose': (
       arm('sft', 'verbose_sft', more=VERBOSE),

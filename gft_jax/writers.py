@@ -26,7 +26,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import tensorboardX
 import tqdm
 
 from gft_jax import compiler
@@ -106,9 +105,11 @@ class TensorBoard(Writer):
 
   def __init__(self, workdir: pathlib.Path):
     self._directory = workdir / 'tensorboard'
-    self._events: tensorboardX.SummaryWriter | None = None
+    self._events: Any = None
 
   def begin(self, stage: str, steps: int, step: int, position: int) -> None:
+    import tensorboardX  # and torch with it, where that is installed: seconds
+
     self.close()
     self._events = tensorboardX.SummaryWriter(
       str(self._directory / stage), purge_step=step + 1

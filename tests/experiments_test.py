@@ -852,28 +852,28 @@ def test_what_held_in_every_run_of_the_study_holds_in_the_quickstart(scripts):
 def test_evaluate_real_weights_on_real_benchmarks(
   shared, scripts, tmp_path, capsys
 ):
-  """SmolLM2-135M, greedy, on 100 problems each; it knows little arithmetic."""
+  """SmolLM2-135M, greedy, on 40 problems each; it knows little arithmetic."""
   folder = pathlib.Path.home() / '.cache' / 'gft_jax' / 'SmolLM2-135M-Instruct'
   call('fetch_smollm2.py', str(folder))
   out = tmp_path / 'out'
   call(
     'evaluate.py',
     *('--model', str(folder), '--data', str(shared / 'data' / 'benchmarks')),
-    *('--benchmarks', 'mawps_singleop,gsm8k', '--limit', '100'),
-    *('--samples', '1', '--temperature', '0', '--max-tokens', '128'),
+    *('--benchmarks', 'mawps_singleop,gsm8k', '--limit', '40'),
+    *('--samples', '1', '--temperature', '0', '--max-tokens', '96'),
     # Asked to reason step by step, so small a model only wanders.
     *('--out', str(out), '--set', 'data.instruction='),
   )
   metrics = json.loads((out / 'evaluation.json').read_text())
-  # Measured: 6 % and 2 %.
+  # Measured: 7.5 % and 2.5 %; 29 and 6 answers end.
   assert 0.02 <= metrics['eval/mawps_singleop/avg@1'] <= 0.3
   assert 0 <= metrics['eval/gsm8k/avg@1'] <= 0.1
   table = (out / 'table.md').read_text().splitlines()
   for name, row in zip(('mawps_singleop', 'gsm8k'), table[2:]):
     lines = kept_answers(out, name)
-    assert [line['index'] for line in lines] == list(range(100))
-    assert sum(line['finished'] for line in lines) >= 10
-    mean = sum(line['reward'] for line in lines) / 100
+    assert [line['index'] for line in lines] == list(range(40))
+    assert sum(line['finished'] for line in lines) >= 3
+    mean = sum(line['reward'] for line in lines) / 40
     assert mean == pytest.approx(metrics[f'eval/{name}/avg@1'])
     kept = str(out / 'generations' / f'{name}.jsonl')
     assert scripts('evaluate').main(['--regrade', kept]) == 0
@@ -893,6 +893,7 @@ def test_gft_on_real_weights_and_real_data(tmp_path, shared_or_generated):
     *('--config', 'experiments/configs/smollm2_gsm8k.py'),
     *('--workdir', str(workdir)),
     *('--set', f'model.path={folder}', f'data.path={shared_or_generated}'),
+    *('eval.prompts=8', 'eval.kl_prompts=4', 'eval.max_response=12'),
   )
   records = [
     json.loads(line)
@@ -936,7 +937,7 @@ def test_grpo_on_real_weights(tmp_path):
     *('--set', f'model.path={folder}', f'data.path={path}'),
     *('stages.gft.objective=grpo', 'stages.gft.steps=2'),
     *('group.experts=0', 'group.samples=4', 'data.max_response=48'),
-    *('sampler.temperature=0.7', 'eval.before=false'),
+    *('sampler.temperature=0.7', 'eval.before=false', 'eval.splits=()'),
   )
   steps = [r for r in records_of(tmp_path / 'run') if 'train/loss' in r]
   assert len(steps) == 2
@@ -956,7 +957,7 @@ def test_diagnose_real_weights_and_real_data(tmp_path, shared_or_generated):
     *('--workdir', str(tmp_path), '--steps', '1'),
     *('--set', 'data.rows=128', 'model.remat=full', 'loss.chunk=128'),
     *('data.batch_size=2', 'eval.prompts=8', 'eval.kl_prompts=4'),
-    *('eval.ks=1', 'eval.samples=1'),
+    *('eval.ks=1', 'eval.samples=1', 'eval.max_response=12'),
   )
   found = json.loads((tmp_path / 'diagnosis.json').read_text())
   assert found['1/p']['largest'] > 100 > found['1/p']['50.0%'] >= 1

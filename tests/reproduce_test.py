@@ -55,7 +55,10 @@ def test_arms_are_the_recipes_with_their_budget():
     assert arms[f'{style}_sft'].data.batch_size == 160
   assert arms['hesitant_tau_0.1'].loss.tau == 0.1
   assert arms['hesitant_tau_0.1'].data == arms['hesitant_gft_no_gal'].data
-  assert arms['hot_no_dcr'].optimizer.clip_norm == 0
+  assert arms['unclipped_no_dcr'].optimizer.clip_norm == 0
+  assert arms['unclipped'].optimizer.learning_rate == 1e-4
+  assert arms['fast_no_dcr'].optimizer.learning_rate == 1e-3
+  assert arms['fast'].optimizer.clip_norm == arms['gft'].optimizer.clip_norm > 0
   objectives = {stage.name: stage.objective for stage in stages}
   assert objectives['group_6_2_no_dcr'] == 'gft_no_dcr'
   assert objectives['updates'] == 'gft'
@@ -73,7 +76,6 @@ def test_arms_are_the_recipes_with_their_budget():
     'verbose_sft_grpo': 'verbose_sft',
   }
   assert arms['updates'].optimizer.mini_batches == 4
-  assert arms['hot'].optimizer.learning_rate == 1e-3
 
 
 def test_an_answer_hesitates_that_writes_more_numbers_than_steps():
@@ -319,7 +321,7 @@ def test_one_seed_has_no_interval(workdir, tmp_path):
 
 
 def test_an_arm_that_diverged_is_told(workdir, tmp_path):
-  records = workdir / '1' / 'hot' / 'metrics.jsonl'
+  records = workdir / '1' / 'fast' / 'metrics.jsonl'
   whole = records.read_text()
   records.write_text('\n'.join(whole.splitlines()[:3]) + '\n')
   try:
@@ -327,7 +329,7 @@ def test_an_arm_that_diverged_is_told(workdir, tmp_path):
   finally:
     records.write_text(whole)
   page = (tmp_path / 'README.md').read_text()
-  name = 'DCR raises accuracy, 10 x learning rate, no clipping'
+  name = 'DCR raises accuracy, 10 x learning rate'
   assert f'{name}: **diverged**' in page
 
 
@@ -438,7 +440,7 @@ def test_a_small_reproduction_runs_and_goes_on(tmp_path, monkeypatch):
   items = (figures.figure_2, figures.figure_5, figures.table_3)
   monkeypatch.setattr(figures, 'ITEMS', items)
   arguments = ['--workdir', str(tmp_path), '--seeds', '3', '--set']
-  arguments += ['eval.prompts=8', 'eval.kl_prompts=8']
+  arguments += ['eval.prompts=8', 'eval.kl_prompts=8', 'eval.batch_size=8']
 
   def killed(*unused):
     raise KeyboardInterrupt

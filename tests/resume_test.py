@@ -32,11 +32,14 @@ SHORT = [
   ],
   'eval.prompts=32',
   'eval.kl_prompts=32',
+  'eval.batch_size=32',
+  'eval.splits=test',
 ]
 
 
 def start(workdir):
   environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
+  environment['JAX_COMPILATION_CACHE_DIR'] = str(workdir.parent / 'programs')
   return subprocess.Popen(
     [
       sys.executable,
@@ -200,6 +203,8 @@ def test_killed_twenty_times_in_every_phase_ends_bit_for_bit(marked, tmp_path):
     process = marked(killed)
     at, hit = kill_in(process, killed.with_suffix('.mark'), step, phase, delay)
     hits[hit] += 1
+    if hit != phase:  # It is shorter now than in the first run.
+      seconds[phase] /= 2
     saved = checkpoint.newest(killed / 'checkpoints' / 'gft')
     logging.info(
       f'| {number} | {phase}, {1000 * delay:.0f} ms | step {at}, {hit} |'
