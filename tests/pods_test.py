@@ -127,11 +127,17 @@ def test_what_does_not_fit_is_one_line(script, monkeypatch, capsys):
 
   from gft_jax import parallel
 
+  compiled = []
+
   class Traced:
     def lower(self):
       return self
 
+    def as_text(self):
+      return 'the same program'
+
     def compile(self):
+      compiled.append(self)
       return Compiled()
 
   monkeypatch.setattr(
@@ -145,14 +151,18 @@ def test_what_does_not_fit_is_one_line(script, monkeypatch, capsys):
   cache = jax.config.jax_enable_compilation_cache
   small = ['mesh.fsdp=8']
 
-  def check(topology):
-    arguments = ['--config', RECIPE, '--topology', topology, '--set', *small]
+  def check(topology, recipe=RECIPE):
+    arguments = ['--config', recipe, '--topology', topology, '--set', *small]
     return script.main(arguments)
 
   try:
     assert check('v5e:2x4') == 2
     found = capsys.readouterr()
     assert check('v4:2x2x2') == 0
+    told = capsys.readouterr()
+    # Four stages of GRPO and their like are compiled once.
+    compiled.clear()
+    assert check('v4:2x2x2', RECIPE.replace('gft.py', 'pipelines.py')) == 0
   finally:
     jax.config.update('jax_enable_compilation_cache', cache)
   assert '"fits": false' in found.out
@@ -160,7 +170,8 @@ def test_what_does_not_fit_is_one_line(script, monkeypatch, capsys):
   assert len(error) == 2
   size = '1,543,714,304 parameters on 8 chips'
   assert error[0] == f'{size}, 8 cores, of v5e:2x4'
-  assert capsys.readouterr().err == f'{size}, 16 cores, of v4:2x2x2\n'
+  assert told.err == f'{size}, 16 cores, of v4:2x2x2\n'
+  assert len(capsys.readouterr().out.splitlines()) == 7 and len(compiled) == 1
   assert 'update of stage gft: 19.5 GB' in error[1]
   assert 'try more chips' in error[1]
 
@@ -357,12 +368,13 @@ def traces(script, config, name, most=2.0):
 
 
 def test_the_page_says_what_the_check_printed():
-  """Each row of a table against the lines of its command."""
+  """Each row of a table against the lines of its command, stage by stage."""
   pods = EXPERIMENTS / 'pods'
   lines = (pods / 'compiled.jsonl').read_text().splitlines()
   printed = {}
   for line in map(json.loads, lines):
-    printed.setdefault(line['arguments'], {})[line['program']] = line
+    stages = printed.setdefault(line['arguments'], {})
+    stages.setdefault(line['stage'], {})[line['program']] = line
   rows = 0
   for row in (pods / 'README.md').read_text().splitlines():
     cells = [cell.strip() for cell in row.strip('|').split('|')]
@@ -378,16 +390,20 @@ def test_the_page_says_what_the_check_printed():
     for name in names:
       arguments = f'--topology {topology} --config experiments/configs/paper/'
       arguments += f'{name}.py' + f' --set {more}' * bool(more)
-      found = printed[arguments]
-      assert all(line['fits'] for line in found.values()), arguments
-      said = [(memory.split(' ')[0], found['update']['hbm_gb'])]
-      said += [(seconds, found['update']['predicted_seconds'])]
-      said += [(mfu, found['update']['predicted_mfu'])]
-      if 'sample' in found:
-        said += [(rollout, found['sample']['hbm_gb'])]
-        said += [(turn, found['sample']['predicted_seconds'])]
-      for text, value in said:
-        digits = len(text.partition('.')[2])
-        assert abs(float(text) - value) <= 0.51 * 10**-digits, (arguments, text)
+      # One that is named, or all: then they are as large as each other.
+      stages = re.findall(r'`(\w+)`', cells[0]) or printed[arguments]
+      for found in (printed[arguments][stage] for stage in stages):
+        assert all(line['fits'] for line in found.values()), arguments
+        said = [(memory.split(' ')[0], found['update']['hbm_gb'])]
+        said += [(seconds, found['update']['predicted_seconds'])]
+        said += [(mfu, found['update']['predicted_mfu'])]
+        assert ('sample' in found) == (rollout != '-'), arguments
+        if 'sample' in found:
+          said += [(rollout, found['sample']['hbm_gb'])]
+          said += [(turn, found['sample']['predicted_seconds'])]
+        for text, value in said:
+          error = abs(float(text) - value)
+          digits = len(text.partition('.')[2])
+          assert error <= 0.51 * 10**-digits, (arguments, text)
       rows += 1
   assert rows >= 24

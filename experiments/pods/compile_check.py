@@ -124,6 +124,8 @@ def check(config: Config, topology: str, chip: Chip) -> None:
     file=sys.stderr,
   )
   too_large = []
+  # By its text: stages of one method have the same program.
+  known: dict[str, Any] = {}
   for stage in config.stages:
     settings = for_stage(config, stage)
     objective = objectives.choose(stage.objective, settings.group)
@@ -135,8 +137,10 @@ def check(config: Config, topology: str, chip: Chip) -> None:
       settings, objective, stage, architecture, mesh
     ):
       line = {'stage': stage.name, 'program': name, 'topology': topology}
+      lowered = traced.lower()
+      text = lowered.as_text()
       try:
-        compiled = traced.lower().compile()
+        compiled = known[text] if text in known else lowered.compile()
       except jax.errors.JaxRuntimeError as error:
         if 'RESOURCE_EXHAUSTED' not in str(error):
           raise
@@ -144,6 +148,7 @@ def check(config: Config, topology: str, chip: Chip) -> None:
         sentence = str(error).split(': ', 1)[-1].splitlines()[0]
         too_large.append(f'{name} of stage {stage.name}: {sentence}')
         continue
+      known[text] = compiled
       found = describe(compiled, work, chips, chip)
       if not found['fits']:
         too_large.append(
