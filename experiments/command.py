@@ -267,8 +267,8 @@ def _leave_others(code: int) -> None:
   """Ends this process of several at once; alone, returns.
 
   An ordinary exit of JAX waits for the others, and they wait for this one.
-  Process 0, whose end JAX answers by aborting all, gives them a second to say
-  what they refuse as well.
+  JAX aborts them when process 0 ends: it waits a second, so that they can say
+  what they refuse.
   """
   if _several():
     sys.stdout.flush()

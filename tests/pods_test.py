@@ -129,15 +129,17 @@ def test_what_does_not_fit_is_one_line(script, monkeypatch, capsys):
 
   compiled = []
 
-  class Traced:
+  class Traced(NamedTuple):
+    text: str
+
     def lower(self):
       return self
 
     def as_text(self):
-      return 'the same program'
+      return self.text
 
     def compile(self):
-      compiled.append(self)
+      compiled.append(self.text)
       return Compiled()
 
   monkeypatch.setattr(
@@ -146,7 +148,9 @@ def test_what_does_not_fit_is_one_line(script, monkeypatch, capsys):
   monkeypatch.setattr(
     script,
     'programs',
-    lambda *_: [('update', Traced(), script.Work(1, 1, held=2**33))],
+    lambda settings, objective, stage, *_: [
+      ('update', Traced(stage.objective), script.Work(1, 1, held=2**33))
+    ],
   )
   cache = jax.config.jax_enable_compilation_cache
   small = ['mesh.fsdp=8']
@@ -160,7 +164,7 @@ def test_what_does_not_fit_is_one_line(script, monkeypatch, capsys):
     found = capsys.readouterr()
     assert check('v4:2x2x2') == 0
     told = capsys.readouterr()
-    # Four stages of GRPO and their like are compiled once.
+    # Seven stages of three methods.
     compiled.clear()
     assert check('v4:2x2x2', RECIPE.replace('gft.py', 'pipelines.py')) == 0
   finally:
@@ -171,7 +175,8 @@ def test_what_does_not_fit_is_one_line(script, monkeypatch, capsys):
   size = '1,543,714,304 parameters on 8 chips'
   assert error[0] == f'{size}, 8 cores, of v5e:2x4'
   assert told.err == f'{size}, 16 cores, of v4:2x2x2\n'
-  assert len(capsys.readouterr().out.splitlines()) == 7 and len(compiled) == 1
+  assert len(capsys.readouterr().out.splitlines()) == 7
+  assert sorted(compiled) == ['gft', 'grpo', 'sft']
   assert 'update of stage gft: 19.5 GB' in error[1]
   assert 'try more chips' in error[1]
 

@@ -37,16 +37,6 @@ get_config = lambda: from_dict(Config, json.loads(text))
 """
 
 
-@pytest.fixture(scope='module', autouse=True)
-def programs(tmp_path_factory):
-  """What one run has compiled the next ones read."""
-  with pytest.MonkeyPatch.context() as patch:
-    folder = tmp_path_factory.mktemp('programs')
-    patch.setenv('JAX_COMPILATION_CACHE_DIR', str(folder))
-    patch.setenv('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
-    yield
-
-
 @pytest.fixture(scope='module')
 def recipe(config) -> Config:
   """One stage with every origin, refilled groups and evaluations."""
