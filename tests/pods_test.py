@@ -411,4 +411,4 @@ def test_the_page_says_what_the_check_printed():
           digits = len(text.partition('.')[2])
           assert error <= 0.51 * 10**-digits, (arguments, text)
       rows += 1
-  assert rows >= 33
+  assert rows >= 40
