@@ -872,7 +872,7 @@ def test_evaluate_real_weights_on_real_benchmarks(
   for name, row in zip(('mawps_singleop', 'gsm8k'), table[2:]):
     lines = kept_answers(out, name)
     assert [line['index'] for line in lines] == list(range(40))
-    assert sum(line['finished'] for line in lines) >= 3
+    assert sum(line['finished'] for line in lines) >= 4
     mean = sum(line['reward'] for line in lines) / 40
     assert mean == pytest.approx(metrics[f'eval/{name}/avg@1'])
     kept = str(out / 'generations' / f'{name}.jsonl')
@@ -893,7 +893,7 @@ def test_gft_on_real_weights_and_real_data(tmp_path, shared_or_generated):
     *('--config', 'experiments/configs/smollm2_gsm8k.py'),
     *('--workdir', str(workdir)),
     *('--set', f'model.path={folder}', f'data.path={shared_or_generated}'),
-    *('eval.prompts=8', 'eval.kl_prompts=4', 'eval.max_response=12'),
+    'eval.max_response=12',
   )
   records = [
     json.loads(line)
