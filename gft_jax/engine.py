@@ -35,7 +35,7 @@ from gft_jax.config import (
   require,
 )
 from gft_jax.data import pipeline
-from gft_jax.models import lora, reward_model
+from gft_jax.models import lora, reward_model, transformer
 from gft_jax.ops.masking import WeightedMean
 from gft_jax.optimizer import make_optimizer
 
@@ -69,16 +69,8 @@ def sample(model, params, prompts, key, **settings):
 
 @functools.partial(jax.jit, static_argnames=('mesh', 'dtype'))
 def rollout_copy(params, *, mesh, dtype):
-  """Parameters in the layout of another mesh of the same devices.
-
-  In `dtype`, in which the model would use them; only norms are read wider.
-  """
-
-  def one(path, x):
-    return x if path[-1].key == 'scale' else x.astype(dtype)
-
-  params = jax.tree_util.tree_map_with_path(one, params)
-  return parallel.lay_out(params, mesh)
+  """Parameters as the sampler uses them, on another mesh of the same devices."""
+  return parallel.lay_out(transformer.for_compute(params, dtype), mesh)
 
 
 token_logprobs = jax.jit(

@@ -118,6 +118,7 @@ def sample_groups(
   variables = {'params': params}
   batch = prompts.tokens.shape[0]
   rows = batch * group_size
+  filtered = top_k > 0 or top_p < 1 or min_p > 0
 
   with jax.named_scope('prefill'):
     prefix = model.apply(
@@ -134,14 +135,18 @@ def sample_groups(
       rollout.hidden, head, preferred_element_type=jnp.float32
     )
     tempered = logits / temperature if temperature > 0 else logits
-    logp = jax.nn.log_softmax(tempered)
+    top = jnp.max(tempered, axis=-1, keepdims=True)
+    weights = jnp.exp(tempered - top)
+    total = jnp.log(jnp.sum(weights, axis=-1, keepdims=True))
     if temperature > 0:
-      kept = keep(logp, top_k=top_k, top_p=top_p, min_p=min_p)
-      uniform = _uniform(rollout.keys, rollout.step)
-      token = draw(jnp.where(kept, logp, -jnp.inf), uniform)
+      if filtered:
+        kept = keep(tempered, top_k=top_k, top_p=top_p, min_p=min_p)
+        weights = jnp.where(kept, weights, 0.0)
+      token = draw(weights, _uniform(rollout.keys, rollout.step))
     else:
       token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    chosen = jnp.take_along_axis(logp, token[:, None], axis=-1)
+    chosen = jnp.take_along_axis(tempered, token[:, None], axis=-1)
+    chosen = chosen - top - total
     at = (0, rollout.step)
     write = jax.lax.dynamic_update_slice
     alive = rollout.alive
@@ -236,14 +241,14 @@ def sizes(rows: int) -> tuple[int, ...]:
 
 
 def keep(
-  logp: jax.Array, *, top_k: int, top_p: float, min_p: float
+  logits: jax.Array, *, top_k: int, top_p: float, min_p: float
 ) -> jax.Array:
   """The tokens that survive the filters, in the order top-k, top-p, min-p.
 
   One sort of the vocabulary at most, and none unless top_k or top_p asks.
 
   Args:
-    logp: [..., V] float32 log-probabilities.
+    logits: [..., V] float32, up to a constant of each row.
     top_k: 0 keeps all.
     top_p: 1 keeps all.
     min_p: 0 keeps all.
@@ -251,25 +256,25 @@ def keep(
   Returns:
     [..., V] bool; the likeliest token always survives.
   """
-  vocabulary = logp.shape[-1]
-  floor = jnp.full((*logp.shape[:-1], 1), -jnp.inf)
+  vocabulary = logits.shape[-1]
+  floor = jnp.full((*logits.shape[:-1], 1), -jnp.inf)
   if top_p < 1:
     count = top_k if 0 < top_k < vocabulary else vocabulary
-    likeliest = jax.lax.top_k(logp, count)[0]
+    likeliest = jax.lax.top_k(logits, count)[0]
     mass = jnp.cumsum(jax.nn.softmax(likeliest), axis=-1)
     # A token stays while the mass before it has not reached top_p yet.
     needed = jnp.sum(mass < top_p, axis=-1, keepdims=True)
     needed = jnp.minimum(needed, count - 1)
     floor = jnp.take_along_axis(likeliest, needed, axis=-1)
   elif 0 < top_k < vocabulary:
-    floor = jax.lax.top_k(logp, top_k)[0][..., -1:]
+    floor = jax.lax.top_k(logits, top_k)[0][..., -1:]
   if min_p > 0:
-    least = jnp.max(logp, axis=-1, keepdims=True) + jnp.log(min_p)
+    least = jnp.max(logits, axis=-1, keepdims=True) + jnp.log(min_p)
     floor = jnp.maximum(floor, least)
-  return logp >= floor
+  return logits >= floor
 
 
-def draw(logp: jax.Array, uniform: jax.Array) -> jax.Array:
+def draw(weights: jax.Array, uniform: jax.Array) -> jax.Array:
   """Draws by the inverse of the cumulative distribution.
 
   One uniform number per row instead of V of Gumbel noise. It chooses a block of
@@ -277,16 +282,14 @@ def draw(logp: jax.Array, uniform: jax.Array) -> jax.Array:
   cumulative sums are over few numbers.
 
   Args:
-    logp: [..., V] log-weights, -inf where a token is filtered out; they need
-      not be normalised.
+    weights: [..., V], at least 0 and not all 0; they need not be normalised.
     uniform: [...] in [0, 1).
 
   Returns:
     [...] int32.
   """
-  *lead, vocabulary = logp.shape
+  *lead, vocabulary = weights.shape
   size = min(BLOCK, vocabulary)
-  weights = jnp.exp(logp - jnp.max(logp, axis=-1, keepdims=True))
   weights = jnp.pad(weights, [(0, 0)] * len(lead) + [(0, -vocabulary % size)])
   weights = weights.reshape(*lead, -1, size)
   block, uniform = _inverse(jnp.sum(weights, axis=-1), uniform)

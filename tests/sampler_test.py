@@ -1,6 +1,7 @@
 """A hand-made table of probabilities is the model: the truth is known."""
 
 import collections
+import functools
 import re
 
 import chex
@@ -288,10 +289,10 @@ def test_same_tokens_on_any_mesh(shape):
 
 
 def test_draw_never_picks_a_token_of_probability_zero():
-  logp = jnp.array([[-jnp.inf, -1.0, -jnp.inf, -2.0, -jnp.inf]])
+  weights = jnp.array([[0.0, 0.4, 0.0, 0.1, 0.0]])
   largest = np.nextafter(np.float32(1), np.float32(0))
   for uniform in (0.0, 0.5, largest):
-    token = sampler.draw(logp, jnp.array([uniform], jnp.float32))
+    token = sampler.draw(weights, jnp.array([uniform], jnp.float32))
     assert int(token[0]) in (1, 3)
 
 
@@ -309,7 +310,7 @@ def test_draw_is_exact_where_the_cumulative_sum_is_not_monotone(
   assert (np.diff(cumulative) < 0).any(), 'the case is not met any more'
   # Thresholds at every plateau's edge, where a wrong step would show.
   uniform = jnp.asarray(cumulative[::97] / cumulative.max()) * (1 - 1e-7)
-  draw = jax.jit(jax.vmap(lambda u: sampler.draw(jnp.asarray(logp), u)))
+  draw = jax.jit(jax.vmap(lambda u: sampler.draw(weights, u)))
   tokens = np.asarray(draw(uniform))
   assert np.isfinite(logp[tokens]).all()
   exact = np.cumsum(np.asarray(weights, np.float64))
@@ -358,6 +359,23 @@ def test_behavior_logp_equals_teacher_forcing(decoder, temperature):
   )
   assert 1 < len(np.unique(responses.length))
   np.testing.assert_allclose(logp, responses.behavior_logp, atol=1e-4)
+
+
+def test_the_loop_copies_no_parameters(decoder):
+  """Prefill cuts each layer out of the stacked ones, and shows what that is."""
+  model, params, prompts = decoder
+  run = functools.partial(
+    sampler.sample_groups, model, group_size=3, max_tokens=12
+  )
+  text = jax.jit(run).lower(params, prompts, jax.random.key(2)).compile()
+  _, width, mlp_width = params['blocks']['gate']['kernel'].shape
+  made = [
+    line
+    for line in text.as_text().splitlines()
+    if re.search(rf'= f32\[(1,)?{width},{mlp_width}\]', line)
+  ]
+  assert any('prefill/while/body' in line for line in made)
+  assert not any('decode/while/body' in line for line in made)
 
 
 def test_permuted_rows_of_a_decoder_give_identical_tokens(decoder):

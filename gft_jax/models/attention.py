@@ -16,6 +16,7 @@ that kernel; none that JAX has for GPUs takes the mask of a response without suc
 an array.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -27,9 +28,9 @@ from jax.ad_checkpoint import checkpoint_name
 from gft_jax import parallel
 from gft_jax.models import splash
 
-# Tokens of the cache that one turn of the decode loop reads. Smaller blocks
-# waste fewer keys after the current token, larger ones take fewer turns.
-BLOCK = 64
+# Tokens of the cache that are read together. Smaller blocks waste fewer keys after
+# the current token, larger ones take fewer turns; a cache of one is read in place.
+BLOCK = 128
 
 # Most queries of each sequence whose scores exist at one time, and most bytes of
 # the scores of one group, where that leaves FEWEST queries: they then stay in a
@@ -38,6 +39,11 @@ BLOCK = 64
 QUERY_BLOCK = 128
 SCORES = 2**24
 FEWEST = 16
+
+# Blocks of queries are in so many parts, each with the keys that its last query
+# sees: a causal mask that hides half of the scores then leaves an eighth of them
+# computed for nothing.
+PARTS = 4
 
 
 class Part(NamedTuple):
@@ -128,13 +134,13 @@ def attend(
   )
   lse = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
   out = jnp.einsum(
-    '...nhsu,...unk->...snhk',
+    '...nhsu,...unk->...nhsk',
     jnp.exp(logits - lse).astype(value.dtype),
     value,
     preferred_element_type=jnp.float32,
   )
   return Part(
-    out=out.reshape(*lead, size, heads, head_size),
+    out=jnp.moveaxis(out, -2, -4).reshape(*lead, size, heads, head_size),
     lse=jnp.moveaxis(lse[..., 0], -1, -3).reshape(*lead, size, heads),
   )
 
@@ -171,10 +177,11 @@ def attend_prompt(
       splash.attend_prompt, query, key, value, segments
     )
 
-  def attend_block(start, query, own_segments):
-    causal = _causal(start, query.shape[1], key.shape[1])
-    same = own_segments[:, :, None] == segments[:, None]
-    return attend(query, key, value, causal & same).out.astype(query.dtype)
+  def attend_block(seen, start, query, own_segments):
+    causal = _causal(start, query.shape[1], seen)
+    same = own_segments[:, :, None] == segments[:, None, :seen]
+    part = attend(query, key[:, :seen], value[:, :seen], causal & same)
+    return part.out.astype(query.dtype)
 
   return _in_query_blocks(
     attend_block, query, segments, axis=1, block=QUERY_BLOCK
@@ -203,11 +210,11 @@ def attend_response(
       splash.attend_response, query, tuple(own), prefix, length
     )
 
-  def attend_block(start, query):
-    causal = _causal(start, query.shape[2], own[0].shape[2])
+  def attend_block(seen, start, query):
+    causal = _causal(start, query.shape[2], seen)
     part = merge(
       _attend_prefix(query, prefix, length),
-      attend(query, *own, causal[None]),
+      attend(query, *(x[:, :, :seen] for x in own), causal[None]),
     )
     return part.out.astype(query.dtype)
 
@@ -239,10 +246,14 @@ def _in_query_blocks(
   axis: int,
   block: int,
 ) -> jax.Array:
-  """`attend_block(start, *arrays)` on parts of at most `block` along `axis`."""
+  """`attend_block(seen, start, *arrays)` on at most `block` along `axis`.
+
+  No query of a block that starts at `start` sees a key at `seen`, a Python int,
+  or after it.
+  """
   tokens = arrays[0].shape[axis]
   if tokens <= block:
-    return checkpoint_name(attend_block(0, *arrays), 'attention')
+    return checkpoint_name(attend_block(tokens, 0, *arrays), 'attention')
   count = -(-tokens // block)
   size = -(-tokens // count)
 
@@ -254,13 +265,21 @@ def _in_query_blocks(
     shape = (*x.shape[:axis], count, size, *x.shape[axis + 1 :])
     return jnp.moveaxis(x.reshape(shape), axis, 0)
 
-  # In a loop, so that the two passes cannot be merged.
-  attend_block = jax.checkpoint(attend_block, prevent_cse=False)
-  _, out = jax.lax.scan(
-    lambda _, block: (None, attend_block(*block)),
-    None,
-    (size * jnp.arange(count), *map(cut, arrays)),
-  )
+  starts = size * jnp.arange(count)
+  blocks = (starts, *map(cut, arrays))
+  out = []
+  for part in np.array_split(np.arange(count), min(PARTS, count)):
+    first, last = part[0], part[-1] + 1
+    attend_part = functools.partial(attend_block, min(last * size, tokens))
+    # In a loop, so that the two passes cannot be merged.
+    attend_part = jax.checkpoint(attend_part, prevent_cse=False)
+    _, found = jax.lax.scan(
+      lambda _, block, attend_part=attend_part: (None, attend_part(*block)),
+      None,
+      tuple(x[first:last] for x in blocks),
+    )
+    out.append(found)
+  out = jnp.concatenate(out)
   out = jnp.moveaxis(out, 0, axis)
   shape = (*out.shape[:axis], -1, *out.shape[axis + 2 :])
   out = jax.lax.slice_in_dim(out.reshape(shape), 0, tokens, axis=axis)
@@ -269,11 +288,10 @@ def _in_query_blocks(
 
 def attend_step(
   query: jax.Array,
-  cache: tuple[jax.Array, jax.Array],
+  own: tuple[jax.Array, jax.Array],
   prompt: tuple[jax.Array, jax.Array],
   length: jax.Array,
   slots: jax.Array,
-  layer: jax.Array,
   step: jax.Array,
   *,
   group_size: int,
@@ -285,19 +303,17 @@ def attend_step(
 
   Args:
     query: [R, H, K].
-    cache: keys and values [L, R, N, T, K] of all layers, this token's in
-      place; the whole cache, because a slice of a layer would copy it.
-    prompt: keys and values [B, N, P, K] of the prompts.
+    own: keys [R, N, K, T] and values [R, N, T, K], this token's in place.
+    prompt: keys [B, N, K, P] and values [B, N, P, K] of the prompts.
     length: [B] int32, real tokens of each prompt.
     slots: [R] int32, the response b G + g that each row is.
-    layer: [] int32.
     step: [] int32, index of this token in the response, under T.
     group_size: G.
 
   Returns:
     [R, H, K].
   """
-  _, rows, kv_heads, tokens, head_size = cache[0].shape
+  rows, kv_heads, tokens, head_size = own[1].shape
   block = min(BLOCK, tokens)
   grouped = query.reshape(rows, kv_heads, -1, head_size)
 
@@ -306,31 +322,31 @@ def attend_step(
     # starts earlier and masks what the block before it has attended.
     start = jnp.minimum(i * block, tokens - block)
     key, value = (
-      jax.lax.dynamic_slice(
-        x,
-        (layer, 0, 0, start, 0),
-        (1, rows, kv_heads, block, head_size),
-      )[0]
-      for x in cache
+      jax.lax.dynamic_slice_in_dim(x, start, block, axis)
+      for x, axis in zip(own, (3, 2))
     )
     position = start + jnp.arange(block)
     seen = (position >= i * block) & (position <= step)
     return merge(part, _attend_rows(grouped, key, value, seen[None]))
 
   part = _attend_group(grouped, prompt, length, slots, group_size)
-  part = jax.lax.fori_loop(0, step // block + 1, attend_block, part)
+  if tokens == block:
+    part = attend_block(0, part)
+  else:
+    part = jax.lax.fori_loop(0, step // block + 1, attend_block, part)
   return part.out.reshape(query.shape).astype(query.dtype)
 
 
 def _attend_rows(
   query: jax.Array, key: jax.Array, value: jax.Array, seen: jax.Array
 ) -> Part:
-  """Queries [R, N, S, K] against keys [R, N, U, K], `seen` [R or 1, U].
+  """Queries [R, N, S, K], keys [R, N, K, U], values [R, N, U, K] and `seen`.
 
-  S queries share a key head; the part is [R, N, S, K] and [R, N, S].
+  S queries share a key head; `seen` is [R or 1, U], the part [R, N, S, K] and
+  [R, N, S].
   """
   logits = jnp.einsum(
-    'rnsk,rnuk->rnsu', query, key, preferred_element_type=jnp.float32
+    'rnsk,rnku->rnsu', query, key, preferred_element_type=jnp.float32
   )
   logits = jnp.where(
     seen[:, None, None], logits * query.shape[-1] ** -0.5, -jnp.inf
@@ -352,12 +368,12 @@ def _attend_group(
   slots: jax.Array,
   group_size: int,
 ) -> Part:
-  """Queries [R, N, S, K] against the prompt [B, N, P, K] of their group.
+  """Queries [R, N, S, K] against the prompt of their group.
 
   Rows go to their places in their groups and back, so that each prompt is read
   once per group however many of its members are left.
   """
-  batch, kv_heads, size, head_size = prompt[0].shape
+  batch, kv_heads, size, head_size = prompt[1].shape
   count = batch * group_size
   everybody = len(query) == count
   if not everybody:

@@ -179,6 +179,27 @@ def test_queries_in_blocks_equal_all_at_once(block, monkeypatch):
   chex.assert_trees_all_close(results(block), results(100), atol=1e-5)
 
 
+def test_later_keys_are_not_read():
+  """Long sequences: keys after a part of the queries cost it nothing."""
+  tokens = 4 * attention.QUERY_BLOCK
+  query = random(0, 1, 1, tokens, 2, 2)
+  own = random(1, 1, 1, tokens, 1, 2), random(2, 1, 1, tokens, 1, 2)
+  prefix = random(3, 1, 2, 1, 2), random(4, 1, 2, 1, 2)
+  seen = attention.QUERY_BLOCK
+
+  @jax.jit
+  def first_part(*own):
+    out = attention.attend_response(query, own, prefix, jnp.array([2]))
+    keys, values = (x[:, 0] for x in own)
+    segments = jnp.zeros((1, tokens), jnp.int32)
+    prompt = attention.attend_prompt(query[:, 0], keys, values, segments)
+    return out[:, :, :seen], prompt[:, :seen]
+
+  # 0 * NaN is NaN, so keys that are only masked would show.
+  poisoned = (x.at[:, :, seen:].set(jnp.nan) for x in own)
+  chex.assert_trees_all_equal(first_part(*poisoned), first_part(*own))
+
+
 def test_scores_of_a_group_are_bounded(monkeypatch):
   """Fewer queries at one time where many members see many keys."""
   group, heads, tokens = 8, 4, 64
@@ -210,10 +231,12 @@ def fresh_step():
   return jax.jit(step, static_argnames='group_size')
 
 
-def rows_of(x):
-  """Keys or values [B, G, T, N, K] -> a layer of the cache, [B G, N, T, K]."""
-  x = np.asarray(x)
-  return np.moveaxis(x.reshape(-1, *x.shape[2:]), 1, 2)
+def cache_of(keys, values):
+  """[B, G, T, N, K] twice -> keys [B G, N, K, T] and values [B G, N, T, K]."""
+  keys, values = (
+    np.asarray(x).reshape(-1, *x.shape[2:]) for x in (keys, values)
+  )
+  return keys.transpose(0, 2, 3, 1), values.transpose(0, 2, 1, 3)
 
 
 @pytest.mark.parametrize('block', [1, 3, 64])
@@ -230,12 +253,9 @@ def test_steps_in_blocks_equal_the_response(block, slots, monkeypatch):
   prefix = random(3, batch, prompt, 2, 6), random(4, batch, prompt, 2, 6)
   length = jnp.array([3, 1])
   expected = jax.jit(attention.attend_response)(query, own, prefix, length)
-  # Layer 1 of a cache of two; layer 0 holds other numbers.
-  cache = tuple(
-    np.stack([rows_of(x) + 1, rows_of(x)])[:, np.array(slots)] for x in own
-  )
+  cache = tuple(x[np.array(slots)] for x in cache_of(*own))
   flat = [np.asarray(x).reshape(4, tokens, 4, 6) for x in (query, expected)]
-  prompt = tuple(x.swapaxes(1, 2) for x in prefix)
+  prompt = cache_of(*(x[:, None] for x in prefix))
   step = fresh_step()
   for t in range(tokens):
     out = step(
@@ -244,7 +264,6 @@ def test_steps_in_blocks_equal_the_response(block, slots, monkeypatch):
       prompt,
       length,
       jnp.array(slots),
-      jnp.int32(1),
       jnp.int32(t),
       group_size=group,
     )
@@ -254,13 +273,14 @@ def test_steps_in_blocks_equal_the_response(block, slots, monkeypatch):
 def test_blocks_after_the_step_are_not_read(monkeypatch):
   monkeypatch.setattr(attention, 'BLOCK', 4)
   query = random(0, 2, 4, 6)
-  own = random(1, 1, 2, 2, 16, 6), random(2, 1, 2, 2, 16, 6)
-  prompt = random(3, 1, 2, 3, 6), random(4, 1, 2, 3, 6)
+  own = random(1, 2, 2, 6, 16), random(2, 2, 2, 16, 6)
+  prompt = random(3, 1, 2, 6, 3), random(4, 1, 2, 3, 6)
   step = fresh_step()
-  place = (jnp.arange(2), jnp.int32(0), jnp.int32(6))
+  place = (jnp.arange(2), jnp.int32(6))
   arguments = (prompt, jnp.array([3]), *place)
   # 0 * NaN is NaN, so a block that is only masked would show.
-  poisoned = tuple(x.at[:, :, :, 8:].set(jnp.nan) for x in own)
+  keys, values = own
+  poisoned = keys.at[..., 8:].set(jnp.nan), values.at[:, :, 8:].set(jnp.nan)
   np.testing.assert_array_equal(
     step(query, poisoned, *arguments, group_size=2),
     step(query, own, *arguments, group_size=2),
