@@ -69,7 +69,7 @@ def sample(model, params, prompts, key, **settings):
 
 @functools.partial(jax.jit, static_argnames=('mesh', 'dtype'))
 def rollout_copy(params, *, mesh, dtype):
-  """Parameters as the sampler uses them, on another mesh of the same devices."""
+  """Parameters as the sampler uses them, on its mesh of the same devices."""
   return parallel.lay_out(transformer.for_compute(params, dtype), mesh)
 
 

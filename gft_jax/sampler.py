@@ -30,7 +30,7 @@ import jax.numpy as jnp
 from gft_jax.batch import Prompts, Responses
 
 # Rows below which no more are dropped: a step then costs what reading the
-# parameters costs, and each further size is another program to compile.
+# parameters costs, and each further size is another loop to compile.
 FEWEST_ROWS = 8
 
 # Tokens of the vocabulary that a draw looks at together.
@@ -49,7 +49,7 @@ class Rollout(NamedTuple):
     length: [R] int32.
     alive: [R] bool, not ended yet.
     hidden: [R, D], the state that predicts token `step`.
-    cache: keys and values, owned by the model.
+    cache: what decoding needs, owned by the model.
   """
 
   step: jax.Array
@@ -118,7 +118,6 @@ def sample_groups(
   variables = {'params': params}
   batch = prompts.tokens.shape[0]
   rows = batch * group_size
-  filtered = top_k > 0 or top_p < 1 or min_p > 0
 
   with jax.named_scope('prefill'):
     prefix = model.apply(
@@ -137,16 +136,16 @@ def sample_groups(
     tempered = logits / temperature if temperature > 0 else logits
     top = jnp.max(tempered, axis=-1, keepdims=True)
     weights = jnp.exp(tempered - top)
-    total = jnp.log(jnp.sum(weights, axis=-1, keepdims=True))
+    log_total = jnp.log(jnp.sum(weights, axis=-1, keepdims=True))
     if temperature > 0:
-      if filtered:
+      if top_k > 0 or top_p < 1 or min_p > 0:
         kept = keep(tempered, top_k=top_k, top_p=top_p, min_p=min_p)
         weights = jnp.where(kept, weights, 0.0)
       token = draw(weights, _uniform(rollout.keys, rollout.step))
     else:
       token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    chosen = jnp.take_along_axis(tempered, token[:, None], axis=-1)
-    chosen = chosen - top - total
+    at_token = jnp.take_along_axis(tempered, token[:, None], axis=-1)
+    chosen = at_token - top - log_total
     at = (0, rollout.step)
     write = jax.lax.dynamic_update_slice
     alive = rollout.alive

@@ -17,6 +17,7 @@ an array.
 """
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -28,8 +29,9 @@ from jax.ad_checkpoint import checkpoint_name
 from gft_jax import parallel
 from gft_jax.models import splash
 
-# Tokens of the cache that are read together. Smaller blocks waste fewer keys after
-# the current token, larger ones take fewer turns; a cache of one is read in place.
+# Tokens of the cache that are read together. Smaller blocks waste fewer keys
+# after the current token, larger ones take fewer turns. A cache that is no larger
+# is read whole, without a loop.
 BLOCK = 128
 
 # Most queries of each sequence whose scores exist at one time, and most bytes of
@@ -40,9 +42,9 @@ QUERY_BLOCK = 128
 SCORES = 2**24
 FEWEST = 16
 
-# Blocks of queries are in so many parts, each with the keys that its last query
-# sees: a causal mask that hides half of the scores then leaves an eighth of them
-# computed for nothing.
+# Blocks of queries go in at most so many parts, each with the keys that its last
+# query sees. The causal mask hides half of the scores; with four parts an eighth
+# of them is still computed for nothing.
 PARTS = 4
 
 
@@ -265,20 +267,20 @@ def _in_query_blocks(
     shape = (*x.shape[:axis], count, size, *x.shape[axis + 1 :])
     return jnp.moveaxis(x.reshape(shape), axis, 0)
 
-  starts = size * jnp.arange(count)
-  blocks = (starts, *map(cut, arrays))
-  out = []
-  for part in np.array_split(np.arange(count), min(PARTS, count)):
-    first, last = part[0], part[-1] + 1
-    attend_part = functools.partial(attend_block, min(last * size, tokens))
+  blocks = (size * jnp.arange(count), *map(cut, arrays))
+
+  def attend_part(first, end):
+    """Blocks `first` to `end`, on the keys that their last query sees."""
+    run = functools.partial(attend_block, min(end * size, tokens))
     # In a loop, so that the two passes cannot be merged.
-    attend_part = jax.checkpoint(attend_part, prevent_cse=False)
-    _, found = jax.lax.scan(
-      lambda _, block, attend_part=attend_part: (None, attend_part(*block)),
-      None,
-      tuple(x[first:last] for x in blocks),
-    )
-    out.append(found)
+    run = jax.checkpoint(run, prevent_cse=False)
+    part = tuple(x[first:end] for x in blocks)
+    return jax.lax.scan(lambda _, block: (None, run(*block)), None, part)[1]
+
+  # Of two blocks at least: a loop of one turn would be no loop.
+  parts = min(PARTS, count // 2)
+  ends = [count * i // parts for i in range(parts + 1)]
+  out = [attend_part(*pair) for pair in itertools.pairwise(ends)]
   out = jnp.concatenate(out)
   out = jnp.moveaxis(out, 0, axis)
   shape = (*out.shape[:axis], -1, *out.shape[axis + 2 :])
@@ -298,8 +300,8 @@ def attend_step(
 ) -> jax.Array:
   """One decoded token of each row attends to its prompt and its response.
 
-  The cache is read in blocks up to the current token: the cost follows the
-  step, not the allocation. No gradient (the number of turns is dynamic).
+  A cache of more than BLOCK tokens is read in blocks up to the current token: the
+  cost follows the step, not the allocation. No gradient then.
 
   Args:
     query: [R, H, K].

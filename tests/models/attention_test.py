@@ -179,13 +179,13 @@ def test_queries_in_blocks_equal_all_at_once(block, monkeypatch):
   chex.assert_trees_all_close(results(block), results(100), atol=1e-5)
 
 
-def test_later_keys_are_not_read():
-  """Long sequences: keys after a part of the queries cost it nothing."""
-  tokens = 4 * attention.QUERY_BLOCK
+def test_later_keys_are_not_read(monkeypatch):
+  """In long sequences, keys after a part of the queries cost it nothing."""
+  monkeypatch.setattr(attention, 'QUERY_BLOCK', 4)
+  tokens, seen = 32, 8  # Four parts of two blocks.
   query = random(0, 1, 1, tokens, 2, 2)
   own = random(1, 1, 1, tokens, 1, 2), random(2, 1, 1, tokens, 1, 2)
   prefix = random(3, 1, 2, 1, 2), random(4, 1, 2, 1, 2)
-  seen = attention.QUERY_BLOCK
 
   @jax.jit
   def first_part(*own):
@@ -198,6 +198,24 @@ def test_later_keys_are_not_read():
   # 0 * NaN is NaN, so keys that are only masked would show.
   poisoned = (x.at[:, :, seen:].set(jnp.nan) for x in own)
   chex.assert_trees_all_equal(first_part(*poisoned), first_part(*own))
+
+
+def test_the_backward_pass_keeps_no_scores():
+  """Of all blocks, in the compiled gradient: some at a time."""
+  tokens, heads = 16 * attention.QUERY_BLOCK, 8
+  query = jax.ShapeDtypeStruct((1, tokens, heads, 4), 'float32')
+  segments = jax.ShapeDtypeStruct((1, tokens), 'int32')
+
+  def loss(*arrays):
+    return attention.attend_prompt(*arrays).sum()
+
+  compiled = (
+    jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
+    .lower(query, query, query, segments)
+    .compile()
+  )
+  scores = 4 * heads * tokens**2
+  assert compiled.memory_analysis().temp_size_in_bytes < scores // 2
 
 
 def test_scores_of_a_group_are_bounded(monkeypatch):

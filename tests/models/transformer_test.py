@@ -114,9 +114,13 @@ def test_remat_saves_memory_and_changes_no_gradient(remat):
   assert least < most
 
 
-def test_decoding_equals_responding(monkeypatch):
+# bfloat16 as in test_bfloat16_is_close: both ways round, in another order.
+@pytest.mark.parametrize(
+  ('dtype', 'atol'), [('float32', 1e-5), ('bfloat16', 0.03)]
+)
+def test_decoding_equals_responding(dtype, atol, monkeypatch):
   monkeypatch.setattr(attention, 'BLOCK', 3)  # TOKENS is no multiple of it.
-  model = Transformer(TINY)
+  model = Transformer(TINY, dtype)
 
   @jax.jit
   def decode_all(params):
@@ -138,7 +142,30 @@ def test_decoding_equals_responding(monkeypatch):
   expected = respond(model, params, PROMPTS, LENGTH, RESPONSES)
   # State t of a response predicts token t; that of step t predicts t + 1.
   decoded = jnp.moveaxis(decode_all(params), 0, 2)
-  np.testing.assert_allclose(decoded[:, :, :-1], expected[:, :, 1:], atol=1e-5)
+  assert decoded.dtype == expected.dtype == dtype
+  np.testing.assert_allclose(
+    decoded[:, :, :-1].astype('float32'),
+    expected[:, :, 1:].astype('float32'),
+    atol=atol,
+  )
+
+
+def test_the_cache_holds_parameters_as_they_are_computed_with():
+  """Once, so that no step casts them; the scales of norms stay as they are."""
+  model = Transformer(TINY, 'bfloat16')
+
+  def layers(params):
+    prefix = call(model, params, PROMPTS, LENGTH, method='prefill')
+    return call(
+      model, params, prefix, GROUP, TOKENS, method='empty_cache'
+    ).layers
+
+  found = jax.eval_shape(layers, random_params())
+  assert len(found) == TINY.layers
+  for layer in found:
+    for name, leaves in layer.params.items():
+      dtype = 'float32' if name.endswith('_norm') else 'bfloat16'
+      assert {x.dtype for x in leaves.values()} == {jnp.dtype(dtype)}, name
 
 
 def test_the_cache_is_updated_in_place():
@@ -160,7 +187,9 @@ def test_the_cache_is_updated_in_place():
   )
   keys, _ = cache.layers[0].own
   one_copy = keys.size * keys.dtype.itemsize
-  assert compiled.memory_analysis().temp_size_in_bytes < one_copy // 2
+  memory = compiled.memory_analysis()
+  assert memory.temp_size_in_bytes < one_copy // 2
+  assert memory.alias_size_in_bytes >= 2 * TINY.layers * one_copy
 
 
 def test_a_state_depends_on_prompt_and_own_past_only():
