@@ -84,13 +84,14 @@ class Cache:
 
 
 def for_compute(params: Any, dtype: str) -> Any:
-  """Parameters in the dtype in which the model uses them.
+  """Parameters as a model of that dtype reads them, where that is narrower.
 
-  Only the scales of norms are read wider, so they stay.
+  Only the scales of norms are read wider than that, so they stay.
   """
 
   def one(path, x):
-    return x if path[-1].key == 'scale' else x.astype(dtype)
+    narrower = jnp.dtype(dtype).itemsize < x.dtype.itemsize
+    return x.astype(dtype) if narrower and path[-1].key != 'scale' else x
 
   return jax.tree_util.tree_map_with_path(one, params)
 
