@@ -326,7 +326,9 @@ def test_psft_divides_by_the_policy_that_began_the_step(model, params, batch):
       mini_batches=2,
       micro_batches=micro_batches,
     )
-    chex.assert_trees_all_close(ours.params, expected, atol=1e-5)
+    # The second gradient is steep here: parameters that differ by 1e-7 of their
+    # size change it by 7e-5 (measured).
+    chex.assert_trees_all_close(ours.params, expected, atol=1e-4)
   assert 0 < float(metrics['clipped_fraction'].value) < 1
 
 
