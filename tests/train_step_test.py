@@ -304,7 +304,10 @@ def test_a_kl_without_a_reference_is_said(model, params, batch):
 @pytest.mark.slow
 def test_psft_divides_by_the_policy_that_began_the_step(model, params, batch):
   """Two updates by hand: SFT's, then the clipped ratio to the first policy."""
-  sgd = optax.sgd(0.3)
+  # At a rate of 0.3 the second gradient is so steep that parameters which differ
+  # by 1e-7 of their size change it by 7e-5.
+  rate = 0.1
+  sgd = optax.sgd(rate)
   first = jax.tree.map(lambda x: x[0::2], batch)
   second = jax.tree.map(lambda x: x[1::2], batch)
   state, _, _ = run(model, params, first, 'sft', optimizer=sgd)
@@ -315,7 +318,7 @@ def test_psft_divides_by_the_policy_that_began_the_step(model, params, batch):
     return mean_of(-jnp.minimum(ratio, 1.28), second)
 
   grads = jax.grad(loss)(state.params)
-  expected = jax.tree.map(lambda x, g: x - 0.3 * g, state.params, grads)
+  expected = jax.tree.map(lambda x, g: x - rate * g, state.params, grads)
   for micro_batches in (1, 2):
     ours, metrics, _ = run(
       model,
@@ -326,9 +329,7 @@ def test_psft_divides_by_the_policy_that_began_the_step(model, params, batch):
       mini_batches=2,
       micro_batches=micro_batches,
     )
-    # The second gradient is steep here: parameters that differ by 1e-7 of their
-    # size change it by 7e-5 (measured).
-    chex.assert_trees_all_close(ours.params, expected, atol=1e-4)
+    chex.assert_trees_all_close(ours.params, expected, atol=1e-5)
   assert 0 < float(metrics['clipped_fraction'].value) < 1
 
 
