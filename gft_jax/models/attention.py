@@ -353,14 +353,17 @@ def _attend_rows(
   logits = jnp.where(
     seen[:, None, None], logits * query.shape[-1] ** -0.5, -jnp.inf
   )
-  lse = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+  # Divided by their sum after the product, the exponentials are made once.
+  top = jnp.max(logits, axis=-1, keepdims=True)
+  weights = jnp.exp(logits - top)
+  total = jnp.sum(weights, axis=-1, keepdims=True)
   out = jnp.einsum(
     'rnsu,rnuk->rnsk',
-    jnp.exp(logits - lse).astype(value.dtype),
+    weights.astype(value.dtype),
     value,
     preferred_element_type=jnp.float32,
   )
-  return Part(out, lse[..., 0])
+  return Part(out / total, (top + jnp.log(total))[..., 0])
 
 
 def _attend_group(
