@@ -19,6 +19,7 @@ on the right, and no mask is ever inferred from a token id.
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 # Where an answer comes from; `GroupBatch.origin` holds these.
 EXPERT, TEACHER, SELF = 0, 1, 2
@@ -69,20 +70,38 @@ class Responses:
 
 
 @flax.struct.dataclass
-class Packing:
-  """The sequences of a batch, prompt and answer each, end to end in rows.
+class Rows:
+  """The sequences of a batch, prompt and answer each, end to end.
 
   Attributes:
     tokens: [R, C] int32.
     positions: [R, C] int32, of a token in its sequence.
     segments: [R, C] int32, the sequence of a token, from 1; 0 is padding.
-    start: [B, G] int32, where a sequence begins in the flattened rows.
   """
 
   tokens: jax.Array
   positions: jax.Array
   segments: jax.Array
-  start: jax.Array
+
+
+@flax.struct.dataclass
+class Packing:
+  """What of a batch the model runs, and what of that the head reads.
+
+  What trains is listed: A tokens for each prompt, whosever they are.
+
+  Attributes:
+    rows: what the model runs; None: prompts that answers share, and T tokens of
+      each answer.
+    source: [B, A] int32, which token of the flattened [B, G, T] is listed;
+      B G T for none.
+    place: [B, A] int32, where its prediction stands in the flattened states,
+      which are [R, C] or [B, G, T].
+  """
+
+  rows: Rows | None
+  source: jax.Array
+  place: jax.Array
 
 
 @flax.struct.dataclass
@@ -98,7 +117,7 @@ class GroupBatch:
     rewards: [B, G] float32.
     origin: [B, G] int32, one of EXPERT, TEACHER, SELF.
     member_mask: [B, G] bool, the slot holds an answer.
-    packing: how the model runs it where no prompt is shared, or None.
+    packing: how it runs without its padding, or None; see gft_jax.packing.
   """
 
   prompts: Prompts
@@ -133,3 +152,13 @@ def length_mask(length: jax.Array, size: int) -> jax.Array:
   """[..., size] bool from lengths [...]."""
   positions = jnp.expand_dims(jnp.arange(size), tuple(range(length.ndim)))
   return positions < length[..., None]
+
+
+def host_mask(responses: Responses) -> np.ndarray:
+  """[B, G, T] bool: the tokens that train, of arrays on the host.
+
+  In numpy: nothing is compiled.
+  """
+  size = responses.tokens.shape[-1]
+  mask = np.arange(size) < np.asarray(responses.length)[..., None]
+  return mask if responses.trained is None else mask & responses.trained

@@ -20,6 +20,7 @@ from gft_jax import (
   evaluate,
   groups,
   objectives,
+  packing,
   parallel,
   rewards,
   sampler,
@@ -336,11 +337,14 @@ class Engine:
   ) -> tuple[TrainState, train_step.Metrics, train_step.Maxima]:
     """One training step; `state` is donated. See train_step.
 
-    With groups of one the sequences are packed, on one device and in one part.
+    It runs packed where that takes fewer tokens, see packing.
     """
-    parts = config.optimizer.mini_batches * config.optimizer.micro_batches
-    if config.group.size == 1 and parts == 1 and self._mesh.size == 1:
-      batch = groups.pack(batch)
+    batch = packing.pack(
+      batch,
+      shards=parallel.prompt_shards(self._mesh) // jax.process_count(),
+      parts=config.optimizer.mini_batches * config.optimizer.micro_batches,
+      agree=parallel.largest,
+    )
     options = {
       'temperature': config.sampler.temperature,
       'mini_batches': config.optimizer.mini_batches,

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from gft_jax.batch import SELF, GroupBatch, Packing, Prompts, Responses
+from gft_jax.batch import SELF, GroupBatch, Prompts, Responses
 from gft_jax.ops import advantages
 
 
@@ -81,15 +81,6 @@ def flat(batch: GroupBatch) -> np.ndarray:
   return np.asarray(advantages.is_flat(batch.rewards, batch.member_mask))
 
 
-def count_trained(responses: Responses) -> int:
-  """Tokens that train, on the host."""
-  if responses.trained is None:
-    return int(responses.length.sum())
-  size = responses.tokens.shape[-1]
-  real = np.arange(size) < responses.length[..., None]
-  return int((real & responses.trained).sum())
-
-
 def refill(batch: GroupBatch, further: GroupBatch) -> GroupBatch:
   """Replaces flat groups, in order, by those of `further` that are not.
 
@@ -109,49 +100,6 @@ def refill(batch: GroupBatch, further: GroupBatch) -> GroupBatch:
     return x
 
   return jax.tree.map(one, batch, further)
-
-
-def pack(batch: GroupBatch) -> GroupBatch:
-  """The batch with its sequences end to end in rows; see batch.Packing.
-
-  A row holds P + T tokens, the longest first wherever they fit. The number of
-  rows is rounded up to an eighth of the sequences, so that few programs are
-  compiled.
-
-  Args:
-    batch: on the host.
-  """
-  prompts, responses = batch.prompts, batch.responses
-  length = (prompts.length[:, None] + responses.length).ravel()
-  size = prompts.tokens.shape[1] + responses.tokens.shape[2]
-  group = responses.length.shape[1]
-  free: list[int] = []
-  start = np.zeros(len(length), np.int32)
-  for i in np.argsort(-length, kind='stable'):
-    row = next((r for r, room in enumerate(free) if room >= length[i]), None)
-    if row is None:
-      row = len(free)
-      free.append(size)
-    start[i] = row * size + size - free[row]
-    free[row] -= length[i]
-
-  step = max(1, len(length) // 8)
-  rows = min(-(-len(free) // step) * step, len(length))
-  tokens, positions, segments = np.zeros((3, rows * size), np.int32)
-  for i, (begin, count) in enumerate(zip(start, length)):
-    b, g = divmod(i, group)
-    prompt = int(prompts.length[b])
-    place = slice(begin, begin + count)
-    tokens[place] = np.concatenate(
-      [prompts.tokens[b, :prompt], responses.tokens[b, g, : count - prompt]]
-    )
-    positions[place] = np.arange(count)
-    segments[place] = i + 1
-  packing = Packing(
-    *(x.reshape(rows, size) for x in (tokens, positions, segments)),
-    start.reshape(responses.length.shape),
-  )
-  return batch.replace(packing=packing)
 
 
 class Scored(NamedTuple):

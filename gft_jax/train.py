@@ -47,7 +47,7 @@ from gft_jax import (
   train_step,
   writers,
 )
-from gft_jax.batch import GroupBatch
+from gft_jax.batch import GroupBatch, host_mask
 from gft_jax.config import (
   Config,
   ConfigError,
@@ -868,7 +868,7 @@ class Loop:
         record[name] /= 1 + used
     if most:
       record['train/refills'] = used
-    tokens = groups.count_trained(batch.responses)
+    tokens = int(host_mask(batch.responses).sum())
     return batch, record | {'train/tokens': sum(parallel.exchange(tokens))}
 
   def _groups(

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from flax.training.train_state import TrainState
 
-from gft_jax import compiler, objectives, parallel
+from gft_jax import compiler, objectives, packing, parallel
 from gft_jax.batch import ORIGINS, SELF, GroupBatch
 from gft_jax.config import LossConfig
 from gft_jax.models import lora
@@ -50,8 +50,12 @@ def token_logprobs(
   read = functools.partial(
     target_logprobs, chunk=chunk, temperature=temperature
   )
-  logp, entropy = parallel.over_prompts(read, whole=(1,))(
-    *response_states(model, params, batch), batch.responses.tokens
+  targets = packing.listed(batch, batch.responses.tokens)
+  logp, entropy = packing.spread(
+    batch,
+    parallel.over_prompts(read, whole=(1,))(
+      *response_states(model, params, batch), targets
+    ),
   )
   mask = batch.token_mask
   return masking.select(logp, mask), masking.select(entropy, mask)
@@ -113,13 +117,14 @@ def make_train_step(
         divergences.kl_to_reference, chunk=settings.chunk
       )
       kl = parallel.over_prompts(compare, whole=(1, 3))(*other, hidden, head)
+      kl = packing.spread(batch, kl)
       return {'reference_kl': masking.select(kl, batch.token_mask)}
     read = functools.partial(
       target_logprobs, chunk=settings.chunk, temperature=tempered
     )
-    logp, _ = parallel.over_prompts(read, whole=(1,))(
-      *other, batch.responses.tokens
-    )
+    targets = packing.listed(batch, batch.responses.tokens)
+    logp, _ = parallel.over_prompts(read, whole=(1,))(*other, targets)
+    logp = packing.spread(batch, logp)
     return {'reference_logp': masking.select(logp, batch.token_mask)}
 
   def view_of(logp, entropy, known):
@@ -200,10 +205,12 @@ def make_train_step(
       )
       return loss[None], logp, entropy
 
-    parts, logp, entropy = parallel.over_prompts(head_loss, whole=(1,))(
-      hidden, head, batch.responses.tokens, (everywhere, shares)
+    of_tokens = batch.responses.tokens, (everywhere, shares)
+    parts, *read = parallel.over_prompts(head_loss, whole=(1,))(
+      hidden, head, *packing.listed(batch, of_tokens)
     )
     loss = jnp.sum(parts)
+    logp, entropy = packing.spread(batch, read)
     terms = terms_of(view_of(logp, entropy, known))
     summands = [
       jnp.sum(share * masking.select(t.values, t.mask))

@@ -6,8 +6,15 @@ import numpy as np
 import optax
 import pytest
 
-from gft_jax import groups, objectives, train_step
-from gft_jax.batch import EXPERT, SELF, GroupBatch, Prompts, Responses
+from gft_jax import groups, objectives, packing, train_step
+from gft_jax.batch import (
+  EXPERT,
+  SELF,
+  GroupBatch,
+  Prompts,
+  Responses,
+  host_mask,
+)
 from gft_jax.config import Architecture, LossConfig
 from gft_jax.models.transformer import Transformer, response_states
 from gft_jax.ops.logprobs import target_logprobs
@@ -92,9 +99,9 @@ def test_turns_of_a_user_do_not_train_and_each_turn_has_its_end(batch):
     [0, 0, 1, 0, 0, 1, 0, 0],
     [0, 0, 1, 0, 0, 0, 0, 0],
   ]
-  assert groups.count_trained(batch.responses) == 5 + 5 + 4 + 3
+  assert host_mask(batch.responses).sum() == 5 + 5 + 4 + 3
   everything = batch.responses.replace(trained=None)
-  assert groups.count_trained(everything) == 8 + 8 + 6 + 3
+  assert host_mask(everything).sum() == 8 + 8 + 6 + 3
 
 
 @pytest.fixture(scope='module')
@@ -169,6 +176,6 @@ def test_words_of_a_user_that_nothing_follows_change_nothing(batch, updated):
 
 
 def test_packed_conversations_train_as_unpacked(batch, updated):
-  packed = groups.pack(batch)
+  packed = packing.pack(batch)
   np.testing.assert_array_equal(packed.responses.trained, TRAINED)
   close(updated(packed), updated(batch))

@@ -61,33 +61,6 @@ def test_sampled_answers_train_whole_beside_given_ones_that_do_not():
   assert groups.join(given, np.full((2, 1), EXPERT), own)[0].trained is None
 
 
-def test_pack_puts_the_longest_first_wherever_they_fit():
-  """Prompts of 2 and 1 tokens and answers up to 3: rows of 5."""
-  batch = groups.build(
-    PROMPTS,
-    responses_of([[3, 0], [1, 2]]),
-    np.zeros((2, 2)),
-    np.zeros((2, 2)),
-  )
-  packing = groups.pack(batch).packing
-  assert packing.tokens.tolist() == [
-    [5, 6, 0, 1, 2],
-    [7, 9, 10, 5, 6],
-    [7, 6, 0, 0, 0],
-  ]
-  assert packing.positions.tolist() == [
-    [0, 1, 2, 3, 4],
-    [0, 1, 2, 0, 1],
-    [0, 1, 0, 0, 0],
-  ]
-  assert packing.segments.tolist() == [
-    [1, 1, 1, 1, 1],
-    [4, 4, 4, 2, 2],
-    [3, 3, 0, 0, 0],
-  ]
-  assert packing.start.tolist() == [[0, 8], [10, 5]]
-
-
 def test_build_masks_empty_slots_and_ignores_their_reward():
   rewards_ = np.array([[1.0, np.nan], [0.0, 0.5]])
   batch = groups.build(
@@ -224,18 +197,6 @@ def test_a_stop_string_may_be_a_special_token():
   texts, finished = groups.decode(tokenizer, cut, (), (eos,))
   assert texts == [['12', '123']]
   assert finished.tolist() == [[True, False]]
-
-
-def test_packing_never_takes_more_rows_than_sequences():
-  prompts = Prompts(
-    tokens=np.ones((17, 2), np.int32),
-    length=np.full(17, 2, np.int32),
-    index=np.arange(17, dtype=np.int32),
-  )
-  batch = groups.build(
-    prompts, responses_of([[3]] * 17), np.zeros((17, 1)), np.zeros((17, 1))
-  )
-  assert groups.pack(batch).packing.tokens.shape == (17, 5)
 
 
 def test_replayed_time_outs_keep_their_position_beside_empty_slots():

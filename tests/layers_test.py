@@ -18,6 +18,7 @@ FLOORS = (
   ('ops',),
   ('config', 'batch', 'compiler', 'workers'),
   ('answers', 'parallel'),
+  ('packing',),
   ('models', 'sampler', 'optimizer'),
   ('data', 'rewards', 'groups'),
   ('objectives', 'generations'),

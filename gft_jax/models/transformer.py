@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 
-from gft_jax import parallel
+from gft_jax import packing, parallel
 from gft_jax.batch import GroupBatch
 from gft_jax.config import Architecture, LoraConfig
 from gft_jax.models import attention, lora
@@ -105,33 +105,23 @@ def response_states(
 
   Args:
     model: entrances `prefill`, `respond` and `head`, or `packed` and `head` for
-      a packed batch.
+      a batch in rows.
     params: its parameters.
     batch: B prompts with G responses of T tokens.
 
   Returns:
-    hidden states [B, G, T, D] and head [D, V], for `ops.logprobs`.
+    hidden states [B, G, T, D], or [B, A, D] of a packed batch, and head [D, V],
+    for `ops.logprobs`.
   """
-  variables = {'params': params}
-  if batch.packing is not None:
-    rows = batch.packing
-    hidden = model.apply(
-      variables, rows.tokens, rows.positions, rows.segments, method='packed'
-    )
-    hidden = hidden.reshape(-1, hidden.shape[-1])
-    # The last token of the prompt predicts response token 0.
-    first = rows.start + batch.prompts.length[:, None] - 1
-    size = batch.responses.tokens.shape[-1]
-    at = first[..., None] + jnp.arange(size)[None, None]
-    at = jnp.minimum(at, len(hidden) - 1)  # beyond the length: masked
-    return hidden[at], model.apply(variables, method='head')
-  prefix = model.apply(
-    variables, batch.prompts.tokens, batch.prompts.length, method='prefill'
-  )
-  hidden = model.apply(
-    variables, prefix, batch.responses.tokens, method='respond'
-  )
-  return hidden, model.apply(variables, method='head')
+  apply = functools.partial(model.apply, {'params': params})
+  rows = batch.packing and batch.packing.rows
+  if rows:
+    hidden = apply(rows.tokens, rows.positions, rows.segments, method='packed')
+  else:
+    prompts = batch.prompts
+    prefix = apply(prompts.tokens, prompts.length, method='prefill')
+    hidden = apply(prefix, batch.responses.tokens, method='respond')
+  return packing.states(batch, hidden), apply(method='head')
 
 
 class Block(nn.Module):
