@@ -5,7 +5,8 @@
 
 Random weights, AdamW under a global-norm clip. The torch step repeats
 each prompt for every member, takes logits at all positions and differentiates
-the same loss. A unit is a response token.
+the same loss. A unit is a response token. With --mean 40 the lengths of answers
+are geometric with that mean, and cut at --tokens.
 
 With --lora-rank 16 the engine `lora` trains adapters beside frozen weights:
 
@@ -21,12 +22,23 @@ import models
 TAU = 0.7
 
 
+def lengths(options):
+  """[B, G], the tokens of each answer."""
+  import numpy as np
+
+  shape = options.prompts, options.group
+  if not options.mean:
+    return np.full(shape, options.tokens)
+  drawn = np.random.default_rng(0).geometric(1 / options.mean, shape)
+  return np.minimum(drawn, options.tokens)
+
+
 def ours(options, rank=0):
   import jax
   import jax.numpy as jnp
   import numpy as np
 
-  from gft_jax import objectives, train_step
+  from gft_jax import objectives, packing, train_step
   from gft_jax.batch import SELF, GroupBatch, Prompts, Responses
   from gft_jax.config import LoraConfig, LossConfig, OptimizerConfig
   from gft_jax.models import lora
@@ -40,21 +52,21 @@ def ours(options, rank=0):
   vocabulary = model.architecture.vocab_size
   b, g, p, t = options.prompts, options.group, options.prompt, options.tokens
   rng = np.random.default_rng(0)
+  length = lengths(options)
   batch = GroupBatch(
     prompts=Prompts(
-      jnp.asarray(rng.integers(0, vocabulary, (b, p))),
-      jnp.full(b, p),
-      jnp.arange(b),
+      rng.integers(0, vocabulary, (b, p)), np.full(b, p), np.arange(b)
     ),
     responses=Responses(
-      jnp.asarray(rng.integers(0, vocabulary, (b, g, t))),
-      jnp.full((b, g), t),
-      jnp.zeros((b, g, t)),
+      rng.integers(0, vocabulary, (b, g, t)),
+      length,
+      np.zeros((b, g, t), np.float32),
     ),
-    rewards=jnp.asarray(rng.integers(0, 2, (b, g)), jnp.float32),
-    origin=jnp.full((b, g), SELF),
-    member_mask=jnp.ones((b, g), bool),
+    rewards=rng.integers(0, 2, (b, g)).astype(np.float32),
+    origin=np.full((b, g), SELF),
+    member_mask=np.ones((b, g), bool),
   )
+  batch = jax.tree.map(jnp.asarray, packing.pack(batch))
   step = jax.jit(
     train_step.make_train_step(
       model,
@@ -72,7 +84,7 @@ def ours(options, rank=0):
     nonlocal state
     state, metrics, _ = step(state, batch, None, frozen)
     jax.block_until_ready((state.params, metrics))
-    return b * g * t
+    return int(length.sum())
 
   return run
 
@@ -91,6 +103,8 @@ def torch(options):
   rewards = torch.randint(0, 2, (b, g), device=model.device).float()
   centred = rewards - rewards.mean(dim=1, keepdim=True)
   advantages = (centred / (rewards.std(dim=1, keepdim=True) + 1e-6)).view(-1, 1)
+  length = torch.tensor(lengths(options), device=model.device).view(-1, 1)
+  mask = torch.arange(t, device=model.device) < length
   optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01)
 
   def run():
@@ -99,14 +113,14 @@ def torch(options):
     logp = logp.gather(-1, responses[..., None])[..., 0]
     probability = logp.detach().exp()
     coefficient = torch.where(probability > TAU, 1.0, probability)
-    loss = -(coefficient * advantages * logp).mean()
+    loss = -(coefficient * advantages * logp * mask).sum() / mask.sum()
     optimizer.zero_grad()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     if model.device.type == 'cuda':
       torch.cuda.synchronize()
-    return b * g * t
+    return int(length.sum())
 
   return run
 
@@ -114,12 +128,12 @@ def torch(options):
 def work(options):
   """Forward and twice that backward, the prompt once per group."""
   a = models.shape(options)
-  b, g, p, t = options.prompts, options.group, options.prompt, options.tokens
-  tokens = b * g * t
+  b, p, length = options.prompts, options.prompt, lengths(options)
+  tokens = int(length.sum())
   # The last token of an answer predicts nothing.
-  flops = 2 * models.block_parameters(a) * (b * p + b * g * (t - 1))
+  flops = 2 * models.block_parameters(a) * (b * p + tokens - length.size)
   flops += 2 * a.width * a.vocab_size * tokens
-  pairs = b * (p * p / 2 + g * t * (p + t / 2))
+  pairs = b * p * p / 2 + (length * (p + length / 2)).sum()
   flops += models.attention_flops(a, pairs)
   return tokens, [(3 * flops, 0)]
 
@@ -131,6 +145,7 @@ if __name__ == '__main__':
     group=8,
     prompt=256,
     tokens=128,
+    mean=0,
     layers=4,
     vocab=8192,
     chunk=512,
