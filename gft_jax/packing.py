@@ -73,13 +73,13 @@ def pack(
   )
   # One number of steps for both: fewer pairs of sizes.
   steps = max(row_steps, list_steps)
-  rows = math.ceil(steps * sequences / STEPS)
+  rows = share(steps, sequences)
   in_rows = rows * width <= prompts * prompt + sequences * size
   if not in_rows:
     steps = list_steps
     if steps == STEPS:
       return batch
-  listed = math.ceil(steps * group * size / STEPS)
+  listed = share(steps, group * size)
   packings = [
     Packing(
       _lay(batch, starts, (rows, width)) if in_rows else None,
@@ -94,6 +94,11 @@ def pack(
     return x.swapaxes(1, 2).reshape(-1, *leaves[0].shape[1:])
 
   return batch.replace(packing=jax.tree.map(together, *packings))
+
+
+def share(steps: int, count: int) -> int:
+  """How many of `count` there is room for after so many steps."""
+  return math.ceil(steps * count / STEPS)
 
 
 def _fill(

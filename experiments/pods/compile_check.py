@@ -5,7 +5,9 @@
     --config experiments/configs/paper/gft.py
 
 The training step and the sampler of every stage, at full lengths, through the
-TPU compiler itself (libtpu, jax.experimental.topologies). Prints per program:
+TPU compiler itself (libtpu, jax.experimental.topologies). With --rows 3 batches
+are packed, and their sequences take three eighths of the rows that they have
+without packing (gft_jax.packing). Prints per program:
 HBM of a chip, what is held and what there is; operations of the model, and of
 all products; collectives by kind, how many a chip runs and the bytes of their
 results; the seconds of a roofline, and the model FLOP utilisation that they
@@ -82,6 +84,14 @@ def main(arguments: list[str] | None = None) -> int:
   parser.add_argument(
     '--topology', required=True, help='v5e:4x4, v5p:2x2x4, v6e:16x16, v4:2x2x4'
   )
+  parser.add_argument(
+    '--rows',
+    type=int,
+    default=0,
+    choices=range(9),
+    metavar='EIGHTHS',
+    help='of all rows, that packed batches take; 0: nothing is packed',
+  )
   options = parser.parse_args(arguments)
 
   def work():
@@ -92,12 +102,12 @@ def main(arguments: list[str] | None = None) -> int:
       f'--topology {options.topology!r} is not of the form v5e:4x4',
     )
     config = command.load_recipe(options.config, options.set).config
-    check(config, options.topology, CHIPS[name])
+    check(config, options.topology, CHIPS[name], options.rows)
 
   return command.run(work)
 
 
-def check(config: Config, topology: str, chip: Chip) -> None:
+def check(config: Config, topology: str, chip: Chip, rows: int) -> None:
   """Prints one JSON line for each program.
 
   Raises:
@@ -134,7 +144,7 @@ def check(config: Config, topology: str, chip: Chip) -> None:
     parallel.check_divisible(size, settings.mesh, parts=parts)
     parallel.check_rows('data.batch_size', size, settings.mesh)
     for name, traced, work in programs(
-      settings, objective, stage, architecture, mesh
+      settings, objective, stage, architecture, mesh, rows
     ):
       line = {'stage': stage.name, 'program': name, 'topology': topology}
       lowered = traced.lower()
@@ -207,7 +217,7 @@ def shape_of(config: Config) -> Any:
   return presets.HUB_IDS[path]
 
 
-def programs(settings: Config, objective, stage, architecture, mesh):
+def programs(settings: Config, objective, stage, architecture, mesh, rows):
   """(name, traced program, Work) of the training step and of the sampler."""
   import jax
   import jax.numpy as jnp
@@ -237,7 +247,7 @@ def programs(settings: Config, objective, stage, architecture, mesh):
   )
   # The policy that the run began with stays, for the KL and for other stages.
   base = held_of(state.params)
-  step, work = training_step(settings, objective, model, state, mesh)
+  step, work = training_step(settings, objective, model, state, mesh, rows)
   yield 'update', step, work._replace(held=base)
   if settings.group.samples:
     layout = parallel.rollout_mesh(mesh, settings.mesh)
@@ -252,12 +262,15 @@ def programs(settings: Config, objective, stage, architecture, mesh):
     yield 'sample', *rollout(settings, model, params, layout, held)
 
 
-def training_step(settings: Config, objective, model, state, mesh):
-  """(traced program, Work) of one training step at full lengths."""
+def training_step(settings: Config, objective, model, state, mesh, eighths):
+  """(traced program, Work) of one training step.
+
+  At full lengths, or packed in so many eighths of all rows.
+  """
   import jax
   import jax.numpy as jnp
 
-  from gft_jax import batch, engine, objectives
+  from gft_jax import batch, engine, objectives, packing, parallel
   from gft_jax.models import presets
 
   b, g = settings.data.batch_size, settings.group.size
@@ -272,6 +285,19 @@ def training_step(settings: Config, objective, model, state, mesh):
     origin=rows(b, g),
     member_mask=rows(b, g, dtype=jnp.bool_),
   )
+  if eighths:
+    optimizer = settings.optimizer
+    parts = optimizer.mini_batches * optimizer.micro_batches
+    cells = parallel.prompt_shards(mesh) * parts
+    size = cells * packing.share(eighths, b * g // cells), p + t
+    listed = b, packing.share(eighths, g * t)
+    groups = groups.replace(
+      packing=batch.Packing(
+        batch.Rows(rows(*size), rows(*size), rows(*size)),
+        rows(*listed),
+        rows(*listed),
+      )
+    )
   loss = objectives.resolve(settings.loss, objective)
   options = {
     'temperature': settings.sampler.temperature,
