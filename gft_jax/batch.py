@@ -96,7 +96,7 @@ class Packing:
     source: [B, A] int32, which token of the flattened [B, G, T] is listed;
       B G T for none.
     place: [B, A] int32, where its prediction stands in the flattened states,
-      which are [R, C] or [B, G, T].
+      which are [R, C] or [B, G, T]; beyond them for none.
   """
 
   rows: Rows | None

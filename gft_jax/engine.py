@@ -337,12 +337,14 @@ class Engine:
   ) -> tuple[TrainState, train_step.Metrics, train_step.Maxima]:
     """One training step; `state` is donated. See train_step.
 
-    It runs packed where that takes fewer tokens, see packing.
+    It runs packed where that takes fewer tokens, see packing; each size of a
+    packing is a program of its own.
     """
     batch = packing.pack(
       batch,
       shards=parallel.prompt_shards(self._mesh) // jax.process_count(),
       parts=config.optimizer.mini_batches * config.optimizer.micro_batches,
+      rows=hasattr(self.model, 'packed'),
       agree=parallel.largest,
     )
     options = {

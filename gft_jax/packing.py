@@ -29,6 +29,9 @@ from gft_jax.batch import GroupBatch, Packing, Rows, host_mask
 # each size is another program to compile.
 STEPS = 8
 
+# Beyond all states: nothing is read there, and no gradient comes back.
+NOWHERE = np.iinfo(np.int32).max
+
 # Where each sequence (b, g) of a cell begins in its flattened rows.
 Starts = dict[tuple[int, int], int]
 
@@ -38,6 +41,7 @@ def pack(
   *,
   shards: int = 1,
   parts: int = 1,
+  rows: bool = True,
   agree: Callable[..., tuple[int, ...]] = lambda *sizes: sizes,
 ) -> GroupBatch:
   """The batch as it runs with fewest tokens.
@@ -49,11 +53,19 @@ def pack(
     batch: of this process, on the host.
     shards: devices of this process that hold different prompts; those of each
       are side by side.
-    parts: row b is in part b % parts; shards * parts divides B.
+    parts: row b is in part b % parts.
+    rows: whether the model can run rows.
     agree: the largest of some numbers over all processes.
+
+  Raises:
+    ValueError: shards * parts does not divide B.
   """
   mask = host_mask(batch.responses) & batch.member_mask[..., None]
   count, group, size = mask.shape
+  if count % (shards * parts):
+    raise ValueError(
+      f'{count} prompts do not fill {parts} parts of each of {shards} devices'
+    )
   prompt = batch.prompts.tokens.shape[1]
   width, own = prompt + size, count // shards
   cells = [
@@ -64,25 +76,21 @@ def pack(
   prompts, sequences = len(cells[0]), len(cells[0]) * group
   filled = [_fill(batch, mask, cell, width) for cell in cells]
 
-  def steps_of(share):
-    return max(1, math.ceil(STEPS * share))
-
+  # Of the fullest cell.
+  filled_rows = max(count for count, _ in filled) / sequences
+  trained = max(mask[cell].mean() for cell in cells)
   row_steps, list_steps = agree(
-    steps_of(max(rows for rows, _ in filled) / sequences),
-    steps_of(max(mask[cell].mean() for cell in cells)),
+    *(max(1, math.ceil(STEPS * part)) for part in (filled_rows, trained))
   )
-  # One number of steps for both: fewer pairs of sizes.
-  steps = max(row_steps, list_steps)
-  rows = share(steps, sequences)
-  in_rows = rows * width <= prompts * prompt + sequences * size
-  if not in_rows:
-    steps = list_steps
-    if steps == STEPS:
-      return batch
-  listed = share(steps, group * size)
+  height = share(row_steps, sequences)
+  shared = prompts * prompt + sequences * size
+  in_rows = rows and height * width < shared
+  if not in_rows and list_steps == STEPS:
+    return batch
+  listed = share(list_steps, group * size)
   packings = [
     Packing(
-      _lay(batch, starts, (rows, width)) if in_rows else None,
+      _lay(batch, starts, (height, width)) if in_rows else None,
       *_list(batch, mask, cell, listed, starts if in_rows else None),
     )
     for cell, (_, starts) in zip(cells, filled)
@@ -144,7 +152,7 @@ def _list(
   found = np.flatnonzero(own)
   source = np.full(len(cell) * size, own.size, np.int32)
   source[: len(found)] = found
-  place = np.zeros_like(source)
+  place = np.full_like(source, NOWHERE)
   if starts is None:
     place[: len(found)] = found
   else:
@@ -166,7 +174,8 @@ def states(batch: GroupBatch, hidden: jax.Array) -> jax.Array:
     return hidden
 
   def take(hidden, place):
-    return hidden.reshape(-1, hidden.shape[-1])[place]
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    return flat.at[place].get(mode='fill', fill_value=0)
 
   return parallel.over_prompts(take, whole=())(hidden, batch.packing.place)
 

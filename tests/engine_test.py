@@ -7,13 +7,20 @@ import socket
 import subprocess
 import sys
 
+import chex
 import numpy as np
 import pytest
 
 from gft_jax import engine as engine_lib
-from gft_jax import parallel, train
-from gft_jax.batch import Prompts
-from gft_jax.config import Architecture, Config, MeshConfig, ModelConfig
+from gft_jax import groups, objectives, packing, parallel, train
+from gft_jax.batch import SELF, Prompts, Responses
+from gft_jax.config import (
+  Architecture,
+  Config,
+  MeshConfig,
+  ModelConfig,
+  override,
+)
 from gft_jax.engine import Engine
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -137,3 +144,29 @@ def test_rollouts_are_equal_on_any_mesh_and_layout(mesh, monkeypatch):
   assert kernel.addressable_shards[0].data.shape[-1] == 64 // rollout_tensor
   assert kernel.dtype == 'bfloat16'
   assert half['final_norm']['scale'].dtype == 'float32'
+
+
+def test_an_update_is_packed_for_the_devices_and_parts_that_run_it(monkeypatch):
+  config = override(
+    Config(mesh=MeshConfig(data=2)), 'optimizer.micro_batches=2'
+  )
+  policy = train.load_policy(config)
+  engine = Engine(config, policy, parallel.make_mesh(config.mesh), {}, None)
+  batch = groups.build(
+    Prompts(np.ones((8, 5), np.int32), np.full(8, 5), np.arange(8)),
+    Responses(
+      np.ones((8, 2, 30), np.int32),
+      np.arange(16).reshape(8, 2) % 5,
+      np.zeros((8, 2, 30), np.float32),
+    ),
+    np.full((8, 2), SELF),
+    np.zeros((8, 2)),
+  )
+  seen = []
+  monkeypatch.setattr(
+    engine_lib, 'update', lambda *args, **_: seen.append(args)
+  )
+  engine.update(None, batch, None, objectives.OBJECTIVES['gft'], config)
+  expected = packing.pack(batch, shards=2, parts=2).packing
+  assert expected.rows is not None
+  chex.assert_trees_all_equal(seen[0][1].packing, expected)

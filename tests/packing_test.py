@@ -38,9 +38,9 @@ def test_rows_hold_the_longest_first_wherever_they_fit():
     [1, 1, 1, 1, 1, 0],
     [3, 3, 3, 2, 2, 0],
   ]
-  # Of 16 tokens 6 are listed; 4 prompts of 2 rows: half of all, so 4 a prompt.
-  assert packed.source.tolist() == [[0, 1, 2, 8], [12, 13, 16, 16]]
-  assert packed.place.tolist() == [[1, 2, 3, 9], [6, 7, 0, 0]]
+  # Of 16 tokens 6 are listed, so three eighths.
+  assert packed.source.tolist() == [[0, 1, 2], [8, 12, 13]]
+  assert packed.place.tolist() == [[1, 2, 3], [9, 6, 7]]
 
 
 def test_a_long_prompt_is_shared_and_only_the_list_is_packed():
@@ -48,7 +48,7 @@ def test_a_long_prompt_is_shared_and_only_the_list_is_packed():
   assert packed.rows is None
   # 7 of 16 tokens: half.
   assert packed.source.tolist() == [[0, 1, 2, 4], [8, 12, 13, 16]]
-  assert packed.place.tolist() == [[0, 1, 2, 4], [8, 12, 13, 0]]
+  assert packed.place.tolist() == [[0, 1, 2, 4], [8, 12, 13, packing.NOWHERE]]
 
 
 def test_a_batch_without_padding_stays_as_it_is():
@@ -56,9 +56,47 @@ def test_a_batch_without_padding_stays_as_it_is():
   assert packing.pack(batch) is batch
 
 
-def test_one_answer_a_prompt_never_takes_more_rows_than_there_are():
-  packed = packing.pack(batch_of([2] * 17, [[4]] * 17, 2, 4)).packing
-  assert packed.rows.tokens.shape == (17, 6)
+def test_full_answers_to_prompts_of_their_own_stay_as_they_are():
+  batch = batch_of([2] * 17, [[4]] * 17, 2, 4)
+  assert packing.pack(batch) is batch
+
+
+def test_a_model_that_runs_no_rows_has_its_list():
+  batch = batch_of([2, 1], [[3, 0], [1, 2]], 2, 4)
+  packed = packing.pack(batch, rows=False).packing
+  assert packed.rows is None
+  assert packed.source.tolist() == [[0, 1, 2], [8, 12, 13]]
+
+
+def test_parts_that_devices_cannot_fill_are_refused():
+  batch = batch_of([2] * 6, [[1]] * 6, 2, 4)
+  message = '6 prompts do not fill 2 parts of each of 2 devices'
+  with pytest.raises(ValueError, match=message):
+    packing.pack(batch, shards=2, parts=2)
+
+
+def test_the_fullest_part_decides():
+  """The second of two, whose answers have 5 tokens for 1."""
+  lengths = [[1, 1], [5, 5]] * 2
+  packed = packing.pack(batch_of([1] * 4, lengths, 2, 20), parts=2).packing
+  # Four sequences of 6 tokens in rows of 22: two rows of each part.
+  assert packed.rows.tokens.shape == (4, 22)
+  assert [len(set(row)) - 1 for row in packed.rows.segments] == [4, 3, 0, 1]
+  # 20 of its 80 tokens train: two eighths.
+  assert packed.source.shape == (4, 10)
+
+
+def test_what_pads_the_list_counts_for_nothing():
+  """The last token of the batch trains; five tokens of twelve do."""
+  batch = batch_of([30, 30], [[1, 1], [0, 3]], 30, 3)
+  packed = packing.pack(batch)
+  assert packed.packing.source.size == 6
+  own = packing.listed(packed, (batch.token_mask, batch.responses.tokens))
+  assert own[0].sum() == 5
+  assert (own[1] > 0).sum() == 5
+  ones = jnp.ones((2, 2, 3, 1))
+  gradient = jax.grad(lambda x: packing.states(packed, x).sum())(ones)
+  np.testing.assert_array_equal(gradient[..., 0], batch.token_mask)
 
 
 def test_nothing_to_train_is_no_error():
@@ -90,7 +128,7 @@ def test_the_sizes_are_those_that_all_processes_need():
   packed = packing.pack(batch, agree=agree).packing
   assert asked == [(2, 1)]
   assert len(alone.rows.tokens) == 4 and len(packed.rows.tokens) == 6
-  assert packed.source.shape == (8, 6)
+  assert packed.source.shape == (8, 4)
 
 
 @pytest.mark.parametrize(

@@ -422,18 +422,17 @@ def packed(batch, **settings):
   return packing.pack(jax.tree.map(np.asarray, batch), **settings)
 
 
-def padded(batch, *, prompt=P, answer=T):
-  """With room for prompts and answers of so many tokens."""
+def widened(batch):
+  """With room for answers of 16 tokens."""
 
-  def widen(x, size):
-    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, size - x.shape[-1])])
+  def widen(x):
+    return jnp.pad(x, [(0, 0), (0, 0), (0, 16 - T)])
 
-  prompts, responses = batch.prompts, batch.responses
+  responses = batch.responses
   return batch.replace(
-    prompts=prompts.replace(tokens=widen(prompts.tokens, prompt)),
     responses=responses.replace(
-      tokens=widen(responses.tokens, answer),
-      behavior_logp=widen(responses.behavior_logp, answer),
+      tokens=widen(responses.tokens),
+      behavior_logp=widen(responses.behavior_logp),
     ),
   )
 
@@ -467,9 +466,9 @@ def test_packed_batches_train_as_they_are(
   gradient by 2e-5 of 3.5.
   """
   params = jax.tree.map(lambda x: 0.5 * x, params)
-  batch = padded(batch, answer=16) if in_rows else padded(batch, prompt=40)
+  batch = widened(batch)
   parts = settings.get('micro_batches', settings.get('mini_batches', 1))
-  other = packed(batch, parts=parts)
+  other = packed(batch, parts=parts, rows=in_rows)
   assert (other.packing.rows is not None) == in_rows
   assert other.packing.source.size < other.responses.tokens.size
   reference = jax.tree.map(lambda x: 0.5 * x, params)
@@ -599,8 +598,10 @@ def test_loss_and_gradient_are_the_same_on_any_mesh(
   model, params, batch, shape, kl
 ):
   """Whole on one device, and packed by each device of a mesh."""
-  batch = padded(batch, answer=16)
+  batch = widened(batch)
   batch = jax.tree.map(lambda x: jnp.concatenate([x] * 4), batch)  # 16 prompts
+  tokens = batch.prompts.tokens + jnp.arange(4 * B)[:, None]
+  batch = batch.replace(prompts=batch.prompts.replace(tokens=tokens % V))
   settings = {'kl_weight': 0.3, 'kl': kl, 'micro_batches': 2}
   results = []
   for config in (MeshConfig(), shape):

@@ -26,7 +26,13 @@ def measure(make, turns: int, **changes) -> float:
   import jax
 
   shape = argparse.Namespace(
-    **(BASE | changes), layers=4, stops=0, chunk=512, preset='', dtype='float32'
+    **(BASE | changes),
+    layers=4,
+    mean=0,
+    stops=0,
+    chunk=512,
+    preset='',
+    dtype='float32',
   )
   run = make(shape)
   run()
