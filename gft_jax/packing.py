@@ -87,6 +87,8 @@ def pack(
   in_rows = rows and height * width < shared
   if not in_rows and list_steps == STEPS:
     return batch
+  if in_rows:  # A list that follows the rows makes fewer pairs of sizes.
+    list_steps = max(row_steps, list_steps)
   listed = share(list_steps, group * size)
   packings = [
     Packing(

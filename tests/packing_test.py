@@ -38,9 +38,10 @@ def test_rows_hold_the_longest_first_wherever_they_fit():
     [1, 1, 1, 1, 1, 0],
     [3, 3, 3, 2, 2, 0],
   ]
-  # Of 16 tokens 6 are listed, so three eighths.
-  assert packed.source.tolist() == [[0, 1, 2], [8, 12, 13]]
-  assert packed.place.tolist() == [[1, 2, 3], [9, 6, 7]]
+  # Six of 16 tokens train; two of 4 rows are four eighths, and so the list.
+  assert packed.source.tolist() == [[0, 1, 2, 8], [12, 13, 16, 16]]
+  nowhere = packing.NOWHERE
+  assert packed.place.tolist() == [[1, 2, 3, 9], [6, 7, nowhere, nowhere]]
 
 
 def test_a_long_prompt_is_shared_and_only_the_list_is_packed():
@@ -82,8 +83,7 @@ def test_the_fullest_part_decides():
   # Four sequences of 6 tokens in rows of 22: two rows of each part.
   assert packed.rows.tokens.shape == (4, 22)
   assert [len(set(row)) - 1 for row in packed.rows.segments] == [4, 3, 0, 1]
-  # 20 of its 80 tokens train: two eighths.
-  assert packed.source.shape == (4, 10)
+  assert packed.source.shape == (4, 20)
 
 
 def test_what_pads_the_list_counts_for_nothing():
@@ -119,16 +119,19 @@ def test_what_no_token_trains_is_left_out():
 def test_the_sizes_are_those_that_all_processes_need():
   batch = batch_of([1] * 8, [[1, 1]] * 8, 2, 8)
   alone = packing.pack(batch).packing
-  asked = []
+  assert len(alone.rows.tokens) == 4
+  # Rows take no more than they need; the list is no smaller than they are.
+  for steps, rows, listed in (((3, 2), 6, 6), ((2, 3), 4, 6)):
+    asked = []
 
-  def agree(*sizes):
-    asked.append(sizes)
-    return 3, 2
+    def agree(*sizes, steps=steps, asked=asked):
+      asked.append(sizes)
+      return steps
 
-  packed = packing.pack(batch, agree=agree).packing
-  assert asked == [(2, 1)]
-  assert len(alone.rows.tokens) == 4 and len(packed.rows.tokens) == 6
-  assert packed.source.shape == (8, 4)
+    packed = packing.pack(batch, agree=agree).packing
+    assert asked == [(2, 1)]
+    assert len(packed.rows.tokens) == rows
+    assert packed.source.shape == (8, listed)
 
 
 @pytest.mark.parametrize(
