@@ -80,8 +80,8 @@ def make_train_step(
   another objective wherever lengths differ.)
 
   Args:
-    model: entrances `prefill`, `respond` and `head`, and `packed` for packed
-      batches.
+    model: entrances `prefill`, `respond` and `head`, and `packed` for batches
+      in rows.
     objective: a row of objectives.OBJECTIVES.
     settings: hyper-parameters of the loss; None is as published.
     temperature: of the sampler; used by on-policy objectives only.

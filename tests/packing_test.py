@@ -134,6 +134,18 @@ def test_the_sizes_are_those_that_all_processes_need():
     assert packed.source.shape == (8, listed)
 
 
+def test_a_run_has_a_handful_of_sizes():
+  """Fifty batches whose answers grow to twice their length."""
+  rng = np.random.default_rng(0)
+  sizes = set()
+  for mean in np.linspace(60, 120, 50):
+    lengths = np.minimum(rng.geometric(1 / mean, (16, 8)), 256)
+    batch = batch_of(rng.integers(10, 64, 16), lengths, 64, 256)
+    packed = packing.pack(batch).packing
+    sizes.add((packed.rows.tokens.shape, packed.source.shape))
+  assert 1 < len(sizes) <= 4
+
+
 @pytest.mark.parametrize(
   ('shards', 'parts'), [(1, 1), (1, 4), (2, 1), (2, 2), (4, 2)]
 )
