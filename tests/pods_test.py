@@ -363,7 +363,7 @@ def traces(script, config, name, most=2.0):
     work = {
       name: work
       for name, _, work in script.programs(
-        settings, objective, stage, script.shape_of(config), mesh
+        settings, objective, stage, script.shape_of(config), mesh, None
       )
     }
     assert set(work) == {'update', *(['sample'] * bool(settings.group.samples))}

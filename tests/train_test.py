@@ -201,7 +201,7 @@ def steps_of(workdir):
 @pytest.mark.parametrize(
   ('objective', 'group', 'samplers', 'most'),
   # Packed sequences come in eighths of the batch: mostly one or two of them.
-  [('gft', (), 1, 1), ('sft', ('group.samples=0', 'group.teachers=0'), 0, 3)],
+  [('gft', (), 1, 2), ('sft', ('group.samples=0', 'group.teachers=0'), 0, 3)],
 )
 def test_few_programs_are_compiled_however_lengths_vary(
   config, tmp_path, caplog, objective, group, samplers, most
