@@ -423,10 +423,10 @@ def packed(batch, **settings):
 
 
 def widened(batch):
-  """With room for answers of 16 tokens."""
+  """With room for answers of 32 tokens."""
 
   def widen(x):
-    return jnp.pad(x, [(0, 0), (0, 0), (0, 16 - T)])
+    return jnp.pad(x, [(0, 0), (0, 0), (0, 32 - T)])
 
   responses = batch.responses
   return batch.replace(
@@ -598,7 +598,9 @@ def test_loss_and_gradient_are_the_same_on_any_mesh(
   model, params, batch, shape, kl
 ):
   """Whole on one device, and packed by each device of a mesh."""
-  batch = widened(batch)
+  # The longer answers are right, so that the loss is no sum that cancels.
+  rewards = jnp.array([[1, 0, 0], [0, 1, 0], [1, 1, 0], [0, 1, 0.0]])
+  batch = widened(batch.replace(rewards=rewards))
   batch = jax.tree.map(lambda x: jnp.concatenate([x] * 4), batch)  # 16 prompts
   tokens = batch.prompts.tokens + jnp.arange(4 * B)[:, None]
   batch = batch.replace(prompts=batch.prompts.replace(tokens=tokens % V))

@@ -58,32 +58,45 @@ def curves(make, turns: int, names, **fixed) -> dict[str, dict[int, float]]:
 
 def draw(panels: dict[str, dict[str, dict[int, float]]], out: str) -> None:
   import matplotlib
+  from matplotlib.figure import Figure
 
-  matplotlib.use('Agg')
-  from matplotlib import pyplot
+  from gft_jax import report
 
+  styles = dict(
+    zip(
+      LETTERS.values(),
+      zip(
+        (report.BLUE, report.GREEN, report.ORANGE, report.VERMILLION, 'black'),
+        'osD^v',
+      ),
+    )
+  )
   base = {LETTERS[name]: value for name, value in BASE.items()}
-  figure, axes = pyplot.subplots(1, len(panels), figsize=(12, 4), sharey=True)
-  for axis, (title, found) in zip(axes, panels.items()):
-    for letter, points in found.items():
-      middle = points[base[letter]]
-      axis.plot(
-        [value / base[letter] for value in points],
-        [seconds / middle for seconds in points.values()],
-        marker='o',
-        label=f'{letter} (1 = {base[letter]:,})',
-      )
-    ends = FACTORS[0], FACTORS[-1]
-    axis.plot(ends, ends, color='grey', linestyle=':', label='proportional')
-    axis.set(title=title, xlabel='times the base shape')
-    axis.set_xscale('log', base=2)
-    axis.set_yscale('log', base=2)
-    for side in (axis.xaxis, axis.yaxis):
-      side.set_major_formatter('{x:g}')
-    axis.legend()
-  axes[0].set_ylabel('times the seconds at the base shape')
-  figure.tight_layout()
-  figure.savefig(out, dpi=120)
+  with matplotlib.rc_context(report.STYLE):
+    figure = Figure(figsize=(9, 3.2))
+    axes = figure.subplots(1, len(panels), sharey=True)
+    for axis, (title, found) in zip(axes, panels.items()):
+      ends = FACTORS[0], FACTORS[-1]
+      axis.plot(ends, ends, color=report.GREY, ls=':', label='proportional')
+      for letter, points in found.items():
+        colour, marker = styles[letter]
+        middle = points[base[letter]]
+        axis.plot(
+          [value / base[letter] for value in points],
+          [seconds / middle for seconds in points.values()],
+          color=colour,
+          marker=marker,
+          ms=4,
+          label=f'{letter} ({base[letter]:,})',
+        )
+      axis.set(title=title, xlabel='times the base shape')
+      axis.set_xscale('log', base=2)
+      axis.set_yscale('log', base=2)
+      for side in (axis.xaxis, axis.yaxis):
+        side.set_major_formatter('{x:g}')
+    axes[0].set_ylabel('times the seconds at the base shape')
+    axes[0].legend()
+    figure.savefig(out)
 
 
 def main() -> None:
