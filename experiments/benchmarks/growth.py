@@ -5,7 +5,7 @@
 Each curve changes one number of the base shape (B 2, G 8, P 256, T 128, V 8,192,
 width 256, 4 layers, float32). Panels: the training step, a rollout, and the
 prompt's part of a rollout, which is a rollout of one token. Points are medians
-of --turns calls after a warm-up.
+of --turns calls after a warm-up; those of a curve take turns.
 """
 
 import argparse
@@ -21,11 +21,9 @@ LETTERS = dict(zip(BASE, 'BGPTV'))
 FACTORS = (0.25, 0.5, 1, 2)
 
 
-def measure(make, turns: int, **changes) -> float:
-  """Median seconds of a call at the base shape under the changes."""
-  import jax
-
-  shape = argparse.Namespace(
+def shape(**changes) -> argparse.Namespace:
+  """The base shape under the changes."""
+  return argparse.Namespace(
     **(BASE | changes),
     layers=4,
     mean=0,
@@ -34,26 +32,28 @@ def measure(make, turns: int, **changes) -> float:
     preset='',
     dtype='float32',
   )
-  run = make(shape)
-  run()
-  seconds = []
-  for _ in range(turns):
-    start = time.perf_counter()
-    run()
-    seconds.append(time.perf_counter() - start)
+
+
+def curve(make, turns: int, name: str, **fixed) -> dict[int, float]:
+  """Value of `name` -> median seconds of a call, of points that take turns."""
+  import jax
+
+  values = sorted({max(1, int(BASE[name] * factor)) for factor in FACTORS})
+  runs = {value: make(shape(**fixed | {name: value})) for value in values}
+  seconds = {value: [] for value in values}
+  for turn in range(turns + 2):
+    for value, run in runs.items():
+      start = time.perf_counter()
+      run()
+      if turn > 1:  # The first compiles, the second warms up.
+        seconds[value].append(time.perf_counter() - start)
   jax.clear_caches()
-  return statistics.median(seconds)
+  return {value: statistics.median(taken) for value, taken in seconds.items()}
 
 
 def curves(make, turns: int, names, **fixed) -> dict[str, dict[int, float]]:
-  """Name -> {its value: seconds}."""
-  found = {}
-  for name in names:
-    values = sorted({max(1, int(BASE[name] * factor)) for factor in FACTORS})
-    found[LETTERS[name]] = {
-      value: measure(make, turns, **(fixed | {name: value})) for value in values
-    }
-  return found
+  """Letter -> curve."""
+  return {LETTERS[name]: curve(make, turns, name, **fixed) for name in names}
 
 
 def draw(panels: dict[str, dict[str, dict[int, float]]], out: str) -> None:
@@ -103,7 +103,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument('--turns', type=int, default=5)
+  parser.add_argument('--turns', type=int, default=7)
   parser.add_argument('--out', default='growth.png')
   options = parser.parse_args()
   turns = options.turns
