@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
 def generate(options) -> None:
   import numpy as np
 
-  from gft_jax import parallel
+  from gft_jax import evaluate, parallel
   from gft_jax.batch import Prompts
   from gft_jax.data import pipeline
   from gft_jax.engine import Engine
@@ -75,16 +75,18 @@ def generate(options) -> None:
   )
   mesh = parallel.make_mesh(config.mesh)
   engine = Engine(config, policy, mesh, graders={}, journal=None)
+  # The mesh of a run may hold more prompts than were given.
+  holders = parallel.prompt_shards(parallel.rollout_mesh(mesh, config.mesh))
   responses = engine.sample(
     params,
-    prompts,
+    evaluate.pad_rows(prompts, -(-len(ids) // holders) * holders),
     engine.key('evaluate', 0),
     config.sampler,
     options.samples,
     options.max_tokens,
   )
   texts, finished = engine.decode(responses, config.sampler)
-  for b, g in np.ndindex(finished.shape):
+  for b, g in np.ndindex(len(ids), options.samples):
     end = 'stopped' if finished[b, g] else 'cut at --max-tokens'
     count, total = responses.length[b, g], responses.behavior_logp[b, g].sum()
     print(

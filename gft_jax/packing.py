@@ -2,9 +2,9 @@
 
 Two layouts run a batch. With shared prompts each prompt is computed once, and
 every answer takes T tokens. In rows, end to end, every answer brings its prompt
-along, and nothing else: that takes fewer tokens wherever answers are short
-beside T, or where there is one answer a prompt. `pack` takes the layout with
-fewer tokens.
+along, and nothing else: that takes fewer tokens where answers are short beside
+T and prompts are not long, or where one answer a prompt leaves padding. `pack`
+takes the layout with fewer tokens.
 
 In both the head reads a list of the tokens that train, [B, A] for [B, G, T].
 `listed` brings what is known of tokens there, `spread` brings back what was

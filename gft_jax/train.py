@@ -428,6 +428,16 @@ def plan(config: Config, policy: Policy) -> list[Job]:
         raise ConfigError(
           f'stages.{stage.name}.overrides: {name} belongs to the whole run'
         )
+    require(
+      settings.sampler.stop_ids == config.sampler.stop_ids,
+      f'stages.{stage.name}.overrides: sampler.stop_ids belongs to the whole'
+      ' run; a stage may have sampler.stop_strings',
+    )
+    require(
+      settings.sampler.temperature > 0 or not objective.on_policy,
+      f'sampler.temperature=0 gives objective {stage.objective} of stage'
+      f' {stage.name} no probabilities to divide by; set it above 0',
+    )
     parallel.check_divisible(
       settings.data.batch_size,
       settings.mesh,

@@ -1,6 +1,6 @@
 """One training step: log-probabilities, advantages, token losses, update.
 
-Pure and unjitted; train.py compiles it.
+Pure and unjitted; engine.py compiles it.
 """
 
 import functools
@@ -42,7 +42,7 @@ def token_logprobs(
   chunk: int,
   temperature: float = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
-  """Log-probability and entropy at response positions, prompt run once.
+  """Log-probability and entropy at response positions.
 
   Returns:
     logp and entropy, [B, G, T] float32; 0 at masked positions.

@@ -440,6 +440,17 @@ def test_generate_from_a_stage(scripts, whole, capsys):
   assert all((head[2] == '9') or head[3] == 'stopped' for head in heads)
 
 
+def test_generate_on_more_devices_than_there_are_prompts(
+  scripts, whole, capsys
+):
+  where = ['--workdir', str(whole[0]), '--stage', 'gft', '--max-tokens', '4']
+  for settings in ([], ['--set', 'mesh.fsdp=4']):
+    arguments = [*where, '--prompt', '7+8:', *settings]
+    assert scripts('generate').main(arguments) == 0
+  alone, four = capsys.readouterr().out.split('--- ')[1:]
+  assert alone.splitlines()[1:] == four.splitlines()[1:]
+
+
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [

@@ -548,6 +548,14 @@ def test_a_changed_config_is_refused_by_name(config, whole):
     ('eval.base=sft', "eval.base='sft' is not a stage"),
     ('stages.gft.objective=gtf', 'did you mean gft'),
     ('stages.gft.overrides=seed=1', 'seed belongs to the whole run'),
+    (
+      'stages.gft.overrides=sampler.stop_ids=5',
+      'sampler.stop_ids belongs to the whole run',
+    ),
+    (
+      'sampler.temperature=0',
+      'temperature=0 gives objective grpo of stage grpo no probabilities',
+    ),
     ('eval.max_response=4000', 'max_positions=2048'),
     ('reward.function=math.nope:f', 'math.nope'),
     ('log.profile=gft:4..9', 'names no step; base has 3, gft has 3, grpo has'),

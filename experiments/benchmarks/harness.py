@@ -12,6 +12,7 @@ share of the measured time says how far an engine is from the limit.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import pathlib
@@ -31,6 +32,9 @@ Run = Callable[[], int]
 Work = list[tuple[float, float]]
 MATRIX, COPIED = 4096, 2**28
 
+# Packages of engines that this project does without.
+PACKAGES = {'tunix': 'tunix', 'torch': 'torch', 'transformers': 'torch'}
+
 
 def parser(description: str, **shapes: int) -> argparse.ArgumentParser:
   """--turns, --engines, --python and one flag per shape."""
@@ -41,7 +45,7 @@ def parser(description: str, **shapes: int) -> argparse.ArgumentParser:
   parser.add_argument('--engine', help=argparse.SUPPRESS)
   parser.add_argument('--turns', type=int, default=5)
   parser.add_argument(
-    '--engines', nargs='+', help='by default ours and what can be imported'
+    '--engines', nargs='+', help='by default ours and those that are installed'
   )
   parser.add_argument(
     '--python',
@@ -69,7 +73,9 @@ def main(
     _serve(engines[options.engine], options)
     return
   pythons = dict(pair.split('=', 1) for pair in options.python)
-  names = options.engines or [n for n in engines if n not in LIMITS]
+  names = options.engines or [
+    name for name in engines if name not in LIMITS and _runs(name, pythons)
+  ]
   results = _alternate([*names, *LIMITS], pythons, options.turns)
   product, copy = (
     statistics.median(results.pop(limit)['rates']) for limit in LIMITS
@@ -102,6 +108,14 @@ def main(
       f'| {name} | {r["median"]:,.0f} a second | {r["peak_mb"]:,.0f} MB |'
       f' {share} | {r["first_seconds"]:.1f} s first call |'
     )
+
+
+def _runs(engine: str, pythons: dict[str, str]) -> bool:
+  package = PACKAGES.get(engine)
+  if engine in pythons or not package or importlib.util.find_spec(package):
+    return True
+  print(f'{engine} is left out: no package {package}', file=sys.stderr)
+  return False
 
 
 def _product(options) -> Run:

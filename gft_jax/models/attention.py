@@ -3,7 +3,8 @@
 Keys fall into parts: the prompt, computed once per group, and a response's
 own tokens. Each part is attended alone, and the parts are joined exactly by
 their log-sum-exp, so neither the prompt nor a key head is repeated. (A TPU's
-kernel does without parts, see `models.splash`.)
+kernel does without parts, see `models.splash`.) Sequences in rows, which bring
+their prompts along, are one part with segments: `attend_prompt`.
 
 `jax.nn.dot_product_attention` does not serve the parts: its residual is stopped
 in the gradient (a merged loss would train on a wrong gradient without a word)

@@ -1,4 +1,4 @@
-"""A decoder of the Llama and Qwen2 families with two entrances.
+"""A decoder of the Llama and Qwen2 families that shares prompts in groups.
 
 A prompt enters once per group and becomes a `Prefix`; the G responses attend
 to it and to themselves. Training (`prefill`, `respond`) and sampling
@@ -6,6 +6,8 @@ to it and to themselves. Training (`prefill`, `respond`) and sampling
 
   prefix = model.apply({'params': params}, tokens, length, method='prefill')
   hidden = model.apply({'params': params}, prefix, responses, method='respond')
+
+A training step may also run whole sequences, end to end in rows (`packed`).
 
 Hidden states are after the final norm; hidden @ head is the logits, which
 only `ops.logprobs` and the sampler form.
@@ -101,7 +103,7 @@ def for_compute(params: Any, dtype: str) -> Any:
 def response_states(
   model: Any, params: Any, batch: GroupBatch
 ) -> tuple[jax.Array, jax.Array]:
-  """Both entrances one after the other: what predicts the response tokens.
+  """What predicts the response tokens, through the entrances that a batch asks.
 
   Args:
     model: entrances `prefill`, `respond` and `head`, or `packed` and `head` for
@@ -299,7 +301,7 @@ class Transformer(nn.Module):
   def packed(
     self, tokens: jax.Array, positions: jax.Array, segments: jax.Array
   ) -> jax.Array:
-    """Runs sequences that stand end to end in rows; see batch.Packing.
+    """Runs sequences that stand end to end in rows; see batch.Rows.
 
     Args:
       tokens: [R, C] int32.
