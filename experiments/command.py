@@ -4,6 +4,7 @@ No jax here: spawned reward workers import the script that started them.
 """
 
 import argparse
+import dataclasses
 import functools
 import json
 import os
@@ -95,9 +96,28 @@ def model_config(options: argparse.Namespace) -> Config:
         '--stage and --best belong to --workdir, not to --model'
       )
     return override(Config(), f'model.path={options.model}')
-  config = read_config(options.workdir)
-  check_stage(config, options.stage, options.best)
-  return config
+  return stage_config(options.workdir, options.stage, options.best)
+
+
+def stage_config(workdir: str, name: str | None, best: bool) -> Config:
+  """The config of a run, as one of its stages samples, grades and evaluates.
+
+  The data are those of the run: its evaluations are of them for every stage.
+
+  Raises:
+    ConfigError: no run, or no such stage.
+  """
+  config = read_config(workdir)
+  check_stage(config, name, best)
+  (stage,) = (stage for stage in config.stages if stage.name == name)
+  own = for_stage(config, stage)
+  return dataclasses.replace(
+    config,
+    sampler=own.sampler,
+    reward=own.reward,
+    loss=own.loss,
+    eval=own.eval,
+  )
 
 
 def check_writable(flag: str, path: str | pathlib.Path) -> None:

@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 import command
 import embedded
 
+from gft_jax import config as config_lib
 from gft_jax.config import (
   Config,
   ConfigError,
@@ -87,9 +88,15 @@ def main(arguments: list[str] | None = None) -> int:
     workdir = pathlib.Path(options.workdir)
     kind, amount = parse_budget(options.budget)
     shared, stages = read_arms(options.configs, options.set)
-    if options.steps:
+    require(
+      len(set(options.seeds)) == len(options.seeds),
+      f'--seeds {" ".join(map(str, options.seeds))}: one is there twice',
+    )
+    if options.steps is not None:
+      config_lib.positive('--steps', options.steps)
       stages = [dataclasses.replace(s, steps=options.steps) for s in stages]
     arms = [limited(shared, stage, kind, amount) for stage in stages]
+    check_arms(shared, arms, options.seeds[0])
     base, base_result = base_policy(shared, workdir / 'base')
     folder = workdir / options.budget
     results: dict[str, list[Result]] = {stage.name: [] for stage in arms}
@@ -188,6 +195,15 @@ def limited(shared: Config, arm: Stage, kind: str, amount: float) -> Stage:
   return dataclasses.replace(arm, steps=UNLIMITED, **{kind: value})
 
 
+def check_arms(shared: Config, arms: list[Stage], seed: int) -> None:
+  """Raises ConfigError for a mistake in any arm, before the first has run."""
+  from gft_jax import train
+
+  policy = train.load_policy(shared)
+  for arm in arms:
+    train.plan(arm_config(shared, arm, shared.model.path, seed), policy)
+
+
 def base_policy(
   shared: Config, workdir: pathlib.Path
 ) -> tuple[str, Result | None]:
@@ -195,7 +211,7 @@ def base_policy(
   if not shared.stages:
     return shared.model.path, None
   from gft_jax import train
-  from gft_jax.models import huggingface
+  from gft_jax.models import huggingface, lora
 
   name = shared.stages[-1].name
   results = train.train(shared, workdir)
@@ -204,6 +220,7 @@ def base_policy(
   if not (folder / 'config.json').exists():
     policy = train.load_policy(shared)
     params, _ = train.result_of(policy, workdir, name)
+    params = lora.merge(policy.model, policy.frozen, params)
     huggingface.save(
       folder,
       policy.model,

@@ -3,8 +3,9 @@ r"""Evaluates a stage of a run, or any Hugging Face folder.
   python experiments/evaluate.py --workdir runs/quickstart --stage gft
   python experiments/evaluate.py --config CONFIG.py --set model.path=FOLDER
 
-prints a table and writes evaluation.json to --out. KL is to the policy that the
-run, or the folder, starts from.
+prints a table and writes evaluation.json to --out, by the stage's own settings on
+the run's held-out data. KL is to the policy that the run, or the folder, starts
+from.
 
   python experiments/evaluate.py --model FOLDER --data FOLDER_OF_FILES \
     --benchmarks amc23,math500 --samples 16 --temperature 0.5 --max-tokens 4096
@@ -31,6 +32,7 @@ rule of a benchmark is its own where reward.function is not set.
 
 import hashlib
 import json
+import math
 import pathlib
 import sys
 
@@ -80,8 +82,7 @@ def evaluate(options) -> None:
   if options.best and not options.workdir:
     raise ConfigError('--best belongs to --workdir')
   if options.workdir:
-    config = command.read_config(options.workdir)
-    command.check_stage(config, options.stage, options.best)
+    config = command.stage_config(options.workdir, options.stage, options.best)
   elif options.config:
     config = command.load_recipe(options.config, []).config
   else:
@@ -110,7 +111,9 @@ def evaluate(options) -> None:
     base, _ = train.result_of(policy, options.workdir, config.eval.base)
     policy = policy._replace(params=base)
   metrics = train.evaluate_policy(config, out, policy, params)
-  (out / 'evaluation.json').write_text(json.dumps(metrics, indent=1))
+  # What this folder has of benchmarks stays.
+  file = out / 'evaluation.json'
+  file.write_text(json.dumps(of_benchmarks(file) | metrics, indent=1))
   print(report.table({name: metrics}))
   print(f'{out}/evaluation.json')
 
@@ -192,19 +195,36 @@ def ask_benchmarks(
   for one in asked.values():  # A mistake in a reward is no beginning.
     rewards.Grader(evaluate_lib.reward_of(one)).close()
   generations.claim(out, config, facts)
-  # What this folder has of other benchmarks stays in its tables.
+  # What this folder has of other benchmarks stays in its tables, and what it
+  # has of held-out splits stays out of them.
   file = out / 'evaluation.json'
-  metrics = json.loads(file.read_text()) if file.exists() else {}
+  metrics = of_benchmarks(file)
+  others = {k: v for k, v in read(file).items() if k not in metrics}
   for name in rows:
     metrics |= train.evaluate_benchmark(
       asked[name], out, policy, params, questions[name]
     )
     table = report.benchmark_table(metrics)
-    file.write_text(json.dumps(metrics, indent=1))
+    file.write_text(json.dumps(others | metrics, indent=1))
     write_table(out / 'table', table)
   print(report.markdown(table), end='')
   print_failures(metrics)
   print(f'{out}/evaluation.json, table.md, table.tex, generations/')
+
+
+def read(file: pathlib.Path) -> dict[str, float]:
+  return json.loads(file.read_text()) if file.exists() else {}
+
+
+def of_benchmarks(file: pathlib.Path) -> dict[str, float]:
+  """What an evaluation.json says of public benchmarks."""
+  from gft_jax.data import benchmarks
+
+  return {
+    name: value
+    for name, value in read(file).items()
+    if name.split('/')[1] in benchmarks.BENCHMARKS
+  }
 
 
 def print_failures(metrics: dict[str, float]) -> None:
@@ -218,18 +238,16 @@ def print_failures(metrics: dict[str, float]) -> None:
 
 def for_benchmarks(config: Config, assignments: list[str]) -> Config:
   """Settings that suit questions of any length; what the user set stands."""
-  devices = config.mesh.data * config.mesh.fsdp
+  from gft_jax import parallel
+
+  devices = math.lcm(*parallel.prompt_holders(config.mesh))
   batch = min(32, ROWS // config.eval.samples) // devices * devices
   defaults = [
     *('data.max_prompt=2048', 'eval.max_response=1024', 'reward.workers=2'),
     f'eval.batch_size={max(batch, devices)}',
   ]
   config = command.overridden(config, [*defaults, *assignments])
-  if config.eval.batch_size % devices:
-    raise ConfigError(
-      f'eval.batch_size={config.eval.batch_size} is not a multiple of the'
-      f' {devices} devices of mesh.data and mesh.fsdp'
-    )
+  parallel.check_rows('eval.batch_size', config.eval.batch_size, config.mesh)
   return config
 
 

@@ -8,12 +8,13 @@ model.lora are merged into the weights; --adapter writes them alone, as a folder
 for PEFT.
 """
 
+import dataclasses
 import pathlib
 import sys
 
 import command
 
-from gft_jax.config import ConfigError
+from gft_jax.config import ConfigError, MeshConfig
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,6 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
   options = parser.parse_args(arguments)
 
   def work():
+    import jax
+
     from gft_jax import train
     from gft_jax.models import huggingface, lora, peft, tensor_files
 
@@ -45,6 +48,9 @@ def main(arguments: list[str] | None = None) -> int:
         '--adapter: the run has no adapters (model.lora.rank=0); without the'
         ' flag its weights are exported'
       )
+    if config.mesh.size > jax.device_count():
+      # A run of a pod is exported where its weights fit one device.
+      config = dataclasses.replace(config, mesh=MeshConfig())
     policy = train.load_policy(config)
     params, step = train.result_of(
       policy, options.workdir, options.stage, best=options.best

@@ -61,6 +61,7 @@ def settings_of(options) -> Config:
     # All rows of a file: none are held out where eval_path says what is.
     *(f'data.path={options.data}', f'data.eval_path={options.data}'),
     *('data.split=train', 'data.columns=', 'data.max_prompt=1024'),
+    'data.rows=0',
     *('group.experts=0', 'group.teachers=0'),
     f'group.samples={options.answers}',
     f'data.max_response={options.max_tokens}',
@@ -85,10 +86,18 @@ def generate(options) -> None:
   require(out.parent.is_dir(), f'--out {out}: there is no folder {out.parent}')
   command.check_writable('--out', out.parent)
   command.check_rewards(config, options.workdir, options.set)
-  grader = rewards.Grader(config.reward)  # a mistake stops here
-  policy, params = command.load_model(options, config)
   split, size = config.data.split, config.data.batch_size
-  dataset = data.load(config.data, evaluate.OWN, policy.tokenizer, split)
+  parallel.check_rows('data.batch_size', size, config.mesh)
+  grader = rewards.Grader(config.reward)  # a mistake stops here
+  require(
+    not (options.keep_correct and grader.asks_model),
+    f'--keep-correct: reward.function={config.reward.function!r} asks a reward'
+    ' model, and says not what is correct',
+  )
+  policy, params = command.load_model(options, config)
+  dataset = data.load(
+    config.data, evaluate.OWN, policy.tokenizer, split, config.seed
+  )
   longest = int(dataset.statistics.tokens['prompt'].max())
   room = policy.model.architecture.max_positions
   require(
@@ -96,7 +105,8 @@ def generate(options) -> None:
     f'a prompt of {longest} tokens and --max-tokens'
     f' {config.data.max_response} exceed the {room} positions of the model',
   )
-  rows = {row['row']: row for row in builders.source(config.data, split).rows}
+  source = builders.source(config.data, split, config.seed)
+  rows = {row['row']: row for row in source.rows}
   facts = {
     '--keep-correct': options.keep_correct,
     'rows of --data': digest(rows.values()),

@@ -99,7 +99,12 @@ def main(arguments: list[str] | None = None) -> int:
     if graded:
       from gft_jax import rewards
 
-      rewards.Grader(config.reward).close()  # a mistake stops here
+      with rewards.Grader(config.reward) as grader:  # a mistake stops here
+        require(
+          not grader.asks_model,
+          f'reward.function={config.reward.function!r} asks a reward model;'
+          ' given answers are graded by functions of text',
+        )
     if options.json:
       _check_folder('--json', options.json)
     statistics = describe(config, options.tokenizer, options.split)
@@ -126,10 +131,10 @@ def describe(config: Config, tokenizer_path: str, split: str) -> dict[str, Any]:
 
   def load(group=config.group, **limits):
     settings = dataclasses.replace(config.data, **limits)
-    return data.load(settings, group, tokenizer, split).statistics
+    return data.load(settings, group, tokenizer, split, config.seed).statistics
 
   anything = dataclasses.replace(config.data, max_dropped=1.0)
-  rows = builders.source(anything, split).rows
+  rows = builders.source(anything, split, config.seed).rows
   most = max(len(row['teacher']) for row in rows)
   all_teachers = dataclasses.replace(config.group, teachers=most)
   measured = load(
@@ -176,7 +181,7 @@ def pass_rates(config: Config, split: str) -> dict[str, Any]:
   from gft_jax import rewards
   from gft_jax.data import builders
 
-  rows = builders.source(config.data, split).rows
+  rows = builders.source(config.data, split, config.seed).rows
   rows = rows[: config.data.rows or len(rows)]
   given = {
     'expert': [[row['expert']] if row['expert'] else [] for row in rows],

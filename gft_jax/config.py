@@ -8,6 +8,7 @@ checks raise ConfigError and name both numbers that disagree.
 import ast
 import dataclasses
 import difflib
+import math
 import re
 import types
 import typing
@@ -42,6 +43,12 @@ def positive(name: str, value: float) -> None:
   require(value > 0, f'{name}={value} must be positive')
 
 
+def not_negative(name: str, value: float) -> None:
+  require(
+    0 <= value < math.inf, f'{name}={value} must be finite and not negative'
+  )
+
+
 def nearest(word: str, choices: typing.Iterable[str]) -> str:
   matches = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.3)
   return f'; did you mean {matches[0]}?' if matches else ''
@@ -69,6 +76,12 @@ class Architecture:
   max_positions: int = setting(2048, 'longest prompt + response in tokens')
 
   def __post_init__(self):
+    for name in (
+      *('width', 'layers', 'heads', 'kv_heads', 'head_size', 'mlp_width'),
+      'max_positions',
+    ):
+      positive(f'model.architecture.{name}', getattr(self, name))
+    not_negative('model.architecture.vocab_size', self.vocab_size)
     require(
       self.heads % self.kv_heads == 0,
       f'model.architecture.heads={self.heads} is not a multiple of'
@@ -178,6 +191,7 @@ class DataConfig:
   def __post_init__(self):
     for name in ('batch_size', 'max_prompt', 'max_response'):
       positive(f'data.{name}', getattr(self, name))
+    not_negative('data.rows', self.rows)
     one_of('data.template', self.template, ('auto', 'plain', 'chat'))
 
 
@@ -412,6 +426,8 @@ class OptimizerConfig:
     one_of('optimizer.schedule', self.schedule, ('constant', 'cosine'))
     positive('optimizer.mini_batches', self.mini_batches)
     positive('optimizer.micro_batches', self.micro_batches)
+    for name in ('learning_rate', 'warmup_steps', 'weight_decay', 'clip_norm'):
+      not_negative(f'optimizer.{name}', getattr(self, name))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -484,12 +500,11 @@ class EvalConfig:
   )
 
   def __post_init__(self):
-    for name in ('samples', 'max_response', 'batch_size'):
+    for name in ('prompts', 'samples', 'max_response', 'batch_size'):
       positive(f'eval.{name}', getattr(self, name))
-    require(
-      self.temperature >= 0,
-      f'eval.temperature={self.temperature} must not be negative',
-    )
+    for name in ('every', 'temperature', 'kl_prompts'):
+      not_negative(f'eval.{name}', getattr(self, name))
+    require(all(k >= 1 for k in self.ks), f'eval.ks={self.ks} has a k below 1')
     require(
       not self.ks or max(self.ks) <= self.samples,
       f'eval.ks={self.ks} has a k above eval.samples={self.samples}',

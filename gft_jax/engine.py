@@ -202,6 +202,7 @@ class Engine:
     journal: rewards.Journal | None,
     judges: dict[str, Judge] | None = None,
   ):
+    """`journal` is None where nothing is resumed."""
     self.model = policy.model
     self._tokenizer = policy.tokenizer
     self._stop_ids = policy.stop_ids
@@ -289,6 +290,7 @@ class Engine:
     # number of them can replay it.
     first = jax.process_index() * present.size
     own = range(first, first + present.size)
+    replayed = self._journal.replay(name) if self._journal else ()
     if grader.asks_model:
       judge = self._judges[settings.model]
       judged = judge.scores(examples.prompts, texts)
@@ -300,14 +302,14 @@ class Engine:
       present,
       finished,
       judged=judged,
-      timed_out=[i - first for i in self._journal.replay(name) if i in own],
+      timed_out=[i - first for i in replayed if i in own],
     )
     late, failures = [], collections.Counter()
     mine = [first + i for i in scored.timed_out]
     for positions, counts in parallel.exchange([mine, scored.failures]):
       late += positions
       failures.update(counts)
-    if jax.process_index() == 0:
+    if self._journal and jax.process_index() == 0:
       self._journal.record(name, tuple(late))
     return scored._replace(failures=dict(failures))
 

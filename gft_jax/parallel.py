@@ -243,16 +243,21 @@ def check_divisible(
   )
 
 
+def prompt_holders(config: MeshConfig) -> tuple[int, int]:
+  """Devices that hold different prompts, in training and in the sampler."""
+  return (
+    config.data * config.fsdp,
+    config.size // (config.rollout_tensor or config.tensor),
+  )
+
+
 def check_rows(name: str, rows: int, config: MeshConfig) -> None:
   """What is sampled must fill the devices that hold prompts, in both layouts.
 
   Raises:
     ConfigError: the setting `name` does not.
   """
-  for holders in (
-    config.data * config.fsdp,
-    config.size // (config.rollout_tensor or config.tensor),
-  ):
+  for holders in prompt_holders(config):
     require(
       rows % holders == 0,
       f'{name}={rows} is not a multiple of the {holders} devices that hold'

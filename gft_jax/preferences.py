@@ -98,6 +98,7 @@ def train_reward_model(
   mesh = parallel.make_mesh(config.mesh)
   policy = train.load_policy(config)
   seen, held_out = _split(pairs)
+  require(bool(seen), 'all pairs have one prompt, and one must be held out')
   train_set = encode(seen, config, policy.tokenizer)
   test_set = encode(held_out, config, policy.tokenizer)
   size = config.data.batch_size
@@ -163,6 +164,8 @@ def _check(config: Config) -> None:
     # reward.model is asked in the tokenizer's own template.
     ('data.template', config.data.template, 'auto'),
     ('data.instruction', config.data.instruction, ''),
+    ('checkpoint.best', config.checkpoint.best, ''),
+    ('log.profile', config.log.profile, ''),
   ):
     require(
       value == only,

@@ -208,6 +208,7 @@ class Grader:
       for name in self._functions
     }
     if self.asks_model:
+      config_lib.require(judged is not None, 'nobody asks the reward model')
       parts[MODEL] = np.asarray(judged, np.float32).reshape(len(cases))
     total = np.zeros(len(cases), np.float32)
     for weight, name in self._parts:

@@ -237,20 +237,24 @@ def evaluate_policy(
   KL is to `policy.params`. What the figures need goes to `outdir`/report/, the
   answers to `outdir`/generations/.
   """
+  gft = objectives.OBJECTIVES['gft']  # whose coefficients the figure shows
   config = dataclasses.replace(
-    config,
-    eval=dataclasses.replace(config.eval, base=''),
-    stages=(Stage('evaluation', '', 'gft', 1),),
+    config, loss=objectives.resolve(config.loss, gft)
   )
+  parallel.check_rows('eval.batch_size', config.eval.batch_size, config.mesh)
+  _check_lengths(
+    config, config.data.max_prompt, policy.model.architecture.max_positions
+  )
+  benchmark = _benchmark(_loader(config, policy), config, config.eval.splits)
   outdir = pathlib.Path(outdir)
-  (job,) = plan(config, policy)
-  with engine_of(config, policy, outdir) as engine:
+  # It is never resumed: another evaluation's time-outs are none of its own.
+  with engine_of(config, policy, outdir, resumed=False) as engine:
     return evaluate.held_out(
       engine,
       params,
       policy.params,
-      job.benchmark,
-      job.config,
+      benchmark,
+      config,
       name='evaluation',
       figures=coefficients_file(outdir, 'evaluation'),
       generations=outdir / 'generations',
@@ -307,11 +311,12 @@ def evaluate_benchmark(
 
 @contextlib.contextmanager
 def engine_of(
-  config: Config, policy: Policy, outdir: pathlib.Path
+  config: Config, policy: Policy, outdir: pathlib.Path, *, resumed: bool = True
 ) -> Iterator[Engine]:
   """The compiled programs and the top-level reward, outside of a run.
 
-  Answers that hit the time limit are journalled in `outdir`.
+  Where it can be resumed, answers that hit the time limit are journalled in
+  `outdir`.
   """
   mesh = parallel.make_mesh(config.mesh)
   with contextlib.ExitStack() as stack:
@@ -321,7 +326,8 @@ def engine_of(
     }
     judges = load_judges(graders, mesh)
     outdir.mkdir(parents=True, exist_ok=True)
-    journal = rewards.Journal(outdir / 'timeouts.jsonl')
+    path = outdir / 'timeouts.jsonl'
+    journal = rewards.Journal(path) if resumed else None
     yield Engine(config, policy, mesh, graders, journal, judges)
 
 
@@ -389,8 +395,8 @@ def load_policy(config: Config) -> Policy:
   return Policy(model, params, tokenizer, stop_ids, frozen)
 
 
-def plan(config: Config, policy: Policy) -> list[Job]:
-  """Resolves every stage, so that a mistake in the last stops the first."""
+def _loader(config: Config, policy: Policy) -> Callable[..., data.Dataset]:
+  """`load(settings, group, split)`, which tokenises a split once."""
 
   @functools.cache
   def tokenised(settings, group, split):
@@ -402,13 +408,27 @@ def plan(config: Config, policy: Policy) -> list[Job]:
     group = dataclasses.replace(group, refills=0)
     return tokenised(settings, group, split)
 
-  def demonstrations(settings, splits):
-    if not splits:
-      return None
-    dataset = load(settings, evaluate.EXPERT_ONLY, splits[0])
-    # Prompts alone are enough for rewards.
-    return dataset if dataset.statistics.tokens['expert'].size else None
+  return load
 
+
+def _benchmark(
+  load: Callable[..., data.Dataset], config: Config, splits: Sequence[str]
+) -> evaluate.Benchmark:
+  """Those held-out splits of the run's data, the same for all of its stages."""
+  shown = None
+  if splits:
+    shown = load(config.data, evaluate.EXPERT_ONLY, splits[0])
+    # Prompts alone are enough for rewards.
+    shown = shown if shown.statistics.tokens['expert'].size else None
+  return evaluate.Benchmark(
+    splits={name: load(config.data, evaluate.OWN, name) for name in splits},
+    demonstrations=shown,
+  )
+
+
+def plan(config: Config, policy: Policy) -> list[Job]:
+  """Resolves every stage, so that a mistake in the last stops the first."""
+  load = _loader(config, policy)
   jobs: dict[str, Job] = {}
   for stage in config.stages:
     settings = for_stage(config, stage)
@@ -423,16 +443,21 @@ def plan(config: Config, policy: Policy) -> list[Job]:
         f'group.refills={settings.group.refills} replaces groups by their'
         f' rewards, and objective {stage.objective} asks for none; set it to 0'
       )
-    for name in ('model', 'mesh', 'seed', 'log'):
-      if getattr(settings, name) != getattr(config, name):
-        raise ConfigError(
-          f'stages.{stage.name}.overrides: {name} belongs to the whole run'
-        )
-    require(
-      settings.sampler.stop_ids == config.sampler.stop_ids,
-      f'stages.{stage.name}.overrides: sampler.stop_ids belongs to the whole'
-      ' run; a stage may have sampler.stop_strings',
-    )
+    for name, same in {
+      'model': settings.model == config.model,
+      'mesh': settings.mesh == config.mesh,
+      'seed': settings.seed == config.seed,
+      'log': settings.log == config.log,
+      'stages': settings.stages == config.stages,
+      'sampler.stop_ids': settings.sampler.stop_ids == config.sampler.stop_ids,
+      'eval.base': settings.eval.base == config.eval.base,
+      # Else rows that evaluations hold out of the same file would train.
+      'data.eval_path': settings.data.eval_path == config.data.eval_path
+      or settings.data.path != config.data.path,
+    }.items():
+      require(
+        same, f'stages.{stage.name}.overrides: {name} belongs to the whole run'
+      )
     require(
       settings.sampler.temperature > 0 or not objective.on_policy,
       f'sampler.temperature=0 gives objective {stage.objective} of stage'
@@ -449,20 +474,21 @@ def plan(config: Config, policy: Policy) -> list[Job]:
     if settings.eval.splits:
       rows = settings.eval.batch_size
       parallel.check_rows('eval.batch_size', rows, settings.mesh)
-    _check_lengths(settings, policy.model.architecture.max_positions)
+    room = policy.model.architecture.max_positions
+    _check_lengths(settings, config.data.max_prompt, room)
     _check_best(settings)
     parent = jobs.get(stage.start)
     first_step = parent.first_step + parent.stage.steps if parent else 0
-    splits = settings.eval.splits
+    dataset = load(settings.data, settings.group, settings.data.split)
+    # Refused here, before an earlier stage has trained.
+    size, count = settings.data.batch_size, jax.process_count()
+    dataset.batches(size, config.seed, shard_count=count)
     jobs[stage.name] = Job(
       stage=stage,
       config=settings,
       objective=objective,
-      dataset=load(settings.data, settings.group, settings.data.split),
-      benchmark=evaluate.Benchmark(
-        splits={s: load(config.data, evaluate.OWN, s) for s in splits},
-        demonstrations=demonstrations(config.data, splits),
-      ),
+      dataset=dataset,
+      benchmark=_benchmark(load, config, settings.eval.splits),
       first_step=first_step,
       total_updates=stage.steps * settings.optimizer.mini_batches,
     )
@@ -484,14 +510,16 @@ def plan(config: Config, policy: Policy) -> list[Job]:
   return list(jobs.values())
 
 
-def _check_lengths(config: Config, max_positions: int) -> None:
-  longest = config.data.max_prompt + max(
-    config.data.max_response, config.eval.max_response
-  )
-  if longest > max_positions:
-    raise ConfigError(
-      f'data.max_prompt={config.data.max_prompt} and the longest response take'
-      f' {longest} tokens, but the model has max_positions={max_positions}'
+def _check_lengths(config: Config, asked: int, room: int) -> None:
+  """Evaluations have prompts of up to `asked` tokens."""
+  for prompt, setting, response in (
+    (config.data.max_prompt, 'data.max_response', config.data.max_response),
+    (asked, 'eval.max_response', config.eval.max_response),
+  ):
+    require(
+      prompt + response <= room,
+      f'data.max_prompt={prompt} and {setting}={response} take'
+      f' {prompt + response} tokens, but the model has max_positions={room}',
     )
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -272,13 +273,70 @@ def test_evaluate_benchmarks(ask, scripts, tmp_path, monkeypatch, capsys):
     assert scripts('evaluate').main(again) == 0
     assert f' {value}' in capsys.readouterr().out.splitlines()[-1]
 
+  # Held-out splits beside them are no benchmarks, and keep them.
+  held_out = ['eval.splits=test', 'eval.prompts=4', 'eval.kl_prompts=0']
+  assert ask(out, *held_out) == 0
+  both = json.loads((out / 'evaluation.json').read_text())
+  assert metrics.items() < both.items()
+  assert (out / 'table.md').read_text() == table
+  metrics = both
+
   # What is finished is not asked again.
   from gft_jax import engine
 
   monkeypatch.setattr(engine.Engine, 'sample', None)
   assert ask(out, '--benchmarks', 'sums,more_sums') == 0
   assert json.loads((out / 'evaluation.json').read_text()) == metrics
+  assert (out / 'table.md').read_text() == table
   assert kept_answers(out) == lines
+
+
+def test_a_stage_is_evaluated_by_its_own_settings(scripts, whole, tmp_path):
+  overrides = (
+    *('sampler.stop_strings=9', 'reward.function=exact', 'data.max_prompt=9'),
+    'loss.tau=0.25',
+  )
+  written = json.loads((whole[0] / 'config.json').read_text())
+  config = config_lib.from_dict(config_lib.Config, written)
+  *before, stage = config.stages
+  stage = dataclasses.replace(stage, overrides=overrides)
+  config = dataclasses.replace(config, stages=(*before, stage))
+  text = json.dumps(config_lib.to_dict(config))
+  (tmp_path / 'config.json').write_text(text)
+  found = scripts('command').stage_config(str(tmp_path), stage.name, False)
+  assert found.sampler.stop_strings == ('9',)
+  assert (found.reward.function, found.loss.tau) == ('exact', 0.25)
+  assert found.data == config.data
+
+
+def test_an_evaluation_is_not_refused_for_what_it_does_not_use(
+  scripts, whole, tmp_path, capsys
+):
+  """What a run traced and kept, its mesh, and another evaluation's time-outs."""
+  run = tmp_path / 'run'
+  shutil.copytree(whole[0], run)
+  settings = json.loads((run / 'config.json').read_text())
+  settings['log']['profile'] = 'gft:1..2'
+  settings['eval']['every'] = 2
+  settings['checkpoint']['best'] = 'eval/test/avg@2'
+  (run / 'config.json').write_text(json.dumps(settings))
+  found = []
+  for out in (tmp_path / 'a', tmp_path / 'b'):
+    out.mkdir()
+    if out.name == 'b':
+      late = {'batch': 'evaluation/test/0', 'positions': list(range(64))}
+      (out / 'timeouts.jsonl').write_text(json.dumps(late))
+    arguments = ['--workdir', str(run), '--stage', 'gft', '--out', str(out)]
+    small = ['eval.splits=test', 'eval.prompts=16', 'eval.kl_prompts=0']
+    arguments += ['--samples', '4', '--set', *small]
+    assert scripts('evaluate').main(arguments) == 0, capsys.readouterr().err
+    found.append((out / 'evaluation.json').read_text())
+  assert found[0] == found[1]
+  settings['mesh']['fsdp'] = 16
+  (run / 'config.json').write_text(json.dumps(settings))
+  arguments = ['--workdir', str(run), '--stage', 'gft']
+  exported = tmp_path / 'exported'
+  assert scripts('export').main([*arguments, '--out', str(exported)]) == 0
 
 
 @pytest.mark.parametrize(
@@ -761,6 +819,9 @@ def test_compare_at_equal_tokens(scripts, tmp_path):
     (['--budget', 'tokens=many'], 'is not prompts'),
     (['--budget', 'tokens=0.5'], 'is not prompts'),
     (['--budget', 'seconds=0'], 'is not prompts'),
+    (['--seeds', '0', '0'], '--seeds 0 0: one is there twice'),
+    (['--steps', '0'], '--steps=0 must be positive'),
+    (['--set', 'optimizer.mini_batches=3'], 'multiple of 3'),
     (['--configs', COMPARED[0], COMPARED[0]], "another arm is named 'gft'"),
     (
       [

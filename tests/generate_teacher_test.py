@@ -145,6 +145,17 @@ def test_other_settings_are_refused_by_name(script, whole, tmp_path, capsys):
     (['--data', 'none.jsonl'], 'none.jsonl does not exist'),
     (['--max-tokens', '5000'], 'exceed the 2048 positions of the model'),
     (['--answers', '-1'], 'group.samples=-1 must not be negative'),
+    (
+      ['--set', 'data.batch_size=6', 'mesh.fsdp=4'],
+      'multiple of the 4 devices',
+    ),
+    (
+      [
+        '--keep-correct',
+        *('--set', 'reward.function=model', 'reward.model=x'),
+      ],
+      'asks a reward model',
+    ),
     (['--stage', 'gtf'], 'did you mean gft?'),
     (['--model', 'x'], 'give --model, or --workdir and --stage'),
     (['--set', 'reward.function=maths'], 'did you mean math?'),

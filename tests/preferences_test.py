@@ -103,7 +103,11 @@ def test_other_pairs_or_epochs_are_not_gone_on_with(settings, trained):
 
 
 @pytest.mark.parametrize(
-  'setting', ['data.template=plain', 'optimizer.micro_batches=2']
+  'setting',
+  [
+    *('data.template=plain', 'optimizer.micro_batches=2'),
+    *('checkpoint.best=eval/test/avg@4', 'log.profile=3..5'),
+  ],
 )
 def test_a_setting_without_use_is_refused(settings, tmp_path, setting):
   with pytest.raises(ConfigError, match='a reward model is trained with'):
@@ -196,6 +200,8 @@ def test_pairs_that_do_not_fit_are_refused_with_numbers(settings, tmp_path):
     preferences.train_reward_model(short, pairs, tmp_path / 'a', 1)
   with pytest.raises(ConfigError, match='batch_size=8 needs more'):
     preferences.train_reward_model(settings, pairs[:6], tmp_path / 'b', 1)
+  with pytest.raises(ConfigError, match='all pairs have one prompt'):
+    preferences.train_reward_model(settings, pairs[:1], tmp_path / 'b', 1)
   assert not (tmp_path / 'a').exists() and not (tmp_path / 'b').exists()
 
 

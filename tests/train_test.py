@@ -548,6 +548,13 @@ def test_a_changed_config_is_refused_by_name(config, whole):
     ('eval.base=sft', "eval.base='sft' is not a stage"),
     ('stages.gft.objective=gtf', 'did you mean gft'),
     ('stages.gft.overrides=seed=1', 'seed belongs to the whole run'),
+    ('stages.gft.overrides=eval.base=sft', 'eval.base belongs to the whole'),
+    ('stages.gft.overrides=stages.gft.steps=5', 'stages belongs to the whole'),
+    ('stages.gft.overrides=data.eval_path=x', 'data.eval_path belongs to'),
+    (
+      'stages.gft.overrides=data.batch_size=400000',
+      'data.batch_size=400000 exceeds the',
+    ),
     (
       'stages.gft.overrides=sampler.stop_ids=5',
       'sampler.stop_ids belongs to the whole run',

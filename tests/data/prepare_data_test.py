@@ -138,6 +138,10 @@ def test_every_bad_row_has_a_number_and_a_reason(main, tmp_path, capsys):
     (['--set', 'data.max_promt=3'], 'did you mean max_prompt'),
     (['--tokenizer', 'nowhere'], 'no folder nowhere'),
     (['--reward', 'maths'], 'did you mean math'),
+    (
+      ['--reward', 'model', '--set', 'reward.model=x'],
+      'given answers are graded by functions of text',
+    ),
     (['--json', 'nowhere/a.json'], 'there is no folder nowhere'),
     (['--json', '.'], '--json . is a folder'),
     (['--config', 'none.py'], 'none.py: no such file'),
