@@ -31,6 +31,9 @@ from gft_jax.config import (
 # The reward of the form module:function that is part of the package.
 IN_HOUSE = 'gft_jax.data.gym:score'
 
+# Four processes on two cores took more than a second to fail one after the other.
+LAST_WORDS_S = 5
+
 
 def parser(description: str) -> argparse.ArgumentParser:
   return argparse.ArgumentParser(
@@ -287,12 +290,12 @@ def _leave_others(code: int) -> None:
   """Ends this process of several at once; alone, returns.
 
   An ordinary exit of JAX waits for the others, and they wait for this one.
-  JAX aborts them when process 0 ends: it waits a second, so that they can say
-  what they refuse.
+  JAX aborts them when process 0 ends: it waits, so that they can say what they
+  refuse, or whom they have lost.
   """
   if _several():
     sys.stdout.flush()
     sys.stderr.flush()
     if sys.modules['jax'].process_index() == 0:
-      time.sleep(1)
+      time.sleep(LAST_WORDS_S)
     os._exit(code)
