@@ -29,13 +29,13 @@ from typing import Any, NamedTuple
 import command
 import embedded
 
-from gft_jax import config as config_lib
 from gft_jax.config import (
   Config,
   ConfigError,
   Stage,
   differences,
   for_stage,
+  positive,
   require,
 )
 
@@ -93,7 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
       f'--seeds {" ".join(map(str, options.seeds))}: one is there twice',
     )
     if options.steps is not None:
-      config_lib.positive('--steps', options.steps)
+      positive('--steps', options.steps)
       stages = [dataclasses.replace(s, steps=options.steps) for s in stages]
     arms = [limited(shared, stage, kind, amount) for stage in stages]
     check_arms(shared, arms, options.seeds[0])
