@@ -19,6 +19,7 @@ setuptools.setup(
   license='Apache-2.0',
   python_requires='>=3.11',
   packages=setuptools.find_packages(include=['gft_jax', 'gft_jax.*']),
+  package_data={'gft_jax': ['py.typed']},
   install_requires=[
     'array-record>=0.8',
     'chex>=0.1.91',
@@ -26,6 +27,7 @@ setuptools.setup(
     'grain>=0.2.16',
     'huggingface-hub>=1.31,<3',
     'jax>=0.10.2,<0.11',
+    'jaxtyping>=0.3.11',
     'jinja2>=3.1',
     'math-verify>=0.9,<0.10',
     'matplotlib>=3.10',
@@ -45,8 +47,10 @@ setuptools.setup(
     'cuda': ['jax[cuda13]>=0.10.2,<0.11'],
     # PyTorch is the reference that parity tests compare with; nothing else.
     'test': [
+      'beartype==0.23.1',
       'gguf==0.19.0',
       'peft==0.21.2',
+      'pyrefly==1.5.0',
       'pytest==9.2.0',
       'pytest-timeout==2.4.0',
       'pytest-xdist==3.8.0',

@@ -136,12 +136,12 @@ def check_writable(flag: str, path: str | pathlib.Path) -> None:
 
 def load_model(options: argparse.Namespace, config: Config):
   """The engine.Policy of the config and the parameters to use."""
-  from gft_jax import train
+  from gft_jax.policy import load_policy, restore_stage
 
-  policy = train.load_policy(config)
+  policy = load_policy(config)
   if options.model:
     return policy, policy.params
-  params, _ = train.result_of(
+  params, _ = restore_stage(
     policy, options.workdir, options.stage, best=options.best
   )
   return policy, params
@@ -214,13 +214,13 @@ def check_rewards(
   """
   if not workdir:
     return
-  from gft_jax import rewards
+  from gft_jax.rewards.grader import parts_of
 
   named = {IN_HOUSE, *re.findall(r'[\w.:]+', ' '.join(given))}
   for setting in ('reward.function', 'eval.reward'):
     group, _, field = setting.partition('.')
     function = getattr(getattr(config, group), field)
-    for part in rewards.parts_of(function) if function else ():
+    for part in parts_of(function) if function else ():
       if ':' in part.name and part.name not in named:
         raise ConfigError(
           f'{workdir}/config.json has the reward {part.name}, which is code; if'

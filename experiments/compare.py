@@ -197,11 +197,12 @@ def limited(shared: Config, arm: Stage, kind: str, amount: float) -> Stage:
 
 def check_arms(shared: Config, arms: list[Stage], seed: int) -> None:
   """Raises ConfigError for a mistake in any arm, before the first has run."""
-  from gft_jax import train
+  from gft_jax.plan import plan_stages
+  from gft_jax.policy import load_policy
 
-  policy = train.load_policy(shared)
+  policy = load_policy(shared)
   for arm in arms:
-    train.plan(arm_config(shared, arm, shared.model.path, seed), policy)
+    plan_stages(arm_config(shared, arm, shared.model.path, seed), policy)
 
 
 def base_policy(
@@ -210,16 +211,18 @@ def base_policy(
   """Folder of the base policy, trained here where the configs say how."""
   if not shared.stages:
     return shared.model.path, None
-  from gft_jax import train
-  from gft_jax.models import huggingface, lora
+  from gft_jax import huggingface
+  from gft_jax.loop import train
+  from gft_jax.models import lora
+  from gft_jax.policy import load_policy, restore_stage
 
   name = shared.stages[-1].name
-  results = train.train(shared, workdir)
+  results = train(shared, workdir)
   folder = workdir / 'model'
   # Its last file: a save that was killed is begun again.
   if not (folder / 'config.json').exists():
-    policy = train.load_policy(shared)
-    params, _ = train.result_of(policy, workdir, name)
+    policy = load_policy(shared)
+    params, _ = restore_stage(policy, workdir, name)
     params = lora.merge(policy.model, policy.frozen, params)
     huggingface.save(
       folder,
@@ -248,20 +251,23 @@ def arm_config(shared: Config, arm: Stage, base: str, seed: int) -> Config:
 
 def run_arm(config: Config, workdir: pathlib.Path) -> Result:
   """Its last evaluation and what it took; read back where it is finished."""
-  from gft_jax import train, writers
+  from gft_jax.loop import train
+  from gft_jax.run import writers
+  from gft_jax.run.clock import STEP
+  from gft_jax.run.workdir import check_workdir
 
-  train.check_workdir(workdir, config)
+  check_workdir(workdir, config)
   path = workdir / 'result.json'
   if path.exists():
     return json.loads(path.read_text())
-  (result,) = train.train(config, workdir).values()
+  (result,) = train(config, workdir).values()
   steps = [r for r in writers.read_metrics(workdir) if 'train/loss' in r]
   result |= {
     'cost/steps': len(steps),
     'cost/tokens': sum(r['train/tokens'] for r in steps),
     # In the first step everything is cold.
     'cost/seconds': sum(
-      r.get(f'time/{phase}', 0) for r in steps[1:] for phase in writers.STEP
+      r.get(f'time/{phase}', 0) for r in steps[1:] for phase in STEP
     ),
   }
   temporary = path.with_suffix('.tmp')
@@ -354,11 +360,11 @@ def figure(folder: pathlib.Path, table: dict[str, dict[str, Interval]]) -> None:
   import matplotlib
   from matplotlib.figure import Figure
 
-  from gft_jax import report
+  from gft_jax.report import figures
 
   arms = [arm for arm in table if arm != 'base']
   splits = accuracies(table)
-  with matplotlib.rc_context(report.STYLE):
+  with matplotlib.rc_context(figures.STYLE):
     drawing = Figure(figsize=(2.3 * len(splits) + 1, 0.23 * len(arms) + 1))
     axes = drawing.subplots(1, len(splits), sharey=True, squeeze=False)[0]
     for ax, (name, split) in zip(axes, splits.items()):
@@ -372,11 +378,11 @@ def figure(folder: pathlib.Path, table: dict[str, dict[str, Interval]]) -> None:
           xerr=0 if math.isnan(reach) else reach,
           fmt='o',
           ms=4,
-          color=report.BLUE,
+          color=figures.BLUE,
           capsize=2,
         )
       if 'base' in table and name in table['base']:
-        ax.axvline(table['base'][name].mean, color=report.GREY, ls=':', lw=1)
+        ax.axvline(table['base'][name].mean, color=figures.GREY, ls=':', lw=1)
       ax.set_title(split)
       ax.set_xlabel('accuracy')
     axes[0].set_yticks(range(len(arms)), arms)

@@ -141,25 +141,29 @@ def diagnose(
   config: Config, workdir: pathlib.Path
 ) -> tuple[dict[str, Any], Tokens, list[dict[str, Any]]]:
   """Everything that is measured; the tokens; the largest weights in context."""
-  from gft_jax import data, evaluate, train, writers
+  from gft_jax import data, evaluate
+  from gft_jax.evaluation.held_out import EXPERT_ONLY
+  from gft_jax.loop import train
+  from gft_jax.policy import load_policy, restore_stage
+  from gft_jax.run import writers
 
-  train.train(config, workdir / 'run')
+  train(config, workdir / 'run')
   entropy = {}
   for record in writers.read_metrics(workdir / 'run'):
     if 'eval/entropy' in record:
       name = record['stage'] if record['step'] else 'model'
       entropy[name] = record['eval/entropy']
 
-  policy = train.load_policy(config)
+  policy = load_policy(config)
   dataset = data.load(
-    config.data, evaluate.EXPERT_ONLY, policy.tokenizer, 'test', config.seed
+    config.data, EXPERT_ONLY, policy.tokenizer, 'test', config.seed
   )
   rows = min(config.eval.prompts, len(dataset))
-  with train.engine_of(config, policy, workdir) as engine:
+  with evaluate.engine_of(config, policy, workdir) as engine:
     tokens = tokens_of(engine, policy.params, dataset, config)
     ends = {'model': tokens.logp[tokens.end]}
     for stage in config.stages:
-      params, _ = train.result_of(policy, workdir / 'run', stage.name)
+      params, _ = restore_stage(policy, workdir / 'run', stage.name)
       after = tokens_of(engine, params, dataset, config)
       ends[stage.name] = after.logp[after.end]
     own = own_answers(engine, policy.params, dataset, config)
@@ -180,13 +184,14 @@ def tokens_of(engine: Any, params: Any, dataset: Any, config: Config) -> Tokens:
   """The tokens of the first `eval.prompts` demonstrations."""
   import numpy as np
 
-  from gft_jax import evaluate
+  from gft_jax.data import pipeline
+  from gft_jax.rollout import groups
 
   parts, first = [], 0
   size = config.eval.batch_size
-  for examples in evaluate.batches(dataset, config.eval.prompts, size):
-    batch = evaluate.unscored(
-      evaluate.prompts_of(examples), evaluate.given_of(examples), size
+  for examples in pipeline.in_order(dataset, config.eval.prompts, size):
+    batch = groups.unscored(
+      pipeline.prompts_of(examples), pipeline.given_of(examples), size
     )
     found = engine.demonstration_tokens(params, batch, chunk=config.loss.chunk)
     mask = np.asarray(batch.token_mask)
@@ -250,15 +255,16 @@ def own_answers(
   """How often the policy writes y*, or a right answer, by itself."""
   import numpy as np
 
-  from gft_jax import evaluate
+  from gft_jax.data import pipeline
   from gft_jax.ops import diagnostics
+  from gft_jax.rollout import groups
 
   settings, same, right = config.eval, [], []
-  asked = evaluate.batches(dataset, settings.prompts, settings.batch_size)
+  asked = pipeline.in_order(dataset, settings.prompts, settings.batch_size)
   for number, examples in enumerate(asked):
     count = len(examples.index)
-    prompts = evaluate.pad_rows(
-      evaluate.prompts_of(examples), settings.batch_size
+    prompts = groups.pad_rows(
+      pipeline.prompts_of(examples), settings.batch_size
     )
     sampled = engine.sample(
       params,
@@ -280,12 +286,13 @@ def own_answers(
     scored = engine.score(
       config.reward,
       f'diagnosis/{number}',
-      examples,
+      examples.prompts,
+      examples.answers,
       texts,
       length > 0,
       finished,
     )
-    right.append(scored.rewards >= 1)
+    right.append(scored.values >= 1)
   return {
     'answers sampled': int(np.concatenate(same).size),
     'share that is the demonstration': float(np.concatenate(same).mean()),
@@ -388,20 +395,20 @@ def figure(
   import numpy as np
   from matplotlib.figure import Figure
 
-  from gft_jax import report
   from gft_jax.ops.rectification import dynamic_coefficient
+  from gft_jax.report import figures
 
-  with matplotlib.rc_context(report.STYLE):
+  with matplotlib.rc_context(figures.STYLE):
     drawing = Figure(figsize=(11, 2.7))
     weight, fraction, entropy, end = drawing.subplots(1, 4)
     inverse = np.sort(np.exp(np.minimum(-tokens.logp, 80)))
     share = 1 - np.arange(inverse.size) / inverse.size
     c = np.asarray(dynamic_coefficient(tokens.logp, tau=diagnosis['tau']))
-    weight.loglog(inverse, share, color=report.VERMILLION, label='SFT: 1/p')
+    weight.loglog(inverse, share, color=figures.VERMILLION, label='SFT: 1/p')
     weight.loglog(
       np.sort(c * np.exp(np.minimum(-tokens.logp, 80))),
       share,
-      color=report.BLUE,
+      color=figures.BLUE,
       ls='--',
       label='GFT: C/p',
     )
@@ -410,8 +417,8 @@ def figure(
     weight.legend()
 
     curve = diagnosis['rectified fraction']
-    fraction.plot([float(t) for t in curve], curve.values(), color=report.BLUE)
-    fraction.axvline(diagnosis['tau'], color=report.GREY, ls=':')
+    fraction.plot([float(t) for t in curve], curve.values(), color=figures.BLUE)
+    fraction.axvline(diagnosis['tau'], color=figures.GREY, ls=':')
     fraction.set_xlabel('τ')
     fraction.set_ylabel('rectified fraction')
     fraction.set_ylim(0, 1)
@@ -426,10 +433,10 @@ def figure(
 
 
 def _bars(ax: Any, values: dict[str, float], label: str) -> None:
-  from gft_jax import report
+  from gft_jax.report import figures
 
   names = list(values)
-  ax.barh(range(len(names)), values.values(), height=0.6, color=report.BLUE)
+  ax.barh(range(len(names)), values.values(), height=0.6, color=figures.BLUE)
   ax.set_yticks(range(len(names)), names)
   ax.invert_yaxis()
   ax.set_xlabel(label)

@@ -74,7 +74,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def evaluate(options) -> None:
-  from gft_jax import report, train
+  from gft_jax import evaluate
+  from gft_jax.policy import load_policy, restore_stage
+  from gft_jax.report import tables
 
   given = (options.workdir, options.config, options.model)
   if sum(map(bool, given)) != 1:
@@ -93,10 +95,10 @@ def evaluate(options) -> None:
     command.check_rewards(config, options.workdir, options.set)
   # A mistake in the last file stops before the first is asked.
   rows = read_benchmarks(options)
-  policy = train.load_policy(config)
+  policy = load_policy(config)
   params = policy.params
   if options.workdir:
-    params, _ = train.result_of(
+    params, _ = restore_stage(
       policy, options.workdir, options.stage, best=options.best
     )
   name = (options.stage or 'model') + '-best' * options.best
@@ -108,19 +110,19 @@ def evaluate(options) -> None:
     ask_benchmarks(config, assignments, out, policy, params, rows, options)
     return
   if options.workdir and config.eval.base:
-    base, _ = train.result_of(policy, options.workdir, config.eval.base)
+    base, _ = restore_stage(policy, options.workdir, config.eval.base)
     policy = policy._replace(params=base)
-  metrics = train.evaluate_policy(config, out, policy, params)
+  metrics = evaluate.evaluate_policy(config, out, policy, params)
   # What this folder has of benchmarks stays.
   file = out / 'evaluation.json'
   file.write_text(json.dumps(of_benchmarks(file) | metrics, indent=1))
-  print(report.table({name: metrics}))
+  print(tables.table({name: metrics}))
   print(f'{out}/evaluation.json')
 
 
 def flags(options) -> list[str]:
   """The flags that stand for settings, as assignments."""
-  from gft_jax.generations import sensible_ks
+  from gft_jax.evaluation.generations import sensible_ks
 
   assignments = []
   if options.samples is not None:
@@ -179,13 +181,15 @@ def ask_benchmarks(
   options,
 ) -> None:
   """Asks one after the other; what is finished is on disk at any time."""
-  from gft_jax import evaluate as evaluate_lib
-  from gft_jax import generations, report, rewards, train
+  from gft_jax import evaluate
+  from gft_jax.evaluation import generations
+  from gft_jax.report import tables
+  from gft_jax.rewards.grader import Grader, evaluation_reward
 
   config = for_benchmarks(config, assignments)
   asked = {name: for_one(config, assignments, name) for name in rows}
   questions = {
-    name: train.questions_of(asked[name], policy, name, rows[name])
+    name: evaluate.questions_of(asked[name], policy, name, rows[name])
     for name in rows
   }
   facts = {
@@ -193,21 +197,21 @@ def ask_benchmarks(
     '--limit': options.limit or 'none',
   } | {f'questions of {name}': digest(rows[name], asked[name]) for name in rows}
   for one in asked.values():  # A mistake in a reward is no beginning.
-    rewards.Grader(evaluate_lib.reward_of(one)).close()
-  generations.claim(out, config, facts)
+    Grader(evaluation_reward(one)).close()
+  generations.check_settings(out, config, facts)
   # What this folder has of other benchmarks stays in its tables, and what it
   # has of held-out splits stays out of them.
   file = out / 'evaluation.json'
   metrics = of_benchmarks(file)
   others = {k: v for k, v in read(file).items() if k not in metrics}
   for name in rows:
-    metrics |= train.evaluate_benchmark(
+    metrics |= evaluate.evaluate_benchmark(
       asked[name], out, policy, params, questions[name]
     )
-    table = report.benchmark_table(metrics)
+    table = tables.benchmark_table(metrics)
     file.write_text(json.dumps(others | metrics, indent=1))
     write_table(out / 'table', table)
-  print(report.markdown(table), end='')
+  print(tables.markdown(table), end='')
   print_failures(metrics)
   print(f'{out}/evaluation.json, table.md, table.tex, generations/')
 
@@ -238,16 +242,16 @@ def print_failures(metrics: dict[str, float]) -> None:
 
 def for_benchmarks(config: Config, assignments: list[str]) -> Config:
   """Settings that suit questions of any length; what the user set stands."""
-  from gft_jax import parallel
+  from gft_jax.parallel.mesh import check_rows, prompt_holders
 
-  devices = math.lcm(*parallel.prompt_holders(config.mesh))
+  devices = math.lcm(*prompt_holders(config.mesh))
   batch = min(32, ROWS // config.eval.samples) // devices * devices
   defaults = [
     *('data.max_prompt=2048', 'eval.max_response=1024', 'reward.workers=2'),
     f'eval.batch_size={max(batch, devices)}',
   ]
   config = command.overridden(config, [*defaults, *assignments])
-  parallel.check_rows('eval.batch_size', config.eval.batch_size, config.mesh)
+  check_rows('eval.batch_size', config.eval.batch_size, config.mesh)
   return config
 
 
@@ -265,23 +269,25 @@ def for_one(config: Config, assignments: list[str], name: str) -> Config:
 
 def digest(rows: list[dict[str, str]], config: Config) -> str:
   """Of the questions and of what their benchmark alone decides."""
-  from gft_jax.evaluate import reward_of
+  from gft_jax.rewards.grader import evaluation_reward
 
-  rule = reward_of(config).function
+  rule = evaluation_reward(config).function
   text = json.dumps([rows, config.data.instruction, rule])
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def write_table(path: pathlib.Path, table) -> None:
-  from gft_jax import report
+  from gft_jax.report import tables
 
-  path.with_suffix('.md').write_text(report.markdown(table))
-  path.with_suffix('.tex').write_text(report.latex(table))
+  path.with_suffix('.md').write_text(tables.markdown(table))
+  path.with_suffix('.tex').write_text(tables.latex(table))
 
 
 def regrade(options) -> None:
-  from gft_jax import evaluate, generations, report
   from gft_jax.data import benchmarks
+  from gft_jax.evaluation import generations
+  from gft_jax.report import tables
+  from gft_jax.rewards.grader import evaluation_reward
 
   path = pathlib.Path(options.regrade)
   # So many samples that any k of --set passes; the file says how many it has.
@@ -290,15 +296,16 @@ def regrade(options) -> None:
     own = benchmarks.BENCHMARKS[path.stem].reward
     defaults.append(f'reward.function={own}')
   config = command.overridden(Config(), [*defaults, *options.set])
-  reward = evaluate.reward_of(config)
+  reward = evaluation_reward(config)
   metrics = generations.regrade(path, reward, config.eval.ks)
   found = {f'eval/{path.stem}/{k}': v for k, v in metrics.items()}
-  print(report.markdown(report.benchmark_table(found)), end='')
+  print(tables.markdown(tables.benchmark_table(found)), end='')
   print_failures(found)
 
 
 def compare(options) -> None:
-  from gft_jax import generations, report
+  from gft_jax.evaluation import generations
+  from gft_jax.report import tables
 
   before, after = (pathlib.Path(out) / 'generations' for out in options.compare)
   kept = [
@@ -318,8 +325,8 @@ def compare(options) -> None:
     name: generations.paired(before / f'{name}.jsonl', after / f'{name}.jsonl')
     for name in names
   }
-  table = report.comparison_table(found)
-  print(report.markdown(table), end='')
+  table = tables.comparison_table(found)
+  print(tables.markdown(table), end='')
   if options.out:
     out = pathlib.Path(options.out)
     out.mkdir(parents=True, exist_ok=True)

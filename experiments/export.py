@@ -36,8 +36,10 @@ def main(arguments: list[str] | None = None) -> int:
   def work():
     import jax
 
-    from gft_jax import train
-    from gft_jax.models import huggingface, lora, peft, tensor_files
+    from gft_jax import huggingface
+    from gft_jax.huggingface import peft, tensor_files
+    from gft_jax.models import lora
+    from gft_jax.policy import load_policy, restore_stage
 
     command.check_writable('--out', options.out)
     size = tensor_files.bytes_of(options.max_shard_size)
@@ -51,8 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
     if config.mesh.size > jax.device_count():
       # A run of a pod is exported where its weights fit one device.
       config = dataclasses.replace(config, mesh=MeshConfig())
-    policy = train.load_policy(config)
-    params, step = train.result_of(
+    policy = load_policy(config)
+    params, step = restore_stage(
       policy, options.workdir, options.stage, best=options.best
     )
     if options.adapter:

@@ -37,10 +37,11 @@ def main(arguments: list[str] | None = None) -> int:
 def generate(options) -> None:
   import numpy as np
 
-  from gft_jax import evaluate, parallel
   from gft_jax.batch import Prompts
   from gft_jax.data import pipeline
-  from gft_jax.engine import Engine
+  from gft_jax.engine import open_engine
+  from gft_jax.parallel.mesh import prompt_holders
+  from gft_jax.rollout import groups
 
   for name in ('samples', 'max_tokens'):
     if getattr(options, name) < 1:
@@ -73,19 +74,18 @@ def generate(options) -> None:
     length=length,
     index=np.arange(len(ids), dtype=np.int32),
   )
-  mesh = parallel.make_mesh(config.mesh)
-  engine = Engine(config, policy, mesh, graders={}, journal=None)
   # The mesh of a run may hold more prompts than were given.
-  holders = parallel.prompt_shards(parallel.rollout_mesh(mesh, config.mesh))
-  responses = engine.sample(
-    params,
-    evaluate.pad_rows(prompts, -(-len(ids) // holders) * holders),
-    engine.key('evaluate', 0),
-    config.sampler,
-    options.samples,
-    options.max_tokens,
-  )
-  texts, finished = engine.decode(responses, config.sampler)
+  _, holders = prompt_holders(config.mesh)
+  with open_engine(config, policy) as engine:
+    responses = engine.sample(
+      params,
+      groups.pad_rows(prompts, -(-len(ids) // holders) * holders),
+      engine.key('evaluate', 0),
+      config.sampler,
+      options.samples,
+      options.max_tokens,
+    )
+    texts, finished = engine.decode(responses, config.sampler)
   for b, g in np.ndindex(len(ids), options.samples):
     end = 'stopped' if finished[b, g] else 'cut at --max-tokens'
     count, total = responses.length[b, g], responses.behavior_logp[b, g].sum()

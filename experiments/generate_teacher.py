@@ -77,9 +77,13 @@ def generate(options) -> None:
   import numpy as np
   import tqdm
 
-  from gft_jax import data, evaluate, generations, parallel, rewards
+  from gft_jax import data
   from gft_jax.data import builders
-  from gft_jax.engine import Engine
+  from gft_jax.engine import open_engine
+  from gft_jax.evaluation import generations
+  from gft_jax.evaluation.held_out import OWN
+  from gft_jax.parallel.mesh import check_rows
+  from gft_jax.rewards.grader import Grader
 
   config, out = settings_of(options), pathlib.Path(options.out)
   require(out.suffix == '.jsonl', f'--out {out} does not end in .jsonl')
@@ -87,17 +91,15 @@ def generate(options) -> None:
   command.check_writable('--out', out.parent)
   command.check_rewards(config, options.workdir, options.set)
   split, size = config.data.split, config.data.batch_size
-  parallel.check_rows('data.batch_size', size, config.mesh)
-  grader = rewards.Grader(config.reward)  # a mistake stops here
+  check_rows('data.batch_size', size, config.mesh)
+  grader = Grader(config.reward)  # a mistake stops here
   require(
     not (options.keep_correct and grader.asks_model),
     f'--keep-correct: reward.function={config.reward.function!r} asks a reward'
     ' model, and says not what is correct',
   )
   policy, params = command.load_model(options, config)
-  dataset = data.load(
-    config.data, evaluate.OWN, policy.tokenizer, split, config.seed
-  )
+  dataset = data.load(config.data, OWN, policy.tokenizer, split, config.seed)
   longest = int(dataset.statistics.tokens['prompt'].max())
   room = policy.model.architecture.max_positions
   require(
@@ -112,11 +114,13 @@ def generate(options) -> None:
     'rows of --data': digest(rows.values()),
     'weights': generations.fingerprint(params),
   }
-  mesh = parallel.make_mesh(config.mesh)
-  engine = Engine(config, policy, mesh, graders={}, journal=None)
   width = -(-longest // MULTIPLE) * MULTIPLE
   left_out = collections.Counter()
-  with opened(out, config, facts) as file, grader:
+  with (
+    opened(out, config, facts) as file,
+    grader,
+    open_engine(config, policy) as engine,
+  ):
     done = drop_half_batch(file, size, len(dataset))
     for start in tqdm.trange(done, len(dataset), size, disable=None):
       stop = min(start + size, len(dataset))
@@ -151,14 +155,15 @@ def ask(
   """
   import jax
 
-  from gft_jax import evaluate
+  from gft_jax.data import pipeline
+  from gft_jax.rollout import groups
 
-  prompts = evaluate.prompts_of(examples)
+  prompts = pipeline.prompts_of(examples)
   count = len(prompts.index)
   prompts = prompts.replace(tokens=prompts.tokens[:, :width])
   responses = engine.sample(
     params,
-    evaluate.pad_rows(prompts, config.data.batch_size),
+    groups.pad_rows(prompts, config.data.batch_size),
     engine.key('evaluate', 0),
     config.sampler,
     config.group.samples,
@@ -216,7 +221,7 @@ def opened(
   Raises:
     ConfigError: another process writes it, or it was begun under others.
   """
-  from gft_jax import generations
+  from gft_jax.evaluation import generations
 
   settings = pathlib.Path(f'{out}.settings')
   require(
@@ -224,7 +229,7 @@ def opened(
     f'--out {out} exists, and {settings.name} is not beside it: of another'
     ' origin; name a new file',
   )
-  generations.claim(settings, config, facts)
+  generations.check_settings(settings, config, facts)
   with out.open('a+b') as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -97,9 +97,9 @@ def main(arguments: list[str] | None = None) -> int:
       config = override(config, f'reward.function={options.reward}')
     graded = options.reward is not None
     if graded:
-      from gft_jax import rewards
+      from gft_jax.rewards.grader import Grader
 
-      with rewards.Grader(config.reward) as grader:  # a mistake stops here
+      with Grader(config.reward) as grader:  # a mistake stops here
         require(
           not grader.asks_model,
           f'reward.function={config.reward.function!r} asks a reward model;'
@@ -178,8 +178,8 @@ def pass_rates(config: Config, split: str) -> dict[str, Any]:
 
   An answer passes where its reward is at least 1, as in evaluation.
   """
-  from gft_jax import rewards
   from gft_jax.data import builders
+  from gft_jax.rewards.grader import Grader
 
   rows = builders.source(config.data, split, config.seed).rows
   rows = rows[: config.data.rows or len(rows)]
@@ -188,7 +188,7 @@ def pass_rates(config: Config, split: str) -> dict[str, Any]:
     'teacher': [row['teacher'] for row in rows],
   }
   found: dict[str, Any] = {'reward': config.reward.function}
-  with rewards.Grader(config.reward) as grader:
+  with Grader(config.reward) as grader:
     for role, answers in given.items():
       if any(answers):
         found[role] = _grade(grader, role, rows, answers)
@@ -275,7 +275,7 @@ def _tokenizer(path: str):
     from gft_jax.data import arithmetic
 
     return arithmetic.tokenizer()
-  from gft_jax.models.tokenizer import load_tokenizer
+  from gft_jax.huggingface.tokenizer import load_tokenizer
 
   return load_tokenizer(path)
 

@@ -288,9 +288,9 @@ def plan(
 
 def check(run: Run, *, must_be_done: bool) -> None:
   """Raises ConfigError for a run begun otherwise, or one that is not done."""
-  from gft_jax import train
+  from gft_jax.run.workdir import check_workdir
 
-  train.check_workdir(run.folder, run.config)
+  check_workdir(run.folder, run.config)
   require(
     not must_be_done or state_of(run.folder)['done'],
     f'{run.folder} is not finished; run the same command without --draw',
@@ -301,7 +301,7 @@ def perform(run: Run) -> None:
   """Trains and asks; what is done is not done again."""
   import jax
 
-  from gft_jax import train
+  from gft_jax.loop import train
 
   state = state_of(run.folder)
   if state['done']:
@@ -316,7 +316,7 @@ def perform(run: Run) -> None:
     if run.folder.name == 'base':
       compare.base_policy(run.config, run.folder)
     else:
-      train.train(run.config, run.folder)
+      train(run.config, run.folder)
       answer(run)
   except FloatingPointError as error:
     # A result as well; its figures say so.
@@ -329,7 +329,10 @@ def perform(run: Run) -> None:
 
 def answer(run: Run) -> None:
   """Many answers of some arms: pass@k, and the share that hesitate."""
-  from gft_jax import generations, train
+  from gft_jax import evaluate
+  from gft_jax.evaluation import generations
+  from gft_jax.policy import load_policy, restore_stage
+  from gft_jax.run.files import write_whole
 
   policy = None
   for arm, samples in run.answers.items():
@@ -351,17 +354,15 @@ def answer(run: Run) -> None:
         kl_prompts=0,
       ),
     )
-    policy = policy or train.load_policy(run.config)
+    policy = policy or load_policy(run.config)
     params = policy.params
     if arm != 'base':
-      params, _ = train.result_of(policy, run.folder, arm)
-    metrics = train.evaluate_policy(asked, outdir, policy, params)
+      params, _ = restore_stage(policy, run.folder, arm)
+    metrics = evaluate.evaluate_policy(asked, outdir, policy, params)
     kept = generations.read_answers(outdir / 'generations' / 'test.jsonl')
     metrics['hesitates'] = hesitating(kept.prompts, kept.responses)
     metrics['seconds'] = time.time() - started
-    generations.write_whole(
-      outdir.with_suffix('.json'), json.dumps(metrics, indent=1)
-    )
+    write_whole(outdir.with_suffix('.json'), json.dumps(metrics, indent=1))
 
 
 def hesitating(
@@ -390,7 +391,7 @@ def state_of(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def keep(folder: pathlib.Path, state: dict[str, Any]) -> None:
-  from gft_jax.generations import write_whole
+  from gft_jax.run.files import write_whole
 
   write_whole(folder / STATE, json.dumps(state, indent=1))
 
@@ -421,11 +422,11 @@ def environment() -> dict[str, str]:
 
 def provenance(runs: list[Run]) -> dict[str, str]:
   """Where all of it ran, and the minutes of it."""
-  from gft_jax import report
+  from gft_jax.report.run import goodput, read_run
 
   seconds = 0.0
   for run in runs:
-    spent = report.goodput(report.read_run(run.folder))
+    spent = goodput(read_run(run.folder))
     seconds += sum(spent.values()) - spent.get('down', 0)
   folders = dict.fromkeys(run.folder.parent / 'answers' for run in runs)
   for path in (path for folder in folders for path in folder.glob('*.json')):

@@ -23,14 +23,16 @@ def main(arguments: list[str] | None = None) -> int:
   def work():
     import jax
 
-    from gft_jax import parallel, report, train
+    from gft_jax.loop import train
+    from gft_jax.parallel import processes
+    from gft_jax.report import tables
 
     recipe = command.load_recipe(options.config, options.set)
-    parallel.initialize_processes()
-    results = train.train(recipe.config, options.workdir)
+    processes.initialize_processes()
+    results = train(recipe.config, options.workdir)
     if jax.process_index() != 0:
       return  # Process 0 speaks for all.
-    print(report.table(results))
+    print(tables.table(results))
     if recipe.claims:
       for claim, holds in recipe.claims(results).items():
         print(f'{"holds" if holds else "DOES NOT HOLD"}: {claim}')

@@ -29,12 +29,12 @@ _HOME = {
   'Prompts': 'gft_jax.batch',
   'Responses': 'gft_jax.batch',
   'GroupBatch': 'gft_jax.batch',
-  'Objective': 'gft_jax.objectives',
-  'Term': 'gft_jax.objectives',
+  'Objective': 'gft_jax.training.objectives',
+  'Term': 'gft_jax.training.objectives',
   'Config': 'gft_jax.config',
   'override': 'gft_jax.config',
-  'sample_groups': 'gft_jax.sampler',
-  'train': 'gft_jax.train',
+  'sample_groups': 'gft_jax.rollout.sampler',
+  'train': 'gft_jax.loop',
 }
 
 __all__ = sorted(_HOME)

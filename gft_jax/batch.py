@@ -117,7 +117,7 @@ class GroupBatch:
     rewards: [B, G] float32.
     origin: [B, G] int32, one of EXPERT, TEACHER, SELF.
     member_mask: [B, G] bool, the slot holds an answer.
-    packing: how it runs without its padding, or None; see gft_jax.packing.
+    packing: how it runs without its padding, or None; see models.packing.
   """
 
   prompts: Prompts

@@ -16,19 +16,19 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from gft_jax import (
-  checkpoint,
-  engine,
-  evaluate,
-  parallel,
-  train,
-  train_step,
-  writers,
-)
+from gft_jax import huggingface, programs
 from gft_jax.batch import GroupBatch
 from gft_jax.config import Config, require
 from gft_jax.data import files, pipeline
-from gft_jax.models import huggingface, reward_model
+from gft_jax.models import reward_model
+from gft_jax.parallel import sharding
+from gft_jax.parallel.mesh import check_divisible, make_mesh
+from gft_jax.policy import key_of, load_policy
+from gft_jax.rollout import groups
+from gft_jax.run import checkpoint, writers
+from gft_jax.run.workdir import check_workdir, claim
+from gft_jax.training import train_step
+from gft_jax.training.metrics import check_finite
 
 # Pairs held out: a tenth, at most.
 MOST_HELD_OUT = 256
@@ -94,15 +94,15 @@ def train_reward_model(
   """
   _check(config)
   workdir = pathlib.Path(workdir)
-  train.check_workdir(workdir, config)
-  mesh = parallel.make_mesh(config.mesh)
-  policy = train.load_policy(config)
+  check_workdir(workdir, config)
+  mesh = make_mesh(config.mesh)
+  policy = load_policy(config)
   seen, held_out = _split(pairs)
   require(bool(seen), 'all pairs have one prompt, and one must be held out')
   train_set = encode(seen, config, policy.tokenizer)
   test_set = encode(held_out, config, policy.tokenizer)
   size = config.data.batch_size
-  parallel.check_divisible(size, config.mesh)
+  check_divisible(size, config.mesh)
   count = len(train_set.rewards)
   fitting = count + len(test_set.rewards)
   longest = config.data.max_prompt + config.data.max_response
@@ -128,17 +128,15 @@ def train_reward_model(
   # The head of the policy is not the model's own.
   architecture = dataclasses.replace(policy.model.architecture, tied_head=True)
   model = policy.model.clone(architecture=architecture)
-  start = reward_model.init(
-    engine.key_of(config.seed, 'init', 0), policy.params
-  )
-  optimizer = engine.optimizer_of(config.optimizer, steps)
-  state = engine.spread(
+  start = reward_model.init(key_of(config.seed, 'init', 0), policy.params)
+  optimizer = programs.optimizer_of(config.optimizer, steps)
+  state = sharding.create_sharded(
     lambda params: train_step.create_state(model, params, optimizer),
     start,
     mesh,
   )
   with contextlib.ExitStack() as stack:
-    stack.enter_context(train.claim(workdir, config))
+    stack.enter_context(claim(workdir, config))
     writer = stack.enter_context(
       contextlib.closing(writers.make_writer(workdir, config.log))
     )
@@ -200,12 +198,12 @@ def _run(
   for step, rows in enumerate(_order(len(pairs.rewards), config, steps), 1):
     if step <= done:
       continue
-    batch = parallel.to_global(mesh, _rows(pairs, rows))
+    batch = sharding.to_global(mesh, _rows(pairs, rows))
     with jax.set_mesh(mesh):
-      state, metrics = engine.update_reward_model(state, batch, model=model)
+      state, metrics = programs.update_reward_model(state, batch, model=model)
     head = {'stage': STAGE, 'step': step}
     record = head | _floats('train', [metrics])
-    train.check_finite(STAGE, step, record, ('train/loss',))
+    check_finite(STAGE, step, record, ('train/loss',))
     writer.write(record)
     if step == steps or step % config.checkpoint.every == 0:
       evaluation = _evaluate(model, state.params, held_out, size, mesh)
@@ -235,7 +233,7 @@ def encode(pairs: list[Pair], config: Config, tokenizer: Any) -> GroupBatch:
     responses.length <= most[1], axis=1
   )
   prompts, responses = jax.tree.map(lambda x: x[fits], (prompts, responses))
-  return evaluate.unscored(prompts, responses, int(fits.sum()))
+  return groups.unscored(prompts, responses, int(fits.sum()))
 
 
 def _fault(row: Any, kept: bool) -> str:
@@ -302,10 +300,10 @@ def _evaluate(
   found = []
   for start in range(0, len(pairs.rewards), size):
     part = _rows(pairs, slice(start, start + size))
-    part = evaluate.unscored(part.prompts, part.responses, size)
-    part = parallel.to_global(mesh, part)
+    part = groups.unscored(part.prompts, part.responses, size)
+    part = sharding.to_global(mesh, part)
     with jax.set_mesh(mesh):
-      found.append(engine.compare_pairs(model, params, part))
+      found.append(programs.compare_pairs(model, params, part))
   return _floats('eval', found)
 
 

@@ -8,8 +8,9 @@ import time
 
 import pytest
 
-from gft_jax import answers, config
+from gft_jax import answers
 from gft_jax.answers import AnswerError, GoldError
+from gft_jax.config import RewardConfig
 
 OFFICIAL = json.loads(
   (pathlib.Path(__file__).parent / 'golden/grading.json').read_text()
@@ -176,7 +177,7 @@ def test_format_and_length():
 
 
 def test_the_default_format_is_a_box():
-  grade = answers.built_in(config.RewardConfig())['format']
+  grade = answers.built_in(RewardConfig())['format']
   assert grade('', '', r'so \boxed{18}') == 1
   assert grade('', '', r'so \boxed{}') == 0
   assert grade('', '', 'so 18') == 0
@@ -254,15 +255,15 @@ def test_the_official_evaluation_cases_agree_or_are_explained():
 )
 def test_the_experts_own_answers_are_right(shared, name, solution):
   """All of them; the official grader refuses its own \\text and degrees."""
-  from gft_jax import rewards
   from gft_jax.data import benchmarks
+  from gft_jax.rewards.grader import Grader
 
   path = shared / f'data/benchmarks/{name}.jsonl'
   golds = [row['answer'] for row in benchmarks.rows(name, path)]
   lines = path.read_text().splitlines()
   responses = [solution(json.loads(line)) for line in lines]
-  settings = config.RewardConfig('math', workers=2, timeout_s=20.0)
-  with rewards.Grader(settings) as grader:
+  settings = RewardConfig('math', workers=2, timeout_s=20.0)
+  with Grader(settings) as grader:
     scores = grader.score([''] * len(golds), golds, responses)
   wrong = [i for i, value in enumerate(scores.values) if value != 1]
   assert not wrong
@@ -285,13 +286,13 @@ def test_references_that_no_answer_matches_in_the_official_reward(shared):
 def test_every_expert_of_gsm8k_is_right(shared):
   import pyarrow.parquet
 
-  from gft_jax import rewards
   from gft_jax.data import files
+  from gft_jax.rewards.grader import Grader
 
   table = pyarrow.parquet.read_table(shared / 'data/gsm8k/train.parquet')
   experts = table['answer'].to_pylist()
   golds = [files.final_answer(expert) for expert in experts]
-  with rewards.Grader(config.RewardConfig('math', workers=2)) as grader:
+  with Grader(RewardConfig('math', workers=2)) as grader:
     scores = grader.score([''] * len(golds), golds, experts)
   assert len(golds) == 7473
   assert scores.values.min() == 1

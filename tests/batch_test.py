@@ -6,7 +6,6 @@ import numpy as np
 import optax
 import pytest
 
-from gft_jax import groups, objectives, packing, train_step
 from gft_jax.batch import (
   EXPERT,
   SELF,
@@ -16,8 +15,12 @@ from gft_jax.batch import (
   host_mask,
 )
 from gft_jax.config import Architecture, LossConfig
-from gft_jax.models.transformer import Transformer, response_states
+from gft_jax.models import packing
+from gft_jax.models.forward import response_states
+from gft_jax.models.transformer import Transformer
 from gft_jax.ops.logprobs import target_logprobs
+from gft_jax.rollout import groups
+from gft_jax.training import objectives, train_step
 
 
 def test_the_end_is_the_last_token_unless_the_limit_may_have_cut_it():

@@ -91,10 +91,10 @@ def config() -> Config:
 @pytest.fixture(scope='session')
 def whole(config, tmp_path_factory):
   """A finished run and what train() returned."""
-  from gft_jax import train  # seconds that other tests need not pay
+  from gft_jax.loop import train  # seconds that other tests need not pay
 
   workdir = tmp_path_factory.mktemp('whole')
-  return workdir, train.train(config, workdir)
+  return workdir, train(config, workdir)
 
 
 @pytest.fixture(scope='module', autouse=True)

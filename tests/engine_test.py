@@ -11,8 +11,8 @@ import chex
 import numpy as np
 import pytest
 
-from gft_jax import engine as engine_lib
-from gft_jax import groups, objectives, packing, parallel, train
+from gft_jax import programs
+from gft_jax import programs as engine_lib
 from gft_jax.batch import SELF, Prompts, Responses
 from gft_jax.config import (
   Architecture,
@@ -22,6 +22,11 @@ from gft_jax.config import (
   override,
 )
 from gft_jax.engine import Engine
+from gft_jax.models import packing
+from gft_jax.parallel.mesh import make_mesh
+from gft_jax.policy import load_policy
+from gft_jax.rollout import groups
+from gft_jax.training import objectives
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -29,16 +34,18 @@ ROOT = pathlib.Path(__file__).parents[1]
 PROGRAM = """
 import json, sys
 import numpy as np
-from gft_jax import parallel, train
 from gft_jax.batch import Prompts
 from gft_jax.config import Config, MeshConfig
 from gft_jax.engine import Engine
+from gft_jax.parallel.mesh import make_mesh
+from gft_jax.parallel.processes import initialize_processes
+from gft_jax.policy import load_policy
 
 index, count = map(int, sys.argv[1:])
-parallel.initialize_processes()
+initialize_processes()
 config = Config(mesh=MeshConfig(data=count))
-policy = train.load_policy(config)
-engine = Engine(config, policy, parallel.make_mesh(config.mesh), {}, None)
+policy = load_policy(config)
+engine = Engine(config, policy, make_mesh(config.mesh), {}, {}, None)
 rows = np.split(np.arange(4, dtype=np.int32), count)[index]
 prompts = Prompts(
   np.repeat(rows[:, None] + 3, 5, axis=1), np.full(len(rows), 5), rows
@@ -112,18 +119,18 @@ def test_rollouts_are_equal_on_any_mesh_and_layout(mesh, monkeypatch):
     np.full(8, 5, np.int32),
     np.arange(8, dtype=np.int32),
   )
-  sampled, copies, copy = [], [], engine_lib.rollout_copy
+  sampled, copies, copy = [], [], programs.rollout_copy
 
   def copied(*arguments, **keywords):
     copies.append(copy(*arguments, **keywords))
     return copies[-1]
 
-  monkeypatch.setattr(engine_lib, 'rollout_copy', copied)
+  monkeypatch.setattr(programs, 'rollout_copy', copied)
   for layout in (MeshConfig(), mesh):
     config = Config(model=ModelConfig(architecture=shape), mesh=layout)
-    policy = train.load_policy(config)
-    devices = parallel.make_mesh(layout)
-    engine = Engine(config, policy, devices, {}, None)
+    policy = load_policy(config)
+    devices = make_mesh(layout)
+    engine = Engine(config, policy, devices, {}, {}, None)
     params = engine.copy(policy.params)
     key = engine.key('sample', 1)
     sampled.append(engine.sample(params, prompts, key, config.sampler, 4, 12))
@@ -150,8 +157,8 @@ def test_an_update_is_packed_for_the_devices_and_parts_that_run_it(monkeypatch):
   config = override(
     Config(mesh=MeshConfig(data=2)), 'optimizer.micro_batches=2'
   )
-  policy = train.load_policy(config)
-  engine = Engine(config, policy, parallel.make_mesh(config.mesh), {}, None)
+  policy = load_policy(config)
+  engine = Engine(config, policy, make_mesh(config.mesh), {}, {}, None)
   batch = groups.build(
     Prompts(np.ones((8, 5), np.int32), np.full(8, 5), np.arange(8)),
     Responses(

@@ -17,11 +17,18 @@ import jax.numpy as jnp
 import pytest
 
 from gft_jax import batch as batch_lib
-from gft_jax import config as config_lib
-from gft_jax import objectives, train_step
+from gft_jax.config import (
+  Config,
+  fields_with_meaning,
+  for_stage,
+  from_dict,
+  override,
+  to_dict,
+)
 from gft_jax.models import presets
 from gft_jax.models.transformer import Transformer
-from gft_jax.optimizer import make_optimizer
+from gft_jax.training import objectives, train_step
+from gft_jax.training.optimizer import make_optimizer
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / 'experiments' / 'configs').rglob('*.py'))
@@ -71,13 +78,13 @@ def test_every_recipe_traces_its_training_steps(path, scripts):
   if config.model.path or path.stem == 'smollm2_gsm8k':
     architecture = presets.SMOLLM2_135M
   if not architecture.vocab_size:
-    architecture = config_lib.override(architecture, 'vocab_size=23')
+    architecture = override(architecture, 'vocab_size=23')
   model = Transformer(architecture, remat=config.model.remat)
   params = jax.eval_shape(
     model.init, jax.random.key(0), jnp.zeros((1, 1), int), jnp.ones(1, int)
   )['params']
   for stage in config.stages:
-    settings = config_lib.for_stage(config, stage)
+    settings = for_stage(config, stage)
     objective = objectives.choose(stage.objective, settings.group)
     step = train_step.make_train_step(
       model,
@@ -125,7 +132,7 @@ def test_help_lists_every_setting_with_its_meaning(scripts, capsys):
     scripts('train').main(['--help'])
   assert caught.value.code == 0
   shown = ' '.join(capsys.readouterr().out.split())
-  for name, _, _, meaning in config_lib.fields_with_meaning():
+  for name, _, _, meaning in fields_with_meaning():
     assert name in shown and ' '.join(meaning.split()) in shown
 
 
@@ -179,14 +186,12 @@ def test_evaluate_and_export_a_stage(scripts, whole, tmp_path, capsys):
   with torch.no_grad():
     logits = model(encoded['input_ids']).logits[0, -1].log_softmax(-1)
 
-  from gft_jax import train
+  from gft_jax.policy import load_policy, restore_stage
 
-  policy = train.load_policy(
-    config_lib.from_dict(
-      config_lib.Config, json.loads((workdir / 'config.json').read_text())
-    )
+  policy = load_policy(
+    from_dict(Config, json.loads((workdir / 'config.json').read_text()))
   )
-  params, _ = train.result_of(policy, workdir, 'gft')
+  params, _ = restore_stage(policy, workdir, 'gft')
   tokens = jnp.asarray(encoded['input_ids'].numpy())
   length = jnp.array([tokens.shape[1]])
   variables = {'params': params}
@@ -282,9 +287,9 @@ def test_evaluate_benchmarks(ask, scripts, tmp_path, monkeypatch, capsys):
   metrics = both
 
   # What is finished is not asked again.
-  from gft_jax import engine
+  from gft_jax.engine import Engine
 
-  monkeypatch.setattr(engine.Engine, 'sample', None)
+  monkeypatch.setattr(Engine, 'sample', None)
   assert ask(out, '--benchmarks', 'sums,more_sums') == 0
   assert json.loads((out / 'evaluation.json').read_text()) == metrics
   assert (out / 'table.md').read_text() == table
@@ -297,11 +302,11 @@ def test_a_stage_is_evaluated_by_its_own_settings(scripts, whole, tmp_path):
     'loss.tau=0.25',
   )
   written = json.loads((whole[0] / 'config.json').read_text())
-  config = config_lib.from_dict(config_lib.Config, written)
+  config = from_dict(Config, written)
   *before, stage = config.stages
   stage = dataclasses.replace(stage, overrides=overrides)
   config = dataclasses.replace(config, stages=(*before, stage))
-  text = json.dumps(config_lib.to_dict(config))
+  text = json.dumps(to_dict(config))
   (tmp_path / 'config.json').write_text(text)
   found = scripts('command').stage_config(str(tmp_path), stage.name, False)
   assert found.sampler.stop_strings == ('9',)
@@ -372,10 +377,10 @@ def test_questions_that_the_policy_cannot_read_are_one_line(
 def test_the_width_of_the_prompts_is_no_part_of_the_answers(
   ask, tmp_path, monkeypatch
 ):
-  from gft_jax import evaluate
+  from gft_jax.rollout import groups
 
   assert ask(tmp_path / 'narrow', '--benchmarks', 'sums') == 0
-  monkeypatch.setattr(evaluate, 'NARROWEST', 512)
+  monkeypatch.setattr(groups, 'NARROWEST', 512)
   assert ask(tmp_path / 'wide', '--benchmarks', 'sums') == 0
   narrow, wide = (kept_answers(tmp_path / out) for out in ('narrow', 'wide'))
   assert narrow == wide
@@ -451,17 +456,17 @@ def test_a_killed_evaluation_goes_on_bit_for_bit(scripts, whole, tmp_path):
   assert not (killed / 'generations' / 'mawps_singleop.jsonl').exists()
   partial.write_bytes(written + b'{"index": 3, "pro')  # A line cut by the kill.
 
-  from gft_jax import engine
+  from gft_jax.engine import Engine
 
   asked = []
-  sample = engine.Engine.sample
+  sample = Engine.sample
 
   def counted(*args):
     asked.append(1)
     return sample(*args)
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(engine.Engine, 'sample', counted)
+    patch.setattr(Engine, 'sample', counted)
     assert main(killed) == 0
   assert len(asked) == 60 - written.count(b'\n') // 4
   for name in ('generations/mawps_singleop.jsonl', 'evaluation.json'):
@@ -534,18 +539,19 @@ def test_what_cannot_be_generated_is_said(
 
 def test_export_of_adapters(scripts, config, tmp_path, capsys):
   """For PEFT, and merged; of a run without adapters there are none."""
-  from gft_jax import train
-  from gft_jax.models import huggingface
+  from gft_jax import huggingface
+  from gft_jax.loop import train
+  from gft_jax.policy import load_policy
 
-  config = config_lib.override(config, 'eval.splits=()')
-  config = config_lib.override(config, 'eval.base=')
-  policy = train.load_policy(config)
+  config = override(config, 'eval.splits=()')
+  config = override(config, 'eval.base=')
+  policy = load_policy(config)
   folder, workdir = tmp_path / 'model', tmp_path / 'run'
   huggingface.save(folder, policy.model, policy.params, policy.tokenizer)
-  config = config_lib.override(config, f'model.path={folder}')
-  config = config_lib.override(config, 'model.lora.rank=2')
+  config = override(config, f'model.path={folder}')
+  config = override(config, 'model.lora.rank=2')
   config = dataclasses.replace(config, stages=config.stages[:1])
-  train.train(config, workdir)
+  train(config, workdir)
 
   run = ['--workdir', str(workdir), '--stage', 'base', '--out']
   merged, adapter = tmp_path / 'merged', tmp_path / 'adapter'
@@ -708,13 +714,13 @@ def get_config():
 def test_a_dataset_file_that_changes_between_runs_is_refused(
   scripts, tmp_path, monkeypatch, capsys
 ):
-  from gft_jax import train
+  from gft_jax import loop
   from gft_jax.data import arithmetic
 
   def interrupt(*unused):
     raise KeyboardInterrupt
 
-  monkeypatch.setattr(train.Loop, 'run', interrupt)
+  monkeypatch.setattr(loop, 'run_stage', interrupt)
   (tmp_path / 'recipe.py').write_text(TWO_FILES)
   for name in ('train', 'held_out'):
     rows = list(itertools.islice(arithmetic.rows('train'), 30))
@@ -779,12 +785,12 @@ def test_compare_resumes_and_never_reruns_a_finished_arm(
   assert (tmp_path / 'prompts' / 'comparison.png').stat().st_size > 1000
 
   # The paper's convention: ten times the prompts of a group method.
-  read = lambda arm: config_lib.from_dict(  # noqa: E731
-    config_lib.Config,
+  read = lambda arm: from_dict(  # noqa: E731
+    Config,
     json.loads((tmp_path / 'prompts' / arm / '0/config.json').read_text()),
   )
   rows = {
-    arm: config_lib.for_stage(read(arm), read(arm).stages[0]).data.batch_size
+    arm: for_stage(read(arm), read(arm).stages[0]).data.batch_size
     for arm in ('sft', 'gft')
   }
   assert rows == {'sft': 160, 'gft': 16}

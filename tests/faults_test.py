@@ -19,7 +19,6 @@ import time
 import chex
 import pytest
 
-from gft_jax import checkpoint, rewards, train
 from gft_jax.config import (
   Config,
   ConfigError,
@@ -29,6 +28,13 @@ from gft_jax.config import (
   to_dict,
 )
 from gft_jax.engine import Engine
+from gft_jax.evaluation import held_out
+from gft_jax.loop import train
+from gft_jax.policy import load_policy, restore_stage
+from gft_jax.rewards.grader import Grader
+from gft_jax.run import checkpoint
+from gft_jax.run.signals import Preempted
+from gft_jax.run.workdir import claim
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -60,18 +66,18 @@ def test_sigterm_saves_after_the_step_and_the_same_command_continues(
 ):
   file = tmp_path / 'terminate'
   monkeypatch.setenv('GFT_JAX_TEST_TERMINATE', str(file))
-  train.train(one_stage, tmp_path / 'whole')
+  train(one_stage, tmp_path / 'whole')
 
   file.touch()
   before = signal.getsignal(signal.SIGTERM)
-  with pytest.raises(train.Preempted, match='gft is saved at step 1;') as error:
-    train.train(one_stage, tmp_path / 'cut')
+  with pytest.raises(Preempted, match='gft is saved at step 1;') as error:
+    train(one_stage, tmp_path / 'cut')
   assert '\n' not in str(error.value)
   assert signal.getsignal(signal.SIGTERM) is before
   saved = checkpoint.newest(tmp_path / 'cut/checkpoints/gft')
   assert saved.name == '00000001'
 
-  train.train(one_stage, tmp_path / 'cut')
+  train(one_stage, tmp_path / 'cut')
   assert records(tmp_path / 'cut') == records(tmp_path / 'whole')
 
 
@@ -88,16 +94,16 @@ def test_sigterm_in_an_evaluation_saves_before_its_next_batch(
     *('checkpoint.every=100', 'checkpoint.best=eval/test/pass@2'),
   ):
     config = override(config, assignment)
-  whole = train.train(config, tmp_path / 'whole')
+  whole = train(config, tmp_path / 'whole')
 
-  accuracy, batches, stops = train.evaluate.accuracy, [], iter([True] * 2)
+  accuracy, batches, stops = held_out.accuracy, [], iter([True] * 2)
 
   def terminated(*args, **kwargs):
     if next(stops, False):
       os.kill(os.getpid(), signal.SIGTERM)
     return accuracy(*args, **kwargs)
 
-  monkeypatch.setattr(train.evaluate, 'accuracy', terminated)
+  monkeypatch.setattr(held_out, 'accuracy', terminated)
   logprobs = Engine.token_logprobs
   monkeypatch.setattr(
     Engine,
@@ -105,20 +111,18 @@ def test_sigterm_in_an_evaluation_saves_before_its_next_batch(
     lambda *args, **kwargs: batches.append(1) or logprobs(*args, **kwargs),
   )
   folder = tmp_path / 'cut/checkpoints/gft'
-  with pytest.raises(train.Preempted, match='gft is saved at step 2;'):
-    train.train(config, tmp_path / 'cut')
+  with pytest.raises(Preempted, match='gft is saved at step 2;'):
+    train(config, tmp_path / 'cut')
   assert checkpoint.newest(folder).name == '00000002'
-  with pytest.raises(
-    train.Preempted, match='gft at step 2 is still to be done'
-  ):
-    train.train(config, tmp_path / 'cut')
+  with pytest.raises(Preempted, match='gft at step 2 is still to be done'):
+    train(config, tmp_path / 'cut')
   assert not batches
   stops = iter([False, True])  # The evaluation of step 2 at last.
-  with pytest.raises(train.Preempted, match='gft is saved at step 3;'):
-    train.train(config, tmp_path / 'cut')
-  assert train.train(config, tmp_path / 'cut') == whole
+  with pytest.raises(Preempted, match='gft is saved at step 3;'):
+    train(config, tmp_path / 'cut')
+  assert train(config, tmp_path / 'cut') == whole
   evaluated = len(batches)
-  assert train.train(config, tmp_path / 'cut') == whole
+  assert train(config, tmp_path / 'cut') == whole
   assert len(batches) == evaluated > 0  # It is not done again.
   assert records(tmp_path / 'cut') == records(tmp_path / 'whole')
   best = checkpoint.newest(folder, best=True).name
@@ -129,32 +133,33 @@ def test_sigterm_in_an_evaluation_saves_before_its_next_batch(
 def test_a_workdir_begun_meanwhile_under_another_config_is_refused(
   config, tmp_path
 ):
-  with train.claim(tmp_path, config):
+  with claim(tmp_path, config):
     pass
   with pytest.raises(ConfigError, match='begun under another config; changed'):
-    with train.claim(tmp_path, Config()):
+    with claim(tmp_path, Config()):
       pass
 
 
 def test_a_workdir_has_one_run_at_a_time(config, tmp_path):
-  with train.claim(tmp_path, config):
+  with claim(tmp_path, config):
     with pytest.raises(ConfigError, match='is in use by another run'):
-      with train.claim(tmp_path, config):
+      with claim(tmp_path, config):
         pass
-  with train.claim(tmp_path, config):  # It was let go.
+  with claim(tmp_path, config):  # It was let go.
     pass
 
 
 def test_a_lock_ends_with_its_process(tmp_path):
   script = (
     'import os, sys\n'
-    'from gft_jax import config, train\n'
+    'from gft_jax import config\n'
+    'from gft_jax.run.workdir import claim\n'
     'import pathlib\n'
-    'with train.claim(pathlib.Path(sys.argv[1]), config.Config()):\n'
+    'with claim(pathlib.Path(sys.argv[1]), config.Config()):\n'
     '  os._exit(0)\n'
   )
   subprocess.run([sys.executable, '-c', script, str(tmp_path)], check=True)
-  with train.claim(tmp_path, Config()):
+  with claim(tmp_path, Config()):
     pass
 
 
@@ -234,8 +239,8 @@ def test_a_run_whose_disk_is_full_says_so_and_goes_on_elsewhere(
   saved = checkpoint.newest(tmp_path / 'rest/checkpoints/gft')
   assert saved is not None and 1 <= int(saved.name) < 4
 
-  train.train(config, tmp_path / 'rest')
-  train.train(config, tmp_path / 'whole')
+  train(config, tmp_path / 'rest')
+  train(config, tmp_path / 'whole')
   assert records(tmp_path / 'rest') == records(tmp_path / 'whole')
 
 
@@ -319,16 +324,16 @@ def test_a_run_goes_on_from_the_checkpoint_before_the_damaged_one(
   shutil.copytree(whole[0], workdir)
   fault = damage(workdir / 'checkpoints/gft/00000003')
   with caplog.at_level(logging.WARNING):
-    results = train.train(config, workdir)
+    results = train(config, workdir)
   assert f'gft/00000003 is passed over: {fault}' in caplog.text
   assert 'gft goes on from step 2, so grpo begins anew' in caplog.text
   assert results == whole[1]
   assert records(workdir) == records(whole[0])
-  policy = train.load_policy(config)
+  policy = load_policy(config)
   for stage in ('base', 'gft', 'grpo'):
     chex.assert_trees_all_equal(
-      train.result_of(policy, workdir, stage),
-      train.result_of(policy, whole[0], stage),
+      restore_stage(policy, workdir, stage),
+      restore_stage(policy, whole[0], stage),
     )
 
 
@@ -338,9 +343,9 @@ def test_grader_workers_killed_in_the_middle_change_no_reward(
 ):
   reward = RewardConfig('reward_functions:slow', workers=2)
   config = dataclasses.replace(one_stage, reward=reward)
-  train.train(config, tmp_path / 'whole')
+  train(config, tmp_path / 'whole')
 
-  score, draw, killed = rewards.Grader.score, random.Random(6), []
+  score, draw, killed = Grader.score, random.Random(6), []
 
   def kill_one():
     while not (workers := multiprocessing.active_children()):
@@ -356,7 +361,7 @@ def test_grader_workers_killed_in_the_middle_change_no_reward(
     timer.join()
     return scores
 
-  monkeypatch.setattr(rewards.Grader, 'score', score_and_kill)
-  train.train(config, tmp_path / 'killed')
+  monkeypatch.setattr(Grader, 'score', score_and_kill)
+  train(config, tmp_path / 'killed')
   assert len(set(killed)) == 4
   assert records(tmp_path / 'killed') == records(tmp_path / 'whole')

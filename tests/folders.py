@@ -8,7 +8,7 @@ import tokenizers
 import torch
 import transformers
 
-from gft_jax.models import tensor_files
+from gft_jax.huggingface import tensor_files
 
 WORDS = ['<pad>', '<eos>', *(f'w{i}' for i in range(62))]
 LLAMA3 = {

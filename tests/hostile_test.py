@@ -10,7 +10,8 @@ import time
 
 import pytest
 
-from gft_jax import config, rewards
+from gft_jax.config import RewardConfig
+from gft_jax.rewards.grader import Grader
 
 TIMEOUT_S = 1.0
 MEMORY_MB = 512
@@ -47,8 +48,8 @@ ATTACKS = {
 
 
 def grader(function):
-  return rewards.Grader(
-    config.RewardConfig(
+  return Grader(
+    RewardConfig(
       function=function,
       workers=2,
       timeout_s=TIMEOUT_S,

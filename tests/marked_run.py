@@ -82,9 +82,11 @@ def read(path: pathlib.Path) -> tuple[int, str]:
 
 
 def main(config: str, workdir: str, path: str) -> None:
-  from gft_jax import checkpoint, evaluate, train
+  from gft_jax import loop
   from gft_jax.config import Config, from_dict
   from gft_jax.engine import Engine
+  from gft_jax.evaluation.held_out import HeldOutEvaluation
+  from gft_jax.run import checkpoint
 
   mark = Mark(path)
   restore: Callable[..., checkpoint.Restored | None] = checkpoint.restore
@@ -109,9 +111,9 @@ def main(config: str, workdir: str, path: str) -> None:
   mark.wrap(Engine, 'sample', 'sampling')
   mark.wrap(Engine, 'score', 'grading')
   mark.wrap(Engine, 'update', 'updating')
-  mark.wrap(evaluate, 'held_out', 'evaluating')
+  mark.wrap(HeldOutEvaluation, 'measure', 'evaluating')
   settings = from_dict(Config, json.loads(pathlib.Path(config).read_text()))
-  train.train(settings, workdir)
+  loop.train(settings, workdir)
   medians = {k: statistics.median(v) for k, v in mark.seconds.items()}
   sys.stdout.write(json.dumps(medians))
 

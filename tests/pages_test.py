@@ -12,7 +12,6 @@ import sys
 import jax
 import pytest
 
-from gft_jax import objectives
 from gft_jax.config import (
   Config,
   MeshConfig,
@@ -21,6 +20,7 @@ from gft_jax.config import (
   override,
 )
 from gft_jax.ops import masking
+from gft_jax.training import objectives
 
 ROOT = pathlib.Path(__file__).parents[1]
 OPERATIONS = ROOT / 'gft_jax' / 'ops' / 'README.md'

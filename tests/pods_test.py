@@ -125,7 +125,7 @@ def test_what_a_program_takes_of_a_chip(script, held, fits):
 def test_what_does_not_fit_is_one_line(script, monkeypatch, capsys):
   import jax
 
-  from gft_jax import parallel
+  from gft_jax.parallel.mesh import make_mesh
 
   compiled = []
 
@@ -143,7 +143,7 @@ def test_what_does_not_fit_is_one_line(script, monkeypatch, capsys):
       return Compiled()
 
   monkeypatch.setattr(
-    script, 'make_mesh', lambda config, _: parallel.make_mesh(config.mesh)
+    script, 'make_mesh', lambda config, _: make_mesh(config.mesh)
   )
   monkeypatch.setattr(
     script,
@@ -347,18 +347,19 @@ def test_gft_traces_with_every_model_that_is_known(script, model):
 
 
 def traces(script, config, name, most=2.0):
-  from gft_jax import objectives, parallel
   from gft_jax.config import MeshConfig, for_stage
+  from gft_jax.parallel.mesh import check_divisible, make_mesh
+  from gft_jax.training import objectives
 
   trees = ('pipelines', 'thresholds', 'compositions')
   assert name in (*trees, config.stages[0].name)
-  mesh = parallel.make_mesh(MeshConfig(fsdp=8))
+  mesh = make_mesh(MeshConfig(fsdp=8))
   for stage in config.stages:
     settings = for_stage(config, stage)
     optimizer = settings.optimizer
     parts = optimizer.mini_batches * optimizer.micro_batches
     size = settings.data.batch_size
-    parallel.check_divisible(size, settings.mesh, parts=parts)
+    check_divisible(size, settings.mesh, parts=parts)
     objective = objectives.choose(stage.objective, settings.group)
     work = {
       name: work

@@ -8,11 +8,10 @@ import chex
 import numpy as np
 import pytest
 
-from gft_jax import config as config_lib
-from gft_jax import preferences, train
-from gft_jax.config import ConfigError, Stage
+from gft_jax import huggingface, preferences
+from gft_jax.config import CheckpointConfig, ConfigError, Stage, override
 from gft_jax.data import arithmetic
-from gft_jax.models import huggingface
+from gft_jax.loop import train
 from gft_jax.preferences import Pair
 
 
@@ -35,7 +34,7 @@ def settings(config):
     config,
     data=dataclasses.replace(config.data, batch_size=8),
     optimizer=dataclasses.replace(config.optimizer, learning_rate=1e-2),
-    checkpoint=config_lib.CheckpointConfig(every=3),
+    checkpoint=CheckpointConfig(every=3),
   )
 
 
@@ -112,7 +111,7 @@ def test_other_pairs_or_epochs_are_not_gone_on_with(settings, trained):
 def test_a_setting_without_use_is_refused(settings, tmp_path, setting):
   with pytest.raises(ConfigError, match='a reward model is trained with'):
     preferences.train_reward_model(
-      config_lib.override(settings, setting), [], tmp_path / 'a', 1
+      override(settings, setting), [], tmp_path / 'a', 1
     )
 
 
@@ -132,7 +131,7 @@ def test_grpo_on_a_reward_model_with_a_kl_and_another_part(
     eval=dataclasses.replace(config.eval, reward='arithmetic', base=''),
     stages=(Stage('rlhf', '', 'grpo', 2, overrides),),
   )
-  train.train(settings, tmp_path)
+  train(settings, tmp_path)
   steps = [r for r in records(tmp_path) if 'train/loss' in r]
   for record in steps:
     assert record['train/reward'] == pytest.approx(

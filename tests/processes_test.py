@@ -19,9 +19,11 @@ import time
 import numpy as np
 import pytest
 
-from gft_jax import train, writers
 from gft_jax.config import Config, Stage, override, to_dict
 from gft_jax.data import arithmetic
+from gft_jax.loop import train
+from gft_jax.policy import load_policy
+from gft_jax.run import writers
 
 ROOT = pathlib.Path(__file__).parents[1]
 DEVICES = 8
@@ -160,7 +162,7 @@ def test_two_processes_train_as_one_does(recipe, tmp_path):
   stage = Stage('gft', '', 'sft', 2, given)
   recipe = dataclasses.replace(recipe, stages=(stage,))
   two = Processes(recipe, tmp_path / 'two', 2)
-  train.train(recipe, tmp_path / 'one')
+  train(recipe, tmp_path / 'one')
   assert two.wait() == [0, 0], two.said(0)
   assert_close(records(tmp_path / 'two'), records(tmp_path / 'one'))
   assert len(records(tmp_path / 'one')) == 3
@@ -209,9 +211,9 @@ def test_metrics_do_not_depend_on_who_holds_the_devices(finished):
 @pytest.mark.slow
 def test_two_processes_run_what_a_user_brings(recipe, tmp_path):
   """A folder, a file, grader workers, and rollouts in a layout of their own."""
-  from gft_jax.models import huggingface
+  from gft_jax import huggingface
 
-  policy = train.load_policy(recipe)
+  policy = load_policy(recipe)
   huggingface.save(tmp_path / 'model', *policy[:3])
   rows = itertools.islice(arithmetic.rows('train'), 64)
   text = ''.join(json.dumps(row) + '\n' for row in rows)

@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from gft_jax import objectives
 from gft_jax.config import for_stage
+from gft_jax.training import objectives
 
 EXPERIMENTS = pathlib.Path(__file__).parents[1] / 'experiments'
 

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 
-from gft_jax import checkpoint
 from gft_jax.config import RewardConfig, Stage, override, to_dict
+from gft_jax.run import checkpoint
 
 ROOT = pathlib.Path(__file__).parents[1]
 # The quickstart's own tree of stages, with fewer steps.

@@ -14,10 +14,11 @@ import folders
 import jax.numpy as jnp
 import pytest
 
-from gft_jax import checkpoint, config
+from gft_jax import huggingface
+from gft_jax.config import Config, ConfigError, override, to_dict
 from gft_jax.data import files
-from gft_jax.models import huggingface
-from gft_jax.models import tokenizer as tokenizer_lib
+from gft_jax.huggingface import tokenizer as tokenizer_lib
+from gft_jax.run import checkpoint
 
 ROOT = pathlib.Path(__file__).parents[1]
 SOURCES = sorted(
@@ -40,7 +41,7 @@ METHODS = {
 ALLOWED = {
   ('experiments/command.py', 'imports runpy'),  # load_recipe: --config
   ('experiments/command.py', 'calls run_path'),
-  ('gft_jax/rewards.py', 'calls import_module'),  # reward.function
+  ('gft_jax/rewards/grader.py', 'calls import_module'),  # reward.function
   ('gft_jax/__init__.py', 'calls import_module'),  # names of this package
   ('gft_jax/data/__init__.py', 'calls import_module'),
 }
@@ -175,7 +176,7 @@ def test_code_in_the_folder_of_a_tokenizer_is_not_run(tmp_path, monkeypatch):
   }.items():
     (tmp_path / name).write_text(text)
   monkeypatch.setattr('builtins.input', lambda _: 'y')
-  with pytest.raises(config.ConfigError, match='contains custom code'):
+  with pytest.raises(ConfigError, match='contains custom code'):
     tokenizer_lib.load_tokenizer(tmp_path)
   assert not ran.exists()
 
@@ -191,7 +192,7 @@ def test_code_in_the_folder_of_a_tokenizer_is_not_run(tmp_path, monkeypatch):
 def test_a_chat_template_stays_in_its_sandbox(attack, tmp_path):
   tokenizer = folders.tiny_tokenizer()
   tokenizer.chat_template = attack.replace('FILE', str(tmp_path / 'executed'))
-  with pytest.raises(config.ConfigError, match=r'the chat template .* fails'):
+  with pytest.raises(ConfigError, match=r'the chat template .* fails'):
     tokenizer_lib.chat_prompts([[{'role': 'user', 'content': 'w5'}]], tokenizer)
   assert not list(tmp_path.iterdir())
 
@@ -202,8 +203,8 @@ def test_the_config_of_a_run_does_not_choose_what_is_imported(
   script, setting, tmp_path, monkeypatch, capsys
 ):
   """runpy:run_path executes a file whose name is the prompt of a dataset."""
-  settings = config.override(config.Config(), f'{setting}=runpy:run_path')
-  (tmp_path / 'config.json').write_text(json.dumps(config.to_dict(settings)))
+  settings = override(Config(), f'{setting}=runpy:run_path')
+  (tmp_path / 'config.json').write_text(json.dumps(to_dict(settings)))
   monkeypatch.syspath_prepend(str(ROOT / 'experiments'))
   monkeypatch.delitem(sys.modules, script, raising=False)
   flags = ['--workdir', str(tmp_path), '--stage', 'gft']
@@ -221,12 +222,10 @@ def test_an_export_imports_no_reward(tmp_path, monkeypatch, capsys):
   """It scores nothing, so it may read the config of any run."""
   (tmp_path / 'marker_of_a_reward.py').write_text('')
   monkeypatch.syspath_prepend(str(tmp_path))
-  settings = config.override(
-    config.Config(), 'reward.function=marker_of_a_reward:f'
-  )
+  settings = override(Config(), 'reward.function=marker_of_a_reward:f')
   run = tmp_path / 'run'
   run.mkdir()
-  (run / 'config.json').write_text(json.dumps(config.to_dict(settings)))
+  (run / 'config.json').write_text(json.dumps(to_dict(settings)))
   monkeypatch.syspath_prepend(str(ROOT / 'experiments'))
   import export
 
@@ -240,15 +239,15 @@ def test_a_reward_that_the_user_names_is_used(monkeypatch):
   monkeypatch.syspath_prepend(str(ROOT / 'experiments'))
   import command
 
-  own = config.override(config.Config(), 'reward.function=own:f + 0.1 * length')
+  own = override(Config(), 'reward.function=own:f + 0.1 * length')
   for trusted in ('own:f', 'own:f + 0.1 * length'):
     command.check_rewards(own, 'run', [f'reward.function={trusted}'])
-  with pytest.raises(config.ConfigError, match='has the reward own:f'):
+  with pytest.raises(ConfigError, match='has the reward own:f'):
     command.check_rewards(own, 'run', ['reward.function=own:fit'])
   # The module alone would be imported too.
-  bare = config.override(own, 'reward.function=this:')
-  with pytest.raises(config.ConfigError, match='has the reward this:,'):
+  bare = override(own, 'reward.function=this:')
+  with pytest.raises(ConfigError, match='has the reward this:,'):
     command.check_rewards(bare, 'run', [])
   command.check_rewards(own, None, [])  # of a config file of the user
-  gym = config.override(own, f'reward.function={command.IN_HOUSE}')
+  gym = override(own, f'reward.function={command.IN_HOUSE}')
   command.check_rewards(gym, 'run', [])

@@ -148,13 +148,13 @@ def prepared(count: int, tokenizer, folder: str) -> dict:
 
 
 def grading(count: int, workers: int, reward: str) -> dict:
-  from gft_jax import rewards
   from gft_jax.config import RewardConfig
+  from gft_jax.rewards.grader import Grader
 
   prompts, answers, responses = zip(*map(case, range(count)))
   config = RewardConfig(function=reward, workers=workers)
   busy, start = cpu_seconds(), time.perf_counter()
-  with rewards.Grader(config) as grader:
+  with Grader(config) as grader:
     grader.score(['a', 'b'], ['1', '2'], ['1', '2'])
     ready = time.perf_counter()
     scores = grader.score(prompts, answers, responses)

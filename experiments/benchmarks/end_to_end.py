@@ -56,7 +56,7 @@ def start(folder: pathlib.Path, workdir: str) -> tuple[float, list[dict]]:
 
 
 def main() -> None:
-  from gft_jax.writers import STEP
+  from gft_jax.run.clock import STEP
 
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -60,24 +60,30 @@ def draw(panels: dict[str, dict[str, dict[int, float]]], out: str) -> None:
   import matplotlib
   from matplotlib.figure import Figure
 
-  from gft_jax import report
+  from gft_jax.report import figures
 
   styles = dict(
     zip(
       LETTERS.values(),
       zip(
-        (report.BLUE, report.GREEN, report.ORANGE, report.VERMILLION, 'black'),
+        (
+          figures.BLUE,
+          figures.GREEN,
+          figures.ORANGE,
+          figures.VERMILLION,
+          'black',
+        ),
         'osD^v',
       ),
     )
   )
   base = {LETTERS[name]: value for name, value in BASE.items()}
-  with matplotlib.rc_context(report.STYLE):
+  with matplotlib.rc_context(figures.STYLE):
     figure = Figure(figsize=(9, 3.2))
     axes = figure.subplots(1, len(panels), sharey=True)
     for axis, (title, found) in zip(axes, panels.items()):
       ends = FACTORS[0], FACTORS[-1]
-      axis.plot(ends, ends, color=report.GREY, ls=':', label='proportional')
+      axis.plot(ends, ends, color=figures.GREY, ls=':', label='proportional')
       for letter, points in found.items():
         colour, marker = styles[letter]
         middle = points[base[letter]]

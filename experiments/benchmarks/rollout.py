@@ -18,8 +18,9 @@ def ours(options):
   import jax
   import jax.numpy as jnp
 
-  from gft_jax import engine
+  from gft_jax import programs
   from gft_jax.batch import Prompts
+  from gft_jax.rollout import Sampling
 
   model, params = models.ours(options)
   vocabulary = model.architecture.vocab_size
@@ -34,18 +35,14 @@ def ours(options):
   def run():
     nonlocal count
     count += 1
-    responses = engine.sample(
+    responses = programs.sample(
       model,
       params,
       prompts,
       jax.random.key(count),
       group_size=options.group,
       max_tokens=options.tokens,
-      temperature=1.0,
-      top_k=0,
-      top_p=1.0,
-      min_p=0.0,
-      stop_ids=tuple(range(1, 1 + options.stops)),
+      sampling=Sampling(stop_ids=tuple(range(1, 1 + options.stops))),
     )
     return int(responses.length.sum())
 

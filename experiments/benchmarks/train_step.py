@@ -38,11 +38,11 @@ def ours(options, rank=0):
   import jax.numpy as jnp
   import numpy as np
 
-  from gft_jax import objectives, packing, train_step
   from gft_jax.batch import SELF, GroupBatch, Prompts, Responses
   from gft_jax.config import LoraConfig, LossConfig, OptimizerConfig
-  from gft_jax.models import lora
-  from gft_jax.optimizer import make_optimizer
+  from gft_jax.models import lora, packing
+  from gft_jax.training import objectives, train_step
+  from gft_jax.training.optimizer import make_optimizer
 
   model, params = models.ours(options)
   frozen = None

@@ -25,7 +25,7 @@ from figures import (
   table_5,
 )
 from figures.results import READING, TASK, Item, Results
-from gft_jax import report
+from gft_jax.report import figures, tables
 
 # Each has item(results) -> Item.
 ITEMS = (
@@ -53,7 +53,7 @@ def read(
 
 def write(out: pathlib.Path, results: Results, about: dict[str, str]) -> None:
   """Writes the summary."""
-  with matplotlib.rc_context(report.STYLE | {'font.size': 8}):
+  with matplotlib.rc_context(figures.STYLE | {'font.size': 8}):
     items = {
       module.__name__.rpartition('.')[2]: module.item(results)
       for module in ITEMS
@@ -100,7 +100,7 @@ def markdown(items: dict[str, Item], about: dict[str, str]) -> str:
     lines += ['', f'## {item.title}', '']
     if item.figure:
       lines += [f'![{item.title}]({name}.png)', '']
-    lines += [report.markdown(item.table)]
+    lines += [tables.markdown(item.table)]
     lines += [f'* {claim.sentence()}' for claim in item.claims]
     lines += ['', f'Paper: {item.paper}']
     if item.note:

@@ -13,7 +13,7 @@ from figures.results import (
   legend,
   points,
 )
-from gft_jax import report
+from gft_jax.report import tables
 
 ARMS = {'sft': 'SFT', 'grpo': 'GRPO', 'sft_grpo': 'SFT → GRPO'}
 
@@ -52,7 +52,7 @@ def item(results: Results) -> Item:
       ' 35.78; OlympiadBench 24.58, 30.52, 26.95. On Qwen SFT raises accuracy'
       ' (Table 1: Math 46.54 to 60.66).'
     ),
-    table=report.Table(
+    table=tables.Table(
       [*head, *(f'(b) {label}' for label in ARMS.values())], body, []
     ),
     claims=claims,

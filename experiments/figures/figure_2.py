@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from figures.results import Claim, Item, Results, interval
-from gft_jax import report
+from gft_jax.report import figures, tables
 
 BEFORE, AFTER = 'before rectification, 1/p', 'after, C/p'
 # The least weight that the paper's example calls large.
@@ -28,7 +28,7 @@ def item(results: Results) -> Item:
     paper=(
       'Weights of 1.01 to 1.82 are kept, weights of 33.3 to 100 become 1.00.'
     ),
-    table=report.Table(
+    table=tables.Table(
       [
         *('', 'median', '99 %', 'largest'),
         *(f'share above 1/τ = {bound:.2f}', f'share above {LARGE}'),
@@ -61,7 +61,7 @@ def _draw(weights, bound: float) -> Figure:
   ax = figure.subplots()
   for values, label, style in (
     (before, BEFORE, {'fill': True, 'color': '#C8C8C8'}),
-    (after, AFTER, {'color': report.GREEN, 'lw': 1.5}),
+    (after, AFTER, {'color': figures.GREEN, 'lw': 1.5}),
   ):
     counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges)
     ax.stairs(counts / len(values), edges, label=label, **style)

@@ -13,7 +13,7 @@ from figures.results import (
   band,
   points,
 )
-from gft_jax import report
+from gft_jax.report import figures
 
 PIPELINES = {
   'sft': 'SFT',
@@ -38,10 +38,10 @@ PAPER = {
 }
 # Chain of stages -> its name, colour and line.
 CURVES = {
-  ('grpo', 'grpo_2', 'grpo_3'): ('GRPO', report.BLUE, ':'),
-  ('gft', 'gft_grpo'): ('GFT → GRPO', report.GREEN, '-'),
+  ('grpo', 'grpo_2', 'grpo_3'): ('GRPO', figures.BLUE, ':'),
+  ('gft', 'gft_grpo'): ('GFT → GRPO', figures.GREEN, '-'),
   ('sft', 'sft_gft', 'sft_gft_grpo'): ('SFT → GFT → GRPO', '#333333', '-.'),
-  ('sft', 'sft_grpo', 'sft_grpo_2'): ('SFT → GRPO', report.VERMILLION, '--'),
+  ('sft', 'sft_grpo', 'sft_grpo_2'): ('SFT → GRPO', figures.VERMILLION, '--'),
 }
 
 

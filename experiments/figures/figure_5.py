@@ -3,16 +3,8 @@
 import numpy as np
 from matplotlib.figure import Figure
 
-from figures.results import (
-  COLOURS,
-  KL,
-  Claim,
-  Item,
-  Results,
-  interval,
-  points,
-)
-from gft_jax import report
+from figures.results import COLOURS, KL, Claim, Item, Results, interval, points
+from gft_jax.report import tables
 
 MARKERS = {'sft': 's', 'grpo': 'D', 'gft': 'o'}
 ARMS = {'sft': 'SFT', 'grpo': 'GRPO', 'gft': 'GFT'}
@@ -29,7 +21,7 @@ def item(results: Results) -> Item:
   return Item(
     title='Figure 5: KL from the base policy over training',
     paper='SFT highest; GFT low and close to GRPO (no numbers printed).',
-    table=report.Table(['', *(f'step {s:.0f}' for s in steps)], body, []),
+    table=tables.Table(['', *(f'step {s:.0f}' for s in steps)], body, []),
     claims=[
       Claim('SFT drifts farther than GFT', final['sft'] - final['gft']),
       Claim(

@@ -4,7 +4,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from figures.results import Claim, Item, Results, accuracy_table, points
-from gft_jax import report
+from gft_jax.report import figures
 
 # Arm -> τ; without DCR no token is rectified, as at τ = 0.
 ARMS = {
@@ -87,14 +87,14 @@ def _draw(results: Results, fraction) -> Figure:
     taus,
     [results.accuracy(arm) for arm in ARMS],
     fmt='-o',
-    color=report.GREEN,
+    color=figures.GREEN,
   )
   points(
     ax,
     taus,
     [results.accuracy(arm) for arm in HESITANT],
     fmt='-^',
-    color=report.ORANGE,
+    color=figures.ORANGE,
   )
   ax.axhline(results.accuracy('base').mean(), color='#333333', ls=':', lw=1)
   ax.annotate(
@@ -116,7 +116,7 @@ def _draw(results: Results, fraction) -> Figure:
     [fraction(arm) for arm in ARMS],
     fmt='--s',
     mfc='white',
-    color=report.GREY,
+    color=figures.GREY,
   )
   other.set_ylabel('rectified fraction of tokens (□)')
   other.spines.right.set_visible(True)

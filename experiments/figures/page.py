@@ -5,13 +5,16 @@ import pathlib
 import re
 
 from figures.results import READING, TASK, Item
-from gft_jax import report, report_groups
+from gft_jax.report import figures
+from gft_jax.report import groups as report_groups
+from gft_jax.report import page as report_page
+from gft_jax.report.page import picture
 
 COLOURS = {
-  'reproduces': report.BLUE,
-  'holds': report.BLUE,
-  'does not reproduce': report.VERMILLION,
-  'does not hold': report.VERMILLION,
+  'reproduces': figures.BLUE,
+  'holds': figures.BLUE,
+  'does not reproduce': figures.VERMILLION,
+  'does not hold': figures.VERMILLION,
 }
 
 
@@ -19,7 +22,7 @@ def page(
   out: pathlib.Path,
   items: dict[str, Item],
   about: dict[str, str],
-  groups: dict[str, report_groups.Shown],
+  groups: dict[str, report_groups.GroupSamples],
 ) -> str:
   """The page; the SVG of every figure stands in `out`.
 
@@ -39,7 +42,7 @@ def page(
     f'<td>{html.escape(value)}</td></tr>'
     for key, value in about.items()
   )
-  style = report.CSS + report_groups.CSS + CSS
+  style = report_page.CSS + report_groups.CSS + CSS
   return PAGE.format(
     style=style,
     about=rows,
@@ -65,7 +68,7 @@ def _section(out: pathlib.Path, name: str, item: Item) -> str:
   drawing = ''
   if item.figure:
     vector = (out / f'{name}.svg').read_bytes()
-    drawing = report.picture(name, vector, item.title)
+    drawing = picture(name, vector, item.title)
   return (
     f'<h2>{html.escape(item.title)}</h2>{drawing}'
     f'<div class="wide"><table><thead><tr>{heads}</tr></thead>'

@@ -10,7 +10,9 @@ from compare import interval
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from gft_jax import report, report_groups
+from gft_jax.report import figures, tables
+from gft_jax.report import groups as report_groups
+from gft_jax.report.run import read_run
 
 # Held-out split -> how figures call it.
 SPLITS = {
@@ -22,11 +24,11 @@ KL = 'eval/kl_to_base'
 ENTROPY = 'eval/entropy'
 
 COLOURS = {
-  'sft': report.VERMILLION,
-  'grpo': report.BLUE,
-  'gft': report.GREEN,
-  'gft_no_dcr': report.PURPLE,
-  'gft_no_gal': report.ORANGE,
+  'sft': figures.VERMILLION,
+  'grpo': figures.BLUE,
+  'gft': figures.GREEN,
+  'gft_no_dcr': figures.PURPLE,
+  'gft_no_gal': figures.ORANGE,
 }
 # What stands at the head of a page.
 TASK = (
@@ -98,7 +100,7 @@ class Item(NamedTuple):
 
   title: str
   paper: str
-  table: report.Table
+  table: tables.Table
   claims: Sequence[Claim]
   figure: Figure | None = None
   note: str = ''
@@ -121,7 +123,7 @@ class Results:
     self.seeds = tuple(runs)
     self._records, self._weights, self._groups = {}, {}, {}
     for seed, folders in runs.items():
-      for run in map(report.read_run, folders):
+      for run in map(read_run, folders):
         self.tau = run.config.loss.tau
         for stage, records in run.records.items():
           self._records[seed, stage] = records
@@ -201,7 +203,9 @@ class Results:
     """Per seed, 1/p and C/p of the tokens of held-out experts."""
     return [self._weights[seed, arm] for seed in self.seeds]
 
-  def groups(self, arms: dict[str, str]) -> dict[str, report_groups.Shown]:
+  def groups(
+    self, arms: dict[str, str]
+  ) -> dict[str, report_groups.GroupSamples]:
     """Title -> groups of an arm, of the first seed that has them.
 
     Args:
@@ -221,7 +225,7 @@ def accuracy_table(
   splits: Sequence[str] = tuple(SPLITS),
   more: dict[str, Callable[[str], np.ndarray]] | None = None,
   paper: dict[str, dict[str, str]] | None = None,
-) -> report.Table:
+) -> tables.Table:
   """Arms in rows, splits in columns, then further numbers, then the paper's.
 
   Args:
@@ -239,7 +243,7 @@ def accuracy_table(
     cells += [str(interval(measure(arm))) for measure in more.values()]
     cells += [column.get(arm, '') for column in paper.values()]
     body.append([label, *cells])
-  return report.Table(head, body, [])
+  return tables.Table(head, body, [])
 
 
 def points(

@@ -1,7 +1,7 @@
 """Table 4: pass@k, the unbiased estimate."""
 
 from figures.results import SPLITS, Claim, Item, Results, interval
-from gft_jax import report
+from gft_jax.report import tables
 
 ARMS = {
   'base': 'base',
@@ -43,7 +43,7 @@ def item(results: Results) -> Item:
       ' prints as pass@256 is mostly below its pass@128, so it is not the'
       ' unbiased estimate; ours is.'
     ),
-    table=report.Table(head, body, []),
+    table=tables.Table(head, body, []),
     claims=claims,
     note=(
       'Temperature 1, 64 prompts. An answer counts if it shows a derivation and'

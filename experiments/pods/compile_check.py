@@ -115,8 +115,9 @@ def check(config: Config, topology: str, chip: Chip, rows: int) -> None:
   """
   import jax
 
-  from gft_jax import objectives, parallel
   from gft_jax.models import presets
+  from gft_jax.parallel.mesh import check_divisible, check_rows
+  from gft_jax.training import objectives
 
   require(
     not config.model.lora.rank,
@@ -141,8 +142,8 @@ def check(config: Config, topology: str, chip: Chip, rows: int) -> None:
     objective = objectives.choose(stage.objective, settings.group)
     optimizer, size = settings.optimizer, settings.data.batch_size
     parts = optimizer.mini_batches * optimizer.micro_batches
-    parallel.check_divisible(size, settings.mesh, parts=parts)
-    parallel.check_rows('data.batch_size', size, settings.mesh)
+    check_divisible(size, settings.mesh, parts=parts)
+    check_rows('data.batch_size', size, settings.mesh)
     for name, traced, work in programs(
       settings, objective, stage, architecture, mesh, rows
     ):
@@ -177,7 +178,7 @@ def make_mesh(config: Config, topology: str) -> Any:
   """The mesh of the config on devices that are not here."""
   from jax.experimental import topologies
 
-  from gft_jax import parallel
+  from gft_jax.parallel.mesh import mesh_of
 
   # No chip is looked for, and none is claimed.
   for variable, value in {
@@ -204,7 +205,7 @@ def make_mesh(config: Config, topology: str) -> Any:
     f'mesh data={mesh.data} x fsdp={mesh.fsdp} x tensor={mesh.tensor} is not the'
     f' {len(devices)} devices of {topology}',
   )
-  return parallel.mesh_of(mesh, devices)
+  return mesh_of(mesh, devices)
 
 
 def shape_of(config: Config) -> Any:
@@ -222,9 +223,11 @@ def programs(settings: Config, objective, stage, architecture, mesh, rows):
   import jax
   import jax.numpy as jnp
 
-  from gft_jax import engine, parallel, train_step
+  from gft_jax import programs
   from gft_jax.models import presets
   from gft_jax.models.transformer import Transformer
+  from gft_jax.parallel.mesh import rollout_mesh
+  from gft_jax.training import train_step
 
   model = Transformer(
     architecture,
@@ -232,7 +235,7 @@ def programs(settings: Config, objective, stage, architecture, mesh, rows):
     settings.model.param_dtype,
     settings.model.remat,
   )
-  optimizer = engine.optimizer_of(settings.optimizer, stage.steps)
+  optimizer = programs.optimizer_of(settings.optimizer, stage.steps)
 
   def create(key):
     one = jnp.ones((1, 1), jnp.int32)
@@ -250,13 +253,13 @@ def programs(settings: Config, objective, stage, architecture, mesh, rows):
   step, work = training_step(settings, objective, model, state, mesh, rows)
   yield 'update', step, work._replace(held=base)
   if settings.group.samples:
-    layout = parallel.rollout_mesh(mesh, settings.mesh)
+    layout = rollout_mesh(mesh, settings.mesh)
     params, held = state.params, base + held_of(state)
     if layout is mesh:
       held -= held_of(params)  # They are the sampler's own argument.
     else:
       copy = functools.partial(
-        engine.rollout_copy, mesh=mesh, dtype=settings.model.dtype
+        programs.rollout_copy, mesh=mesh, dtype=settings.model.dtype
       )
       params = placed(jax.eval_shape(copy, params), layout)
     yield 'sample', *rollout(settings, model, params, layout, held)
@@ -270,8 +273,11 @@ def training_step(settings: Config, objective, model, state, mesh, eighths):
   import jax
   import jax.numpy as jnp
 
-  from gft_jax import batch, engine, objectives, packing, parallel
-  from gft_jax.models import presets
+  from gft_jax import batch, programs
+  from gft_jax.models import packing, presets
+  from gft_jax.parallel import sharding
+  from gft_jax.training import objectives
+  from gft_jax.training.loss import StepSettings
 
   b, g = settings.data.batch_size, settings.group.size
   p, t = settings.data.max_prompt, settings.data.max_response
@@ -288,7 +294,7 @@ def training_step(settings: Config, objective, model, state, mesh, eighths):
   if eighths:
     optimizer = settings.optimizer
     parts = optimizer.mini_batches * optimizer.micro_batches
-    cells = parallel.prompt_shards(mesh) * parts
+    cells = sharding.prompt_shards(mesh) * parts
     size = cells * packing.share(eighths, b * g // cells), p + t
     listed = b, packing.share(eighths, g * t)
     groups = groups.replace(
@@ -299,21 +305,14 @@ def training_step(settings: Config, objective, model, state, mesh, eighths):
       )
     )
   loss = objectives.resolve(settings.loss, objective)
-  options = {
-    'temperature': settings.sampler.temperature,
-    'mini_batches': settings.optimizer.mini_batches,
-    'micro_batches': settings.optimizer.micro_batches,
-  }
   with jax.set_mesh(mesh):
-    traced = engine.update.trace(
+    traced = programs.update.trace(
       state,
       groups,
       state.params if loss.kl_weight else None,
       None,
       model=model,
-      objective=objective,
-      settings=loss,
-      options=tuple(options.items()),
+      settings=StepSettings.of(objective, settings),
     )
   size = presets.parameter_count(model.architecture)
   return traced, Work(6 * size * b * (p + g * t), roofline.flops(traced.jaxpr))
@@ -324,33 +323,36 @@ def rollout(settings: Config, model, params, mesh, held: float):
   import jax
   import jax.numpy as jnp
 
-  from gft_jax import batch, engine, parallel
+  from gft_jax import batch, programs
   from gft_jax.models import presets
+  from gft_jax.parallel import sharding
+  from gft_jax.rollout import Sampling
 
   b, g = settings.data.batch_size, settings.group.samples
   p, t = settings.data.max_prompt, settings.data.max_response
   rows = functools.partial(rows_of, mesh)
   sampler, a = settings.sampler, model.architecture
   with jax.set_mesh(mesh):
-    traced = engine.sample.trace(
+    traced = programs.sample.trace(
       model,
       params,
       batch.Prompts(rows(b, p), rows(b), rows(b)),
       jax.eval_shape(lambda: jax.random.key(0)),
       group_size=g,
       max_tokens=t,
-      temperature=sampler.temperature,
-      top_k=sampler.top_k,
-      top_p=sampler.top_p,
-      min_p=sampler.min_p,
-      stop_ids=(0,),
-      stop_sequences=(),
+      sampling=Sampling(
+        sampler.temperature,
+        sampler.top_k,
+        sampler.top_p,
+        sampler.min_p,
+        stop_ids=(0,),
+      ),
     )
   # Each token reads the parameters, and of its group's keys and values the
   # prompt's once and half of its own.
   size = presets.parameter_count(a)
   width = jnp.dtype(settings.model.dtype).itemsize
-  tokens = b // parallel.prompt_shards(mesh) * (p + g * t / 2)
+  tokens = b // sharding.prompt_shards(mesh) * (p + g * t / 2)
   cache = 2 * a.layers * a.kv_heads * a.head_size * tokens
   traffic = t * width * (size + cache) / mesh.shape['tensor']
   flops = 2 * size * b * (p + g * t)
@@ -361,12 +363,12 @@ def placed(tree: Any, mesh: Any) -> Any:
   """Shapes of parameters or of a train state, where they lie on the mesh."""
   import jax
 
-  from gft_jax import parallel
+  from gft_jax.parallel import sharding
 
   return jax.tree.map(
     lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
     tree,
-    parallel.parameter_shardings(tree, mesh),
+    sharding.parameter_shardings(tree, mesh),
   )
 
 
@@ -374,9 +376,9 @@ def rows_of(mesh: Any, *shape: int, dtype: Any = 'int32') -> Any:
   """The shape of what has a row for each prompt."""
   import jax
 
-  from gft_jax import parallel
+  from gft_jax.parallel import sharding
 
-  sharding = parallel.batch_sharding(mesh)
+  sharding = sharding.batch_sharding(mesh)
   return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
 

@@ -16,7 +16,7 @@ from transformers.utils import chat_template_utils
 
 from gft_jax.config import require
 from gft_jax.data.files import BadRow
-from gft_jax.models.tokenizer import DAY
+from gft_jax.huggingface.tokenizer import DAY
 
 # Texts that are tokenised together: their offsets take far more than their ids.
 PART = 1024

@@ -17,13 +17,15 @@ import grain
 import numpy as np
 import transformers
 
+from gft_jax import data
 from gft_jax.batch import EXPERT, TEACHER, Prompts, Responses
 from gft_jax.config import DataConfig, GroupConfig, require
 from gft_jax.data import builders, chat, files
-from gft_jax.models.tokenizer import chat_prompts, missing_call
+from gft_jax.huggingface.tokenizer import chat_prompts, missing_call
 
 # Widths of what `encode_groups` encodes.
 MULTIPLE = 64
+
 
 # Texts that are tokenised together.
 ENCODED = 4096
@@ -593,3 +595,28 @@ def _choose(
 
 def _real(lengths: np.ndarray) -> np.ndarray:
   return lengths[lengths > 0]
+
+
+def prompts_of(examples: data.Examples) -> Prompts:
+  return Prompts(
+    tokens=examples.tokens, length=examples.length, index=examples.index
+  )
+
+
+def given_of(examples: data.Examples) -> Responses:
+  """The dataset's answers; no policy of ours has sampled them."""
+  return Responses(
+    tokens=examples.given_tokens,
+    length=examples.given_length,
+    behavior_logp=np.zeros(examples.given_tokens.shape, np.float32),
+    trained=examples.given_trained,
+  )
+
+
+def in_order(
+  dataset: data.Dataset, count: int, size: int
+) -> Iterator[data.Examples]:
+  """The first `count` rows in order; the last batch may be smaller."""
+  count = min(count, len(dataset))
+  for start in range(0, count, size):
+    yield dataset.examples(np.arange(start, min(start + size, count)))

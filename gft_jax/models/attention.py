@@ -27,8 +27,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from gft_jax import parallel
 from gft_jax.models import splash
+from gft_jax.parallel import sharding
 
 # Tokens of the cache that are read together. Smaller blocks waste fewer keys
 # after the current token, larger ones take fewer turns. A cache that is no larger
@@ -176,7 +176,7 @@ def attend_prompt(
     [B, P, H, K].
   """
   if _splash_serves(query, key):
-    return parallel.over_heads(
+    return sharding.over_heads(
       splash.attend_prompt, query, key, value, segments
     )
 
@@ -209,7 +209,7 @@ def attend_response(
     [B, G, T, H, K].
   """
   if _splash_serves(query, own[0]):
-    return parallel.over_heads(
+    return sharding.over_heads(
       splash.attend_response, query, tuple(own), prefix, length
     )
 
@@ -231,9 +231,9 @@ def attend_response(
 def _splash_serves(query: jax.Array, key: jax.Array) -> bool:
   """Long sequences on a TPU, each of whose devices has whole key heads."""
   return (
-    parallel.platform() == 'tpu'
+    sharding.platform() == 'tpu'
     and query.shape[-3] > QUERY_BLOCK
-    and key.shape[-2] % parallel.tensor_shards() == 0
+    and key.shape[-2] % sharding.tensor_shards() == 0
   )
 
 

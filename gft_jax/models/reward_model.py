@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax.training.train_state import TrainState
 
 from gft_jax.batch import GroupBatch
-from gft_jax.models.transformer import response_states
+from gft_jax.models.forward import response_states
 from gft_jax.ops import masking
 from gft_jax.ops.losses import preference_loss
 from gft_jax.ops.masking import WeightedMean

@@ -22,10 +22,9 @@ import jax
 import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 
-from gft_jax import packing, parallel
-from gft_jax.batch import GroupBatch
 from gft_jax.config import Architecture, LoraConfig
 from gft_jax.models import attention, lora
+from gft_jax.parallel import sharding
 
 # What the backward pass finds stored; it recomputes the rest layer by layer.
 # Attention's result is small, and long sequences make their scores again anyway.
@@ -100,32 +99,6 @@ def for_compute(params: Any, dtype: str) -> Any:
   return jax.tree_util.tree_map_with_path(one, params)
 
 
-def response_states(
-  model: Any, params: Any, batch: GroupBatch
-) -> tuple[jax.Array, jax.Array]:
-  """What predicts the response tokens, through the entrances that a batch asks.
-
-  Args:
-    model: entrances `prefill`, `respond` and `head`, or `packed` and `head` for
-      a batch in rows.
-    params: its parameters.
-    batch: B prompts with G responses of T tokens.
-
-  Returns:
-    hidden states [B, G, T, D], or [B, A, D] of a packed batch, and head [D, V],
-    for `ops.logprobs`.
-  """
-  apply = functools.partial(model.apply, {'params': params})
-  rows = batch.packing and batch.packing.rows
-  if rows:
-    hidden = apply(rows.tokens, rows.positions, rows.segments, method='packed')
-  else:
-    prompts = batch.prompts
-    prefix = apply(prompts.tokens, prompts.length, method='prefill')
-    hidden = apply(prefix, batch.responses.tokens, method='respond')
-  return packing.states(batch, hidden), apply(method='head')
-
-
 class Block(nn.Module):
   """Attention and gated MLP, each normed before and added to the stream."""
 
@@ -193,7 +166,7 @@ class Block(nn.Module):
     flat = flat + self.output(out.reshape(-1, *out.shape[-2:]))
     y = self.mlp_norm(flat)
     flat = flat + self.down(nn.silu(self.gate(y)) * self.up(y))
-    return parallel.split_prompts(flat.reshape(x.shape))
+    return sharding.split_prompts(flat.reshape(x.shape))
 
   def _linear(self, name, features, **settings):
     settings = {
@@ -221,7 +194,7 @@ class Block(nn.Module):
 
 def _promote(name, inputs, kernel, *bias, dtype):
   inputs, kernel, *bias = promote_dtype(inputs, kernel, *bias, dtype=dtype)
-  return inputs, parallel.whole_parameter(kernel, name), *bias
+  return inputs, sharding.whole_parameter(kernel, name), *bias
 
 
 class Transformer(nn.Module):
@@ -437,7 +410,7 @@ class Transformer(nn.Module):
   def _embed(self, tokens):
     # An id outside the vocabulary gives NaN; indexing would give the last row.
     x = jnp.take(self.embedding, tokens, axis=0).astype(self.dtype)
-    return parallel.split_prompts(x)
+    return sharding.split_prompts(x)
 
   def _rotation(self, positions):
     return attention.rotation(

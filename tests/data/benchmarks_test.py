@@ -7,9 +7,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from gft_jax import rewards
 from gft_jax.config import ConfigError, RewardConfig
 from gft_jax.data import benchmarks
+from gft_jax.rewards.grader import Grader
 
 # Of TabMWP there is no file at hand, only rows written in its shape.
 AT_HAND = [name for name in benchmarks.BENCHMARKS if name != 'tabmwp']
@@ -84,7 +84,7 @@ def test_tables_of_tabmwp(tmp_path):
   ]
   responses = [r'\boxed{1200}', r'\boxed{\text{no}}', r'So \boxed{0.5}.']
   answers = [row['answer'] for row in found]
-  with rewards.Grader(RewardConfig(function='math')) as grader:
+  with Grader(RewardConfig(function='math')) as grader:
     right = grader.score([''] * 3, answers, responses)
     wrong = grader.score([''] * 3, answers, [r'\boxed{\text{yes}}'] * 3)
   assert right.values.tolist() == [1, 1, 1]
@@ -156,7 +156,7 @@ def test_a_wrong_name_or_place_is_one_line(tmp_path):
   ],
 )
 def test_choice(response, value):
-  with rewards.Grader(RewardConfig(function='choice')) as grader:
+  with Grader(RewardConfig(function='choice')) as grader:
     scored = grader.score([''], ['C'], [response])
   assert scored.values.tolist() == [value or 0]
   assert scored.failures == ({'parse': 1} if value is None else {})
@@ -188,7 +188,7 @@ def test_the_reference_answers_are_right(shared, name):
   ]
   reward = benchmarks.BENCHMARKS[name].reward
   settings = RewardConfig(function=reward, workers=2, timeout_s=20.0)
-  with rewards.Grader(settings) as grader:
+  with Grader(settings) as grader:
     scored = grader.score([''] * len(rows), answers, responses)
   wrong = [row for row, value in enumerate(scored.values, 1) if value != 1]
   assert wrong == UNVERIFIABLE.get(name, [])

@@ -8,7 +8,7 @@ import transformers
 
 from gft_jax.config import ConfigError
 from gft_jax.data import chat, files
-from gft_jax.models.tokenizer import missing_call
+from gft_jax.huggingface.tokenizer import missing_call
 
 SMOLLM2 = pathlib.Path('~/.cache/gft_jax/SmolLM2-135M-Instruct').expanduser()
 

@@ -6,9 +6,10 @@ import sys
 
 import pytest
 
-from gft_jax import data, rewards
+from gft_jax import data
 from gft_jax.config import ConfigError, DataConfig, RewardConfig
 from gft_jax.data import builders
+from gft_jax.rewards.grader import Grader
 
 pytest.importorskip('reasoning_gym')
 
@@ -91,7 +92,7 @@ def test_the_reward_of_a_run(tmp_path):
   row, other = source(tmp_path, path='reasoning_gym/chain_sum', rows=2).rows
   right = json.loads(row['answer'])['answer']
   settings = RewardConfig(function='gft_jax.data.gym:score', workers=1)
-  with rewards.Grader(settings) as grader:
+  with Grader(settings) as grader:
     scores = grader.score(
       [row['prompt']] * 4,
       [row['answer']] * 3

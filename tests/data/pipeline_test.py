@@ -9,10 +9,10 @@ import pytest
 import tokenizers
 import transformers
 
-from gft_jax import data, evaluate
+from gft_jax import data
 from gft_jax.batch import EXPERT, TEACHER
 from gft_jax.config import ConfigError, DataConfig, GroupConfig
-from gft_jax.data import arithmetic
+from gft_jax.data import arithmetic, pipeline
 
 GROUP = GroupConfig(experts=1, teachers=2, samples=1)
 OWN = GroupConfig(experts=0, teachers=0, samples=1)
@@ -372,7 +372,7 @@ def test_of_a_conversation_the_answers_train(load, talk):
   assert found.prompts == ['how many ?', 'how ?'], 'what the grader sees'
   assert found.given_texts == [['2 2'], ['2']]
   assert dataset.statistics.tokens['expert'].tolist() == [9, 2]
-  given = evaluate.given_of(found)
+  given = pipeline.given_of(found)
   np.testing.assert_array_equal(given.trained, found.given_trained)
   # An epoch carries the mask along.
   batches = dataset.batches(2, 0)

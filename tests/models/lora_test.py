@@ -11,11 +11,11 @@ import optax
 import pytest
 from flax import traverse_util
 
-from gft_jax import objectives, train_step
 from gft_jax.batch import SELF, GroupBatch, Prompts, Responses
 from gft_jax.config import PROJECTIONS, Architecture, LoraConfig, LossConfig
 from gft_jax.models import lora
 from gft_jax.models.transformer import Transformer
+from gft_jax.training import objectives, train_step
 
 # No two axes of a matrix are equal, and none equals the rank.
 TINY = Architecture(

@@ -11,9 +11,10 @@ import torch
 import transformers
 from flax.training.train_state import TrainState
 
+from gft_jax import huggingface
 from gft_jax.batch import GroupBatch, Prompts, Responses
 from gft_jax.config import Architecture, ConfigError
-from gft_jax.models import huggingface, reward_model
+from gft_jax.models import reward_model
 from gft_jax.models.transformer import Transformer
 from gft_jax.ops import losses
 

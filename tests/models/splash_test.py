@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gft_jax import parallel
 from gft_jax.batch import GroupBatch, Prompts, Responses
 from gft_jax.config import Architecture, MeshConfig
-from gft_jax.models import attention, splash, transformer
+from gft_jax.models import attention, forward, splash, transformer
+from gft_jax.parallel import sharding
+from gft_jax.parallel.mesh import make_mesh
 
 
 def random(seed, *shape):
@@ -23,7 +24,7 @@ def random(seed, *shape):
 @pytest.fixture
 def on_tpu(monkeypatch):
   """The kernel runs on any device, interpreted; what has run is told."""
-  monkeypatch.setattr(parallel, 'platform', lambda: 'tpu')
+  monkeypatch.setattr(sharding, 'platform', lambda: 'tpu')
   run = set()
 
   def interpreted(name, kernel, *args):
@@ -118,23 +119,23 @@ def test_the_kernel_serves_long_sequences_of_whole_key_heads(monkeypatch):
   short, long = jnp.zeros((2, 128, 4, 8)), jnp.zeros((2, 129, 4, 8))
   serves = attention._splash_serves
   assert not serves(long, long)
-  monkeypatch.setattr(parallel, 'platform', lambda: 'tpu')
+  monkeypatch.setattr(sharding, 'platform', lambda: 'tpu')
   assert serves(long, long)
   assert not serves(short, short)
-  mesh = parallel.make_mesh(MeshConfig(tensor=4))
+  mesh = make_mesh(MeshConfig(tensor=4))
   with jax.set_mesh(mesh):
     assert serves(long, long)
     assert not serves(long, long[:, :, :2])  # two key heads on four devices
 
 
 def test_the_platform_is_that_of_the_mesh():
-  assert parallel.platform() == 'cpu'
+  assert sharding.platform() == 'cpu'
   devices = jax.sharding.AbstractDevice('TPU v5', 1, 'tpu')
   mesh = jax.sharding.AbstractMesh(
     (1, 1, 1), ('data', 'fsdp', 'tensor'), abstract_device=devices
   )
   with jax.sharding.use_abstract_mesh(mesh):
-    assert parallel.platform() == 'tpu'
+    assert sharding.platform() == 'tpu'
 
 
 P, G, T = 140, 2, 150
@@ -174,18 +175,18 @@ def test_a_model_is_the_same_with_the_kernel_on_any_mesh(shape, remat, request):
 
   def results(mesh):
     def loss(params, batch):
-      hidden, _ = transformer.response_states(model, params, batch)
+      hidden, _ = forward.response_states(model, params, batch)
       return (hidden * weights).sum(), hidden
 
     with jax.set_mesh(mesh):
       return jax.jit(jax.grad(loss, has_aux=True))(
-        jax.device_put(params, parallel.parameter_shardings(params, mesh)),
-        jax.device_put(batch, parallel.batch_sharding(mesh)),
+        jax.device_put(params, sharding.parameter_shardings(params, mesh)),
+        jax.device_put(batch, sharding.batch_sharding(mesh)),
       )
 
-  expected = jax.device_get(results(parallel.make_mesh(MeshConfig())))
+  expected = jax.device_get(results(make_mesh(MeshConfig())))
   run = request.getfixturevalue('on_tpu')
-  ours = jax.device_get(results(parallel.make_mesh(shape)))
+  ours = jax.device_get(results(make_mesh(shape)))
   chex.assert_trees_all_close(ours, expected, rtol=1e-4, atol=5e-5)
   assert run == {'attend_prompt', 'attend_response'}
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from gft_jax import batch, objectives, optimizer
+from gft_jax import batch
 from gft_jax.config import LossConfig, OptimizerConfig
 from gft_jax.data import pipeline
 from gft_jax.ops import (
@@ -24,6 +24,7 @@ from gft_jax.ops import (
   masking,
   rectification,
 )
+from gft_jax.training import objectives, optimizer
 
 CASES = json.loads(
   (pathlib.Path(__file__).parents[1] / 'golden' / 'vectors.json').read_text()

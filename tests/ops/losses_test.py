@@ -9,8 +9,8 @@ import oracles
 import pytest
 from numpy.testing import assert_allclose
 
-from gft_jax import parallel
 from gft_jax.ops import losses, masking, rectification
+from gft_jax.parallel import mapped_loss
 
 P = [[0.9, 0.6, 0.3, 0.05], [0.5, 0.2, 0.95, 0.7]]
 LOGP = np.log(P)
@@ -65,9 +65,9 @@ def value_and_grad(token_loss):
 
 
 # tau is static: each value compiles its own.
-gft_loss = jax.jit(parallel.gft_loss, static_argnames='tau')
+gft_loss = jax.jit(mapped_loss.gft_loss, static_argnames='tau')
 gft_value_and_grad = jax.jit(
-  jax.value_and_grad(parallel.gft_loss), static_argnames='tau'
+  jax.value_and_grad(mapped_loss.gft_loss), static_argnames='tau'
 )
 
 

@@ -14,7 +14,6 @@ import pytest
 from absl.testing import parameterized
 from jax.sharding import AxisType, PartitionSpec
 
-from gft_jax import parallel
 from gft_jax.ops import (
   advantages,
   diagnostics,
@@ -25,6 +24,7 @@ from gft_jax.ops import (
   passk,
   rectification,
 )
+from gft_jax.parallel import mapped_loss
 
 B, G, T, D, V = 8, 4, 5, 6, 7
 
@@ -153,7 +153,7 @@ REDUCTIONS = {
   'avg_at_k': (lambda c: passk.avg_at_k(c, np.int32(8)), (CORRECT,)),
   'interval': (lambda c: passk.interval(c[:, 0] / 8), (CORRECT,)),
   'gft_loss': (
-    lambda *args: parallel.gft_loss(*args, tau=0.4),
+    lambda *args: mapped_loss.gft_loss(*args, tau=0.4),
     (LOGP, REWARDS, MEMBERS, TOKENS),
   ),
 }

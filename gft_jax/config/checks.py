@@ -1,0 +1,39 @@
+"""One-line errors for settings and data that cannot work."""
+
+import difflib
+import math
+import typing
+
+
+class ConfigError(ValueError):
+  """A setting that cannot work; the message is one line for the user."""
+
+
+def require(condition: bool, message: str) -> None:
+  if not condition:
+    raise ConfigError(message)
+
+
+def one_of(name: str, value: str, choices: typing.Iterable[str]) -> None:
+  """Raises ConfigError with the nearest choice."""
+  choices = tuple(choices)
+  if value not in choices:
+    raise ConfigError(
+      f'{name}={value!r} is not one of {", ".join(choices)}'
+      + nearest(value, choices)
+    )
+
+
+def positive(name: str, value: float) -> None:
+  require(value > 0, f'{name}={value} must be positive')
+
+
+def not_negative(name: str, value: float) -> None:
+  require(
+    0 <= value < math.inf, f'{name}={value} must be finite and not negative'
+  )
+
+
+def nearest(word: str, choices: typing.Iterable[str]) -> str:
+  matches = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.3)
+  return f'; did you mean {matches[0]}?' if matches else ''

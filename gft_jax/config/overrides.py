@@ -1,0 +1,181 @@
+"""Settings as text and as JSON: `loss.tau=0.2` in, dotted names out."""
+
+import ast
+import dataclasses
+import types
+import typing
+from typing import Any
+
+from gft_jax.config.checks import ConfigError, nearest, require
+from gft_jax.config.settings import Config, Stage
+
+
+def override(config: Any, assignment: str) -> Any:
+  """Returns `config` with one field replaced.
+
+  Args:
+    config: a dataclass of this module.
+    assignment: 'a.b=c'. A segment after a tuple of named parts picks the part
+      by its name: 'stages.gft.steps=10'.
+
+  Raises:
+    ConfigError: unknown field (names the nearest), wrong type, failed check.
+  """
+  path, separator, text = assignment.partition('=')
+  require(
+    bool(separator) and bool(path.strip()),
+    f'--set {assignment!r} is not of the form a.b=c',
+  )
+  return _replace(config, path.strip().split('.'), text.strip(), path.strip())
+
+
+def for_stage(config: Config, stage: Stage) -> Config:
+  """The settings of one stage: the top level under its overrides."""
+  for assignment in stage.overrides:
+    config = override(config, assignment)
+  return config
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+  """Plain JSON types; `from_dict` is its inverse."""
+  return dataclasses.asdict(config)
+
+
+def from_dict(kind: type, values: dict[str, Any]) -> Any:
+  """The dataclass `kind` from the dictionary that `to_dict` gave."""
+  hints = typing.get_type_hints(kind)
+  unknown = sorted(set(values) - set(hints))
+  require(not unknown, f'{kind.__name__} has no field {", ".join(unknown)}')
+  return kind(**{k: _from_json(hints[k], v) for k, v in values.items()})
+
+
+def differences(old: Any, new: Any, path: str = '') -> list[str]:
+  """Names of the fields in which two configs differ, as 'a.b: old -> new'."""
+  if dataclasses.is_dataclass(old) and type(old) is type(new):
+    return [
+      line
+      for field in dataclasses.fields(old)
+      for line in differences(
+        getattr(old, field.name),
+        getattr(new, field.name),
+        f'{path}.{field.name}' if path else field.name,
+      )
+    ]
+  if _is_stages(old) and _is_stages(new):
+    names = [stage.name for stage in old]
+    if names == [stage.name for stage in new]:
+      return [
+        line
+        for a, b in zip(old, new)
+        for line in differences(a, b, f'{path}.{a.name}')
+      ]
+  return [] if old == new else [f'{path}: {old!r} -> {new!r}']
+
+
+def fields_with_meaning(kind: type = Config, path: str = ''):
+  """Yields (dotted name, type name, default, meaning) of every field."""
+  hints = typing.get_type_hints(kind)
+  for field in dataclasses.fields(kind):
+    name = f'{path}{field.name}'
+    if dataclasses.is_dataclass(hints[field.name]):
+      yield from fields_with_meaning(hints[field.name], f'{name}.')
+    elif hints[field.name] == tuple[Stage, ...]:
+      yield from fields_with_meaning(Stage, f'{name}.NAME.')
+    else:
+      kind_name = _type_name(hints[field.name])
+      yield name, kind_name, field.default, field.metadata['meaning']
+
+
+def _is_stages(value: Any) -> bool:
+  return (
+    bool(value) and isinstance(value, tuple) and isinstance(value[0], Stage)
+  )
+
+
+def _replace(node: Any, path: list[str], text: str, name: str) -> Any:
+  head, rest = path[0], path[1:]
+  if isinstance(node, tuple):
+    names = [part.name for part in node]
+    require(
+      head in names and bool(rest),
+      f'{name}: no stage {head!r}; stages: {", ".join(names)}'
+      + nearest(head, names),
+    )
+    return tuple(
+      _replace(part, rest, text, name) if part.name == head else part
+      for part in node
+    )
+  hints = typing.get_type_hints(type(node))
+  require(
+    head in hints,
+    f'{name}: no setting {head!r}' + nearest(head, hints),
+  )
+  current = getattr(node, head)
+  if dataclasses.is_dataclass(current) or _is_stages(current):
+    require(bool(rest), f'{name} is a group of settings, not one setting')
+    value = _replace(current, rest, text, name)
+  else:
+    require(not rest, f'{name}: {head!r} is one setting, not a group')
+    value = _parse(hints[head], text, name)
+  return dataclasses.replace(node, **{head: value})
+
+
+def _parse(kind: Any, text: str, name: str) -> Any:
+  origin = typing.get_origin(kind)
+  if origin is types.UnionType:
+    inner = [k for k in typing.get_args(kind) if k is not types.NoneType]
+    return None if text.lower() == 'none' else _parse(inner[0], text, name)
+  if origin is tuple:
+    kinds = typing.get_args(kind)
+    if kinds[0] is str and text[:1] in ('"', "'"):
+      items = _literals(text, name)
+    else:
+      items = [t.strip() for t in text.strip('()[]').split(',') if t.strip()]
+    if kinds[-1] is Ellipsis:
+      kinds = (kinds[0],) * len(items)
+    require(
+      len(items) == len(kinds),
+      f'{name}={text!r} has {len(items)} items, not {len(kinds)}',
+    )
+    return tuple(_parse(k, item, name) for k, item in zip(kinds, items))
+  if kind is bool:
+    choices = {'true': True, '1': True, 'false': False, '0': False}
+    require(text.lower() in choices, f'{name}={text!r} is not true or false')
+    return choices[text.lower()]
+  try:
+    return kind(text)
+  except ValueError:
+    raise ConfigError(
+      f'{name}={text!r} is not of type {kind.__name__}'
+    ) from None
+
+
+def _literals(text: str, name: str) -> list[str]:
+  r"""Quoted strings as Python writes them: '\n\n', 'a, b'."""
+  try:
+    value = ast.literal_eval(f'({text},)')
+  except (SyntaxError, ValueError):
+    value = (None,)
+  require(
+    all(isinstance(item, str) for item in value),
+    f"{name}={text} is not a list of quoted strings, such as '\\n\\n','Q:'",
+  )
+  return list(value)
+
+
+def _from_json(kind: Any, value: Any) -> Any:
+  if dataclasses.is_dataclass(kind):
+    return from_dict(kind, value)
+  if isinstance(value, (list, tuple)):
+    if kind == tuple[Stage, ...]:
+      return tuple(from_dict(Stage, item) for item in value)
+    return tuple(value)
+  return value
+
+
+def _type_name(kind: Any) -> str:
+  return (
+    kind.__name__
+    if isinstance(kind, type) and not typing.get_args(kind)
+    else str(kind)
+  )

@@ -1,0 +1,314 @@
+"""Answers that are kept, and what is made of them without the model.
+
+A line of NAME.jsonl is one answer to one problem. Accuracy is over samples and
+problems: avg@k is the mean score, pass@k the unbiased estimate of Chen et al.
+2021, maj@k the vote, each with a 95 % interval over problems.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from gft_jax.answers import extract
+from gft_jax.config import (
+  Config,
+  LogConfig,
+  RewardConfig,
+  differences,
+  from_dict,
+  require,
+  to_dict,
+)
+from gft_jax.ops import passk
+from gft_jax.rewards.grader import Grader, score_groups
+from gft_jax.run.files import write_whole
+
+# Bounds of what has none; JSON has no word for infinity.
+UNBOUNDED = (-float(np.finfo(np.float32).max), float(np.finfo(np.float32).max))
+# What is kept of an answer.
+KEPT = ('index', 'prompt', 'answer', 'response', 'finished', 'reward')
+
+
+class Answers(NamedTuple):
+  """Kept answers, G to each of B problems.
+
+  Attributes:
+    index: [B] int, numbers of the problems.
+    prompts: B texts.
+    answers: B reference answers.
+    responses: [B][G] texts of the policy.
+    finished: [B, G] bool, it stopped by itself.
+    rewards: [B, G] float32; None before they are graded.
+  """
+
+  index: np.ndarray
+  prompts: Sequence[str]
+  answers: Sequence[str]
+  responses: Sequence[Sequence[str]]
+  finished: np.ndarray
+  rewards: np.ndarray | None
+
+
+def lines_of(answers: Answers) -> Iterator[str]:
+  """One line of JSON per answer, with KEPT."""
+  for b, g in np.ndindex(answers.finished.shape):
+    graded = answers.rewards is not None
+    entry = (
+      int(answers.index[b]),
+      answers.prompts[b],
+      answers.answers[b],
+      answers.responses[b][g],
+      bool(answers.finished[b, g]),
+      float(answers.rewards[b, g]) if graded else None,
+    )
+    yield json.dumps(dict(zip(KEPT, entry))) + '\n'
+
+
+def check_settings(
+  out: pathlib.Path, config: Config, facts: dict[str, int | str]
+) -> None:
+  """Keeps what decides about answers in `out`/settings.json.
+
+  Args:
+    out: folder of an evaluation.
+    config: its settings; `log` decides nothing.
+    facts: name -> what else decides, such as a digest of the questions of each
+      benchmark. Later evaluations may add names.
+
+  Raises:
+    ConfigError: `out` was begun under others; the line names them.
+  """
+  path = out / 'settings.json'
+  config = dataclasses.replace(config, log=LogConfig())
+  if path.exists():
+    try:
+      begun = json.loads(path.read_text())
+      known, begun = begun['facts'], from_dict(Config, begun['config'])
+    except (ValueError, KeyError, TypeError):
+      require(False, f'{path} is not of an evaluation; use a new --out')
+    changed = differences(begun, config)
+    changed += [
+      f'{name}: {known[name]!r} -> {value!r}'
+      for name, value in facts.items()
+      if known.get(name, value) != value
+    ]
+    require(
+      not changed,
+      f'{out} was begun under other settings; changed: {"; ".join(changed)};'
+      ' use a new --out',
+    )
+    facts = known | facts
+  out.mkdir(parents=True, exist_ok=True)
+  write_whole(
+    path, json.dumps({'config': to_dict(config), 'facts': facts}, indent=1)
+  )
+
+
+def fingerprint(params: Any) -> str:
+  """Tells policies apart: a digest of some numbers of each parameter."""
+  digest = hashlib.sha256()
+  for leaf in jax.tree.leaves(params):
+    some = tuple(slice(None, None, max(1, n // 8)) for n in leaf.shape)
+    digest.update(np.asarray(leaf[some]).tobytes())
+  return digest.hexdigest()[:16]
+
+
+def accuracy(
+  scores: np.ndarray, ks: Sequence[int], votes: np.ndarray | None = None
+) -> dict[str, float]:
+  """avg@n, pass@k and maj@k with intervals.
+
+  Args:
+    scores: [problems, n] rewards; a score of at least 1 counts as a pass.
+    ks: each at most n.
+    votes: [problems, n] of `votes_of`; None leaves maj@k out.
+
+  Returns:
+    'avg@n', 'pass@k' and 'maj@k', each also with '_low' and '_high'.
+  """
+  n = scores.shape[1]
+  correct = np.sum(scores >= 1, axis=1).astype(np.int32)
+  values = {f'avg@{n}': scores.mean(axis=1)}
+  # A learned reward, or one of your own, has no bounds.
+  free = UNBOUNDED if np.any((scores < 0) | (scores > 1)) else (0.0, 1.0)
+  for k in ks:
+    samples = np.full_like(correct, n)
+    values[f'pass@{k}'] = np.asarray(passk.pass_at_k(correct, samples, k))
+  for k in ks if votes is not None else ():
+    values[f'maj@{k}'] = np.asarray(passk.majority_at_k(votes, scores >= 1, k))
+  metrics = {}
+  for name, value in values.items():
+    bounds = free if name.startswith('avg') else (0.0, 1.0)
+    mean, low, high = (float(x) for x in passk.interval(value, bounds))
+    metrics |= {name: mean, f'{name}_low': low, f'{name}_high': high}
+  return metrics
+
+
+def votes_of(kept: Answers, function: str) -> np.ndarray:
+  """[B, G] int32: which answers to a problem say the same; -1 says nothing.
+
+  Two say the same where `answers.extract` gives the same text, so 1/2 and 0.5
+  are two votes, though either may be right.
+
+  Args:
+    kept: answers of the policy.
+    function: the `reward.function` by whose rule they are read.
+  """
+
+  def numbered(responses: Sequence[str]) -> list[int]:
+    seen: dict[str | None, int] = {None: -1}
+    texts = (extract(function, response) for response in responses)
+    return [seen.setdefault(text, len(seen)) for text in texts]
+
+  return np.array([numbered(row) for row in kept.responses], np.int32)
+
+
+def sensible_ks(samples: int) -> tuple[int, ...]:
+  """1, 2, 4, ... and `samples` itself."""
+  powers = (2**i for i in range(samples.bit_length()))
+  return tuple(dict.fromkeys((*powers, samples)))
+
+
+def regrade(
+  path: pathlib.Path, reward: RewardConfig, ks: Sequence[int] = ()
+) -> dict[str, float]:
+  """`accuracy` of kept answers under any reward, without the model.
+
+  Args:
+    path: NAME.jsonl.
+    reward: how to grade.
+    ks: each at most the answers per problem; empty: `sensible_ks` of those.
+
+  Raises:
+    ConfigError: no such file, a line that is not a kept answer, or too few
+      answers.
+  """
+  kept = read_answers(path)
+  problems, samples = kept.finished.shape
+  ks = ks or sensible_ks(samples)
+  require(
+    max(ks) <= samples,
+    f'{path} has {samples} answers to each of {problems} problems, too few for'
+    f' eval.ks={tuple(ks)}',
+  )
+  with Grader(reward) as grader:
+    require(
+      not grader.asks_model,
+      f'reward.function={reward.function!r} asks a reward model; kept answers'
+      ' are graded by functions of text',
+    )
+    scored = score_groups(
+      grader,
+      kept.prompts,
+      kept.answers,
+      kept.responses,
+      np.ones_like(kept.finished),
+      kept.finished,
+    )
+  metrics = {'problems': problems}
+  metrics |= accuracy(scored.values, ks, votes_of(kept, reward.function))
+  return metrics | {
+    f'reward_failures/{k}': v for k, v in scored.failures.items()
+  }
+
+
+def paired(before: pathlib.Path, after: pathlib.Path) -> dict[str, float]:
+  """What a policy has forgotten, and learned, on the same problems.
+
+  Args:
+    before: kept answers of the policy that training began with.
+    after: kept answers of what it became; they may be more or fewer per problem.
+
+  Returns:
+    problems: B.
+    before, after: mean rewards.
+    difference: mean over problems of (mean reward after - before), with
+      'difference_low' and 'difference_high', the 95 % interval over problems of
+      the paired difference.
+    gained, lost: problems whose mean reward rose, and fell.
+
+  Raises:
+    ConfigError: no such file, or the problems are not the same.
+  """
+  old, new = read_answers(before), read_answers(after)
+  if list(old.index) == list(new.index):
+    pairs = zip(old.index, old.prompts, new.prompts)
+    other = [str(i) for i, asked, again in pairs if asked != again]
+  else:
+    other = [str(i) for i in sorted({*old.index} ^ {*new.index})]
+  require(
+    not other,
+    f'{before} and {after} do not answer the same problems; they differ in'
+    f' {shortened(other)}',
+  )
+  means = [kept.rewards.mean(axis=1, dtype=np.float64) for kept in (old, new)]
+  difference = means[1] - means[0]
+  within = all(((mean >= 0) & (mean <= 1)).all() for mean in means)
+  bounds = (-1.0, 1.0) if within else UNBOUNDED
+  mean, low, high = (float(x) for x in passk.interval(difference, bounds))
+  return {
+    'problems': len(difference),
+    'before': float(means[0].mean()),
+    'after': float(means[1].mean()),
+    'difference': mean,
+    'difference_low': low,
+    'difference_high': high,
+    'gained': int((difference > 0).sum()),
+    'lost': int((difference < 0).sum()),
+  }
+
+
+def read_answers(path: pathlib.Path, *, graded: bool = True) -> Answers:
+  """Kept answers, the problems in the order of their numbers.
+
+  Args:
+    path: NAME.jsonl.
+    graded: whether they must have rewards.
+
+  Raises:
+    ConfigError: no such file, or no kept answers in it.
+  """
+  require(path.is_file(), f'{path} does not exist')
+  problems: dict[int, list[dict[str, Any]]] = {}
+  with path.open(encoding='utf-8', errors='replace') as lines:
+    for number, line in enumerate(lines, 1):
+      try:
+        entry = json.loads(line)
+        entry = {name: entry[name] for name in KEPT}
+        texts = (entry[name] for name in ('prompt', 'answer', 'response'))
+        complete = all(isinstance(text, str) for text in texts)
+        complete &= not graded or entry['reward'] + 0.0 == entry['reward']
+        problems.setdefault(int(entry['index']), []).append(entry)
+      except (ValueError, KeyError, TypeError):
+        complete = False
+      require(complete, f'{path}: line {number} is no answer with {KEPT}')
+  require(bool(problems), f'{path} holds no answer')
+  problems = dict(sorted(problems.items()))
+  counts = {len(entries) for entries in problems.values()}
+  require(
+    len(counts) == 1,
+    f'{path} has from {min(counts)} to {max(counts)} answers to a problem',
+  )
+
+  def column(name):
+    return [[e[name] for e in entries] for entries in problems.values()]
+
+  return Answers(
+    index=np.array(list(problems)),
+    prompts=[row[0] for row in column('prompt')],
+    answers=[row[0] for row in column('answer')],
+    responses=column('response'),
+    finished=np.array(column('finished'), bool),
+    rewards=np.array(column('reward'), np.float32) if graded else None,
+  )
+
+
+def shortened(names: Sequence[str]) -> str:
+  shown = ', '.join(names[:10])
+  return f'{shown} and {len(names) - 10} more' if len(names) > 10 else shown

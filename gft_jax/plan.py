@@ -1,0 +1,214 @@
+"""Settings -> stages that are known to work, before anything runs."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+
+from gft_jax import data
+from gft_jax.config import (
+  Config,
+  ConfigError,
+  RewardConfig,
+  Stage,
+  for_stage,
+  one_of,
+  profiled_steps,
+  require,
+)
+from gft_jax.evaluation.held_out import (
+  EXPERT_ONLY,
+  OWN,
+  HeldOut,
+  accuracy_names,
+)
+from gft_jax.parallel.mesh import check_divisible, check_rows
+from gft_jax.policy import Policy
+from gft_jax.rewards.grader import evaluation_reward
+from gft_jax.training import objectives
+from gft_jax.types import Numbers
+
+
+class Job(NamedTuple):
+  """One stage, resolved.
+
+  Attributes:
+    stage: its node in the tree.
+    config: the settings under the stage's overrides.
+    objective: its row of the table.
+    dataset: prompts and given answers to train on.
+    held_out: what its evaluations ask.
+    first_step: steps of all ancestors.
+    total_updates: optimizer updates of the stage.
+  """
+
+  stage: Stage
+  config: Config
+  objective: objectives.Objective
+  dataset: data.Dataset
+  held_out: HeldOut
+  first_step: int
+  total_updates: int
+
+  def score_of(self, evaluation: Numbers) -> float | None:
+    """The number of an evaluation by which the best step is kept, if any."""
+    best = self.config.checkpoint.best
+    return evaluation[best] if best else None
+
+
+def loader_of(config: Config, policy: Policy) -> Callable[..., data.Dataset]:
+  """`load(settings, group, split)`, which tokenises a split once."""
+
+  @functools.cache
+  def tokenised(settings, group, split):
+    return data.load(settings, group, policy.tokenizer, split, config.seed)
+
+  def load(settings, group, split):
+    # What a split holds does not depend on these: stages share it.
+    settings = dataclasses.replace(settings, batch_size=1, split='')
+    group = dataclasses.replace(group, refills=0)
+    return tokenised(settings, group, split)
+
+  return load
+
+
+def held_out_of(
+  load: Callable[..., data.Dataset], config: Config, splits: Sequence[str]
+) -> HeldOut:
+  """Those held-out splits of the run's data, the same for all of its stages."""
+  shown = None
+  if splits:
+    shown = load(config.data, EXPERT_ONLY, splits[0])
+    # Prompts alone are enough for rewards.
+    shown = shown if shown.statistics.tokens['expert'].size else None
+  return HeldOut(
+    splits={name: load(config.data, OWN, name) for name in splits},
+    demonstrations=shown,
+  )
+
+
+def plan_stages(config: Config, policy: Policy) -> list[Job]:
+  """Resolves every stage, so that a mistake in the last stops the first."""
+  load = loader_of(config, policy)
+  jobs: dict[str, Job] = {}
+  for stage in config.stages:
+    settings = for_stage(config, stage)
+    objective = objectives.choose(stage.objective, settings.group)
+    settings = dataclasses.replace(
+      settings,
+      loss=objectives.resolve(settings.loss, objective),
+      group=objectives.resolve(settings.group, objective),
+    )
+    if settings.group.refills and objective.advantages is None:
+      raise ConfigError(
+        f'group.refills={settings.group.refills} replaces groups by their'
+        f' rewards, and objective {stage.objective} asks for none; set it to 0'
+      )
+    for name, same in {
+      'model': settings.model == config.model,
+      'mesh': settings.mesh == config.mesh,
+      'seed': settings.seed == config.seed,
+      'log': settings.log == config.log,
+      'stages': settings.stages == config.stages,
+      'eval.base': settings.eval.base == config.eval.base,
+      # Else rows that evaluations hold out of the same file would train.
+      'data.eval_path': settings.data.eval_path == config.data.eval_path
+      or settings.data.path != config.data.path,
+    }.items():
+      require(
+        same, f'stages.{stage.name}.overrides: {name} belongs to the whole run'
+      )
+    require(
+      settings.sampler.temperature > 0 or not objective.on_policy,
+      f'sampler.temperature=0 gives objective {stage.objective} of stage'
+      f' {stage.name} no probabilities to divide by; set it above 0',
+    )
+    check_divisible(
+      settings.data.batch_size,
+      settings.mesh,
+      parts=settings.optimizer.mini_batches * settings.optimizer.micro_batches,
+    )
+    if settings.group.samples:
+      rows = settings.data.batch_size
+      check_rows('data.batch_size', rows, settings.mesh)
+    if settings.eval.splits:
+      rows = settings.eval.batch_size
+      check_rows('eval.batch_size', rows, settings.mesh)
+    room = policy.model.architecture.max_positions
+    check_lengths(settings, config.data.max_prompt, room)
+    _check_best(settings)
+    parent = jobs.get(stage.start)
+    first_step = parent.first_step + parent.stage.steps if parent else 0
+    dataset = load(settings.data, settings.group, settings.data.split)
+    # Refused here, before an earlier stage has trained.
+    size, count = settings.data.batch_size, jax.process_count()
+    dataset.batches(size, config.seed, shard_count=count)
+    jobs[stage.name] = Job(
+      stage=stage,
+      config=settings,
+      objective=objective,
+      dataset=dataset,
+      held_out=held_out_of(load, config, settings.eval.splits),
+      first_step=first_step,
+      total_updates=stage.steps * settings.optimizer.mini_batches,
+    )
+  base = config.eval.base
+  if base and base not in jobs:
+    raise ConfigError(
+      f'eval.base={base!r} is not a stage; stages: {", ".join(jobs)}'
+    )
+  profile = config.log.profile
+  if profile and not any(
+    step in profiled_steps(profile, stage.name)
+    for stage in config.stages
+    for step in range(1, stage.steps + 1)
+  ):
+    has = ', '.join(
+      f'{stage.name} has {stage.steps}' for stage in config.stages
+    )
+    raise ConfigError(f'log.profile={profile!r} names no step; {has}')
+  return list(jobs.values())
+
+
+def check_lengths(config: Config, asked: int, room: int) -> None:
+  """Evaluations have prompts of up to `asked` tokens."""
+  for prompt, setting, response in (
+    (config.data.max_prompt, 'data.max_response', config.data.max_response),
+    (asked, 'eval.max_response', config.eval.max_response),
+  ):
+    require(
+      prompt + response <= room,
+      f'data.max_prompt={prompt} and {setting}={response} take'
+      f' {prompt + response} tokens, but the model has max_positions={room}',
+    )
+
+
+def _check_best(config: Config) -> None:
+  best = config.checkpoint.best
+  if best:
+    one_of('checkpoint.best', best, accuracy_names(config.eval))
+    require(
+      config.eval.every > 0,
+      f'checkpoint.best={best} compares evaluations, but eval.every=0 leaves one'
+      ' only',
+    )
+
+
+def fingerprints(jobs: Sequence[Job]) -> Iterator[tuple[str, str]]:
+  """(name, fingerprint) of every dataset that the jobs train or evaluate on."""
+  for job in jobs:
+    splits, demonstrations = job.held_out
+    for dataset in (job.dataset, *splits.values(), demonstrations):
+      if dataset is not None:
+        yield dataset.name, dataset.fingerprint
+
+
+def rewards_of(jobs: Sequence[Job]) -> set[RewardConfig]:
+  """What the jobs grade by, in training and in evaluations."""
+  return {
+    reward
+    for job in jobs
+    for reward in (job.config.reward, evaluation_reward(job.config))
+  }

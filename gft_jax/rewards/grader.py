@@ -1,0 +1,398 @@
+"""Text to score, in guarded processes.
+
+`reward.function` names a reward of `answers`, or yours, or a weighted sum of
+several: `math + 0.2 * format - 0.1 * length`. Model output is hostile
+(`10^10^10` is a legal answer), so with `reward.workers > 0` it is graded in
+spawned processes (`workers`) under a deadline that the parent keeps and a limit
+on memory; a worker that breaks one is replaced. Whatever goes wrong scores 0 and
+is counted by cause:
+
+| cause | meaning |
+|---|---|
+| parse | the response holds no answer that can be read; normal, not a fault |
+| gold | the reference answer cannot be read; the data are at fault |
+| invalid | the reward is not a finite number |
+| error | the reward raised |
+| timeout | it took longer than `reward.timeout_s`, or no longer listened, and was killed |
+| memory | it asked for more than `reward.memory_mb` |
+| crash | the process died; by a signal from outside, twice |
+
+Spawned workers import this module and the caller's main module, hence no jax
+here, and none at the top level of a script.
+"""
+
+import dataclasses
+import functools
+import importlib
+import numbers
+import os
+import re
+import resource
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from gft_jax import answers as answers_lib
+from gft_jax.answers import AnswerError, GoldError, Reward
+from gft_jax.config import (
+  Config,
+  ConfigError,
+  RewardConfig,
+  nearest,
+  one_of,
+  require,
+)
+from gft_jax.rewards import workers as workers_lib
+
+# Rewards for which an answer that never stopped is wrong whatever it says.
+MUST_STOP = frozenset({'arithmetic'})
+
+# The part of a sum that no text function gives; see Grader.score.
+MODEL = 'model'
+
+
+_LARGEST = float(np.finfo(np.float32).max)
+
+_EXIT_MEMORY = 77
+
+_CAUSE_OF_EXIT = {
+  None: 'timeout',
+  -signal.SIGALRM: 'timeout',
+  _EXIT_MEMORY: 'memory',
+}
+
+
+class Part(NamedTuple):
+  """One summand of a reward."""
+
+  weight: float
+  name: str
+
+
+class Case(NamedTuple):
+  """What a worker grades; `stopped` says that the response ended by itself."""
+
+  prompt: str
+  answer: str
+  response: str
+  stopped: bool
+
+
+class Scores(NamedTuple):
+  """Scores of n answers, or of the answers of groups, [B, G].
+
+  Attributes:
+    values: [n] or [B, G] float32, the weighted sum; a part that failed counts
+      0, and so does an empty slot.
+    parts: name -> as `values`, each part without its weight.
+    failures: cause -> count of parts, only the causes that occurred.
+    timed_out: positions whose time ran out, of groups flat, b * G + g. Time is
+      the one cause that a second run need not repeat, so a journal of these
+      makes it repeat.
+  """
+
+  values: np.ndarray
+  parts: dict[str, np.ndarray]
+  failures: dict[str, int]
+  timed_out: tuple[int, ...]
+
+
+class _Outcome(NamedTuple):
+  value: float
+  cause: str | None
+
+
+def parts_of(function: str) -> tuple[Part, ...]:
+  """The summands of `reward.function`.
+
+  Raises:
+    ConfigError: it is not of the form `name`, or `2 * name + name - name`.
+  """
+  terms = list(re.finditer(_TERM, function))
+  require(
+    bool(terms)
+    and ''.join(term[0] for term in terms) == function
+    and all(term[1] for term in terms[1:]),
+    f'reward.function={function!r} is neither a name nor a weighted sum of'
+    ' names, such as math + 0.2 * format - 0.1 * length',
+  )
+  parts = tuple(
+    Part(float(f'{sign or "+"}{weight or 1}'), name)
+    for sign, weight, name in (term.groups() for term in terms)
+  )
+  names = [part.name for part in parts]
+  require(
+    len(set(names)) == len(names),
+    f'reward.function={function!r} names a part twice',
+  )
+  return parts
+
+
+_TERM = r'\s*([+-])?\s*(?:(\d*\.?\d+(?:e-?\d+)?)\s*\*)?\s*([A-Za-z_][\w.:]*)\s*'
+
+
+class Grader:
+  """Grades answers by one reward; close it or use `with`.
+
+  Attributes:
+    asks_model: a part is what a reward model says, so `score` needs `judged`.
+  """
+
+  def __init__(self, config: RewardConfig):
+    """Raises ConfigError if `config.function` is no reward."""
+    self._config = config
+    self._parts = parts_of(config.function)
+    self.asks_model = any(part.name == MODEL for part in self._parts)
+    require(
+      bool(config.model) or not self.asks_model,
+      f'reward.function={config.function!r} asks a reward model; name its'
+      ' folder in reward.model',
+    )
+    self._functions = _functions(config)
+    self._workers = (
+      workers_lib.Workers(
+        config.workers, config.timeout_s, _start_worker, config
+      )
+      if config.workers
+      else None
+    )
+
+  def __enter__(self) -> 'Grader':
+    return self
+
+  def __exit__(self, *unused_exception) -> None:
+    self.close()
+
+  def close(self) -> None:
+    """Ends the workers, also those that are still grading."""
+    if self._workers is not None:
+      self._workers.close()
+
+  def score(
+    self,
+    prompts: Sequence[str],
+    answers: Sequence[str],
+    responses: Sequence[str],
+    *,
+    finished: Sequence[bool] | None = None,
+    judged: Sequence[float] | None = None,
+    timed_out: Iterable[int] = (),
+  ) -> Scores:
+    """Grades n answers; equal ones are graded once.
+
+    Args:
+      prompts: n questions.
+      answers: n reference answers.
+      responses: n texts of the policy, without the stop token.
+      finished: [n] bool, the response stopped by itself; None: all did. An
+        unfinished one scores 0 under the rewards in `MUST_STOP`, which is no
+        failure; other rewards grade what there is.
+      judged: [n], what a reward model says: the part named `model`.
+      timed_out: positions that a journal says ran out of time; they are
+        replayed as such, not graded.
+
+    Raises:
+      RuntimeError: workers cannot start.
+    """
+    if finished is None:
+      finished = [True] * len(responses)
+    cases = [
+      Case(*texts, bool(stopped))
+      for *texts, stopped in zip(
+        prompts, answers, responses, finished, strict=True
+      )
+    ]
+    replayed = set(timed_out)
+    distinct = list(
+      dict.fromkeys(c for i, c in enumerate(cases) if i not in replayed)
+    )
+    known = dict(zip(distinct, self._grade(distinct)))
+    late = self._failed('timeout')
+    outcomes = [
+      late if i in replayed else known[case] for i, case in enumerate(cases)
+    ]
+    parts = {
+      name: np.array([row[name].value for row in outcomes], np.float32)
+      for name in self._functions
+    }
+    if self.asks_model:
+      require(judged is not None, 'nobody asks the reward model')
+      parts[MODEL] = np.asarray(judged, np.float32).reshape(len(cases))
+    total = np.zeros(len(cases), np.float32)
+    for weight, name in self._parts:
+      total += np.float32(weight) * parts[name]
+    causes = Counter(o.cause for row in outcomes for o in row.values())
+    return Scores(
+      values=total,
+      parts={part.name: parts[part.name] for part in self._parts},
+      failures={cause: n for cause, n in causes.items() if cause},
+      timed_out=tuple(
+        i
+        for i, row in enumerate(outcomes)
+        if any(outcome.cause == 'timeout' for outcome in row.values())
+      ),
+    )
+
+  def _failed(self, cause: str) -> dict[str, _Outcome]:
+    """What a case that took its worker down comes to: one failure."""
+    row = dict.fromkeys(self._functions, _Outcome(0.0, None))
+    return row | {name: _Outcome(0.0, cause) for name in list(row)[:1]}
+
+  def _grade(self, cases: list[Case]) -> list[dict[str, _Outcome]]:
+    if self._workers is None or not self._functions:
+      return [_outcomes(self._functions, case) for case in cases]
+    return [
+      self._failed(_CAUSE_OF_EXIT.get(answer.exitcode, 'crash'))
+      if isinstance(answer, workers_lib.Ended)
+      else {name: _Outcome(*outcome) for name, outcome in answer.items()}
+      for answer in self._workers.map(cases)
+    ]
+
+
+def resolve(name: str, settings: RewardConfig) -> Reward:
+  """The reward of a built-in name or of 'package.module:function'.
+
+  Raises:
+    ConfigError: nothing callable under that name.
+  """
+  module_name, colon, function_name = name.partition(':')
+  if not colon:
+    known = answers_lib.built_in(settings)
+    one_of('reward.function', name, (*known, MODEL, 'package.module:function'))
+    return known[name]
+  try:
+    module = importlib.import_module(module_name)
+  except (ImportError, ValueError) as error:
+    raise ConfigError(
+      f'reward.function={name!r}: cannot import {module_name!r} ({error});'
+      ' is its folder on PYTHONPATH?'
+    ) from error
+  function = getattr(module, function_name, None)
+  require(
+    callable(function),
+    f'reward.function={name!r}: no function {function_name!r} in'
+    f' {module_name}' + nearest(function_name, vars(module)),
+  )
+  return function
+
+
+def _functions(settings: RewardConfig) -> dict[str, Reward]:
+  """The parts that are functions of text, by name."""
+  return {
+    part.name: resolve(part.name, settings)
+    for part in parts_of(settings.function)
+    if part.name != MODEL
+  }
+
+
+def _outcomes(functions: dict[str, Reward], case: Case) -> dict[str, _Outcome]:
+  return {
+    name: _outcome(function, case[:3])
+    if case.stopped or name not in MUST_STOP
+    else _Outcome(0.0, None)
+    for name, function in functions.items()
+  }
+
+
+def _outcome(function: Reward, texts: tuple[str, str, str]) -> _Outcome:
+  """Calls `function`; what goes wrong becomes the cause, never an exception."""
+  try:
+    value = function(*texts)
+  except AnswerError:
+    return _Outcome(0.0, 'parse')
+  except GoldError:
+    return _Outcome(0.0, 'gold')
+  except MemoryError:
+    return _Outcome(0.0, 'memory')
+  except KeyboardInterrupt:
+    raise
+  except BaseException:
+    # A foreign function may raise anything: sys.exit, math-verify's time-out.
+    return _Outcome(0.0, 'error')
+  # The bound also refuses NaN, and what float32 would turn into infinity.
+  if isinstance(value, numbers.Real | np.bool_) and abs(value) <= _LARGEST:
+    return _Outcome(float(value), None)
+  return _Outcome(0.0, 'invalid')
+
+
+def _start_worker(
+  config: RewardConfig,
+) -> Callable[[list], dict[str, _Outcome]]:
+  """Runs once in each worker; what it loads is charged to no answer."""
+  functions = _functions(config)
+  if 'math' in functions:
+    # Sympy and the grammar: up to 2 s.
+    answers_lib.mathematics('', '1', r'\boxed{1}')
+  limit = config.memory_mb * 2**20
+  resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+  return functools.partial(_work, functions, config.timeout_s)
+
+
+def _work(
+  functions: dict[str, Reward], seconds: float, case: list
+) -> dict[str, _Outcome]:
+  # The parent kills at the deadline. The alarm is for a worker whose parent
+  # is dead: its default action ends the process.
+  signal.setitimer(signal.ITIMER_REAL, 2 * seconds)
+  outcomes = _outcomes(functions, Case(*case))
+  signal.setitimer(signal.ITIMER_REAL, 0)
+  if any(outcome.cause == 'memory' for outcome in outcomes.values()):
+    os._exit(_EXIT_MEMORY)  # what it still holds would fail the next answer
+  return outcomes
+
+
+def evaluation_reward(config: Config) -> RewardConfig:
+  """How evaluations grade: one part, so that 1 is right whatever the sum."""
+  first = parts_of(config.reward.function)[0].name
+  function = config.eval.reward or first
+  return dataclasses.replace(config.reward, function=function)
+
+
+def score_groups(
+  grader: Grader,
+  prompts: Sequence[str],
+  answers: Sequence[str],
+  texts: Sequence[Sequence[str]],
+  present: np.ndarray,
+  finished: np.ndarray,
+  *,
+  judged: np.ndarray | None = None,
+  timed_out: Sequence[int] = (),
+) -> Scores:
+  """Grades every answer of every group.
+
+  Args:
+    grader: of the reward.
+    prompts: B texts.
+    answers: B reference answers.
+    texts: [B][G] responses.
+    present: [B, G] bool; an empty slot is not graded.
+    finished: [B, G] bool, the answer ended by itself.
+    judged: [B, G] float32, what a reward model says, or None.
+    timed_out: flat positions that are replayed as time-outs, not graded.
+  """
+  size = present.shape[1]
+  positions = np.flatnonzero(present)
+  scores = grader.score(
+    [prompts[i // size] for i in positions],
+    [answers[i // size] for i in positions],
+    [texts[i // size][i % size] for i in positions],
+    finished=finished.ravel()[positions],
+    judged=None if judged is None else judged.ravel()[positions],
+    timed_out=np.searchsorted(positions, timed_out).tolist(),
+  )
+
+  def spread(values):
+    slots = np.zeros(present.shape, np.float32)
+    slots.ravel()[positions] = values
+    return slots
+
+  return Scores(
+    values=spread(scores.values),
+    parts={name: spread(values) for name, values in scores.parts.items()},
+    failures=dict(scores.failures),
+    timed_out=tuple(positions[list(scores.timed_out)].tolist()),
+  )

@@ -1,0 +1,110 @@
+"""A workdir: one owner, one config, one dataset."""
+
+import collections
+import contextlib
+import dataclasses
+import fcntl
+import json
+import pathlib
+from collections.abc import Iterable, Iterator
+
+import jax
+
+from gft_jax.config import (
+  Config,
+  ConfigError,
+  differences,
+  from_dict,
+  require,
+  to_dict,
+)
+from gft_jax.parallel import processes
+from gft_jax.run.files import write_whole
+
+
+def check_workdir(workdir: pathlib.Path, config: Config) -> None:
+  """Refuses a workdir that was begun under another config, log.* aside."""
+  path = workdir / 'config.json'
+  if path.exists():
+    try:
+      begun = from_dict(Config, json.loads(path.read_text()))
+    except (ValueError, TypeError, AttributeError) as error:
+      raise ConfigError(
+        f'{path} is damaged ({error}); restore it, or use a new --workdir'
+      ) from error
+    changed = differences(dataclasses.replace(begun, log=config.log), config)
+    if changed:
+      raise ConfigError(
+        f'{workdir} was begun under another config; changed:'
+        f' {"; ".join(changed)}; use a new --workdir'
+      )
+
+
+@contextlib.contextmanager
+def claim(workdir: pathlib.Path, config: Config) -> Iterator[None]:
+  """Holds a workdir for this run; config.json is written whole.
+
+  The lock is process 0's and ends with it, however it ends.
+
+  Raises:
+    ConfigError: another run holds it.
+  """
+  workdir.mkdir(parents=True, exist_ok=True)
+  with (workdir / 'lock').open('a') as lock:
+    held = False
+    if jax.process_index() == 0:
+      try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError:
+        held = True
+    if processes.any_process(held)[0]:
+      raise ConfigError(
+        f'{workdir} is in use by another run; wait for it, or use a new'
+        ' --workdir'
+      )
+    check_workdir(workdir, config)  # Another run may have begun it meanwhile.
+    processes.barrier()
+    if jax.process_index() == 0:
+      write_whole(
+        workdir / 'config.json', json.dumps(to_dict(config), indent=1)
+      )
+    yield
+
+
+def check_data(
+  workdir: pathlib.Path, fingerprints: Iterable[tuple[str, str]]
+) -> None:
+  """Refuses a workdir that was begun on other data; data.json keeps on which.
+
+  Args:
+    workdir: of the run.
+    fingerprints: (name, fingerprint) of every dataset that the run reads.
+
+  Raises:
+    ConfigError: a token of a row that is used has changed; the line names the
+      file.
+  """
+  prints = collections.defaultdict(set)
+  for name, fingerprint in fingerprints:
+    prints[name].add(fingerprint)
+  found = {name: sorted(prints[name]) for name in prints}
+  path = workdir / 'data.json'
+  if path.exists():
+    begun = json.loads(path.read_text())
+    changed = [name for name in found if begun.get(name) != found[name]]
+    require(
+      not changed,
+      f'{workdir} was begun on other data; changed: {"; ".join(changed)};'
+      ' restore the file, or use a new --workdir',
+    )
+  elif jax.process_index() == 0:
+    write_whole(path, json.dumps(found, indent=1))
+
+
+def coefficients_file(workdir: pathlib.Path, stage: str) -> pathlib.Path:
+  """Where the report finds the weights of a stage's Figure 2."""
+  return workdir / 'report' / 'coefficients' / f'{stage}.npz'
+
+
+def stage_directory(workdir: pathlib.Path, name: str) -> pathlib.Path:
+  return workdir / 'checkpoints' / name

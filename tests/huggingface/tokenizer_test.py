@@ -1,0 +1,243 @@
+"""Tokenizers with the quirks that users report, small ones and real ones."""
+
+import json
+import pathlib
+import shutil
+
+import folders
+import jax
+import numpy as np
+import pytest
+import tokenizers
+import transformers
+
+from gft_jax import huggingface
+from gft_jax.batch import Prompts
+from gft_jax.config import Config, ConfigError, DataConfig, override
+from gft_jax.data import pipeline
+from gft_jax.huggingface import hub
+from gft_jax.huggingface.tokenizer import chat_prompts, load_tokenizer, stop_ids
+from gft_jax.policy import load_policy
+from gft_jax.rollout import sampler
+
+SMOLLM2 = pathlib.Path('~/.cache/gft_jax/SmolLM2-135M-Instruct').expanduser()
+QUESTION = [{'role': 'user', 'content': 'w5'}]
+TURNS = (
+  "{% for m in messages %}{{ '<' + m['role'] + '> ' + m['content'] + ' <end> '"
+  ' }}{% endfor %}'
+)
+CALL = "{% if add_generation_prompt %}{{ '<assistant> ' }}{% endif %}"
+# As Llama 2: the user's turn ends in the call for an answer.
+INSTRUCT = (
+  "{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' +"
+  " m['content'] + ' [/INST]' }}{% else %}{{ ' ' + m['content'] + ' </s>' }}"
+  '{% endif %}{% endfor %}'
+)
+RAISES = "{{ raise_exception('only one\nturn') }}"
+USER_ONLY = (
+  "{% for m in messages if m['role'] == 'user' %}{{ m['content'] }}{% endfor %}"
+)
+
+
+def with_template(template):
+  tokenizer = folders.tiny_tokenizer()
+  tokenizer.chat_template = template
+  return tokenizer
+
+
+@pytest.mark.parametrize(
+  'template, prompt',
+  [
+    (TURNS + CALL, '<user> w5 <end> <assistant> '),
+    (TURNS, '<user> w5 <end> <assistant> '),
+    (INSTRUCT, '[INST] w5 [/INST]'),
+    (INSTRUCT.replace("' ' +", "' Answer: ' +"), '[INST] w5 [/INST] Answer: '),
+  ],
+)
+def test_a_prompt_ends_where_the_assistant_begins(template, prompt):
+  """Also where the template does not know add_generation_prompt."""
+  assert chat_prompts([QUESTION] * 2, with_template(template)) == [prompt] * 2
+
+
+@pytest.mark.parametrize(
+  'template, message',
+  [
+    (RAISES, 'fails: only one turn; use data.template=plain'),
+    ('{% for %}', 'fails: '),
+    ("{{ messages[0]['content']['text'] + 1 }}", 'fails: '),
+    (USER_ONLY, "does not write an assistant's words after the user's"),
+    ('w1 w2', "does not write an assistant's words"),
+    ({'tool_use': TURNS}, 'fails: '),
+  ],
+)
+def test_a_template_that_cannot_ask(template, message):
+  with pytest.raises(ConfigError) as error:
+    chat_prompts([QUESTION], with_template(template))
+  assert message in str(error.value) and '\n' not in str(error.value)
+
+
+def test_a_template_that_takes_no_answers_but_calls_for_one():
+  """It is never asked to write the answer."""
+  assert chat_prompts([QUESTION], with_template(USER_ONLY + CALL)) == [
+    'w5<assistant> '
+  ]
+
+
+def bos_tokenizer():
+  """Puts <s> in front by itself, as Llama's tokenizer does."""
+  tokenizer = folders.tiny_tokenizer()
+  tokenizer.add_special_tokens({'bos_token': '<s>'})
+  post = tokenizers.processors.TemplateProcessing(
+    single='<s> $A', special_tokens=[('<s>', tokenizer.bos_token_id)]
+  )
+  tokenizer.backend_tokenizer.post_processor = post
+  return tokenizer
+
+
+@pytest.mark.parametrize(
+  'template',
+  [None, '{{ bos_token }} ' + TURNS + CALL, '{{ bos_token }}' + TURNS],
+)
+def test_bos_stands_once(template):
+  """The tokenizer adds it, and the template writes it."""
+  tokenizer = bos_tokenizer()
+  tokenizer.chat_template = template
+  bos = tokenizer.bos_token_id
+  assert tokenizer('w5').input_ids == [bos, 7]
+  ids = pipeline.encode_prompts(['w5', '<s> w5'], DataConfig(), tokenizer)
+  assert [row[:1] for row in ids] == [[bos]] * 2
+  assert ids[0].count(bos) == 1
+  if template is None:
+    assert ids == [[bos, 7]] * 2
+
+
+@pytest.mark.parametrize('adds', [True, False, None])
+def test_bos_that_only_the_settings_ask_for(adds, tmp_path):
+  """As in DeepSeek's folders: tokenizer.json adds none by itself."""
+  tokenizer = folders.tiny_tokenizer()
+  tokenizer.add_special_tokens({'bos_token': '<s>'})
+  tokenizer.save_pretrained(tmp_path)
+  folders.change_json(tmp_path / 'tokenizer_config.json', add_bos_token=adds)
+  found = load_tokenizer(tmp_path)
+  ids = pipeline.encode_prompts(['w5'], DataConfig(), found)
+  assert ids == [[found.bos_token_id, 7] if adds else [7]]
+
+
+@pytest.mark.parametrize('pad', [None, '<eos>'])
+def test_no_padding_token_or_the_eos(pad, tmp_path):
+  """No id is taken for padding, in the folder, the data or the export."""
+  source = tmp_path / 'source'
+  folders.write_torch_model(source, 'llama')
+  for name in ('config.json', 'generation_config.json'):
+    settings = json.loads((source / name).read_text())
+    settings.pop('pad_token_id', None)
+    (source / name).write_text(json.dumps(settings))
+  tokenizer = folders.tiny_tokenizer()
+  tokenizer.pad_token = pad
+  tokenizer.save_pretrained(source)
+  model, params, tokenizer = huggingface.load(source)
+  ids = pipeline._encode_answers(['w1 w2', ''], tokenizer)
+  assert [list(row) for row in ids] == [[3, 4, 1], []]
+  huggingface.save(tmp_path / 'out', model, params, tokenizer, source=source)
+  generation = transformers.GenerationConfig.from_pretrained(tmp_path / 'out')
+  assert generation.pad_token_id == (None if pad is None else 1)
+  config = json.loads((tmp_path / 'out' / 'config.json').read_text())
+  assert config['pad_token_id'] == generation.pad_token_id
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  path = tmp_path_factory.mktemp('qwen2')
+  folders.write_torch_model(path, 'qwen2')
+  return path
+
+
+def test_a_tokenizer_file_is_taken_as_it_is(folder):
+  """AutoTokenizer puts the words into Qwen2's class, where they are lost."""
+  assert load_tokenizer(folder)('w3 w5').input_ids == [5, 7]
+
+
+@pytest.mark.parametrize(
+  'generation, config, stops',
+  [
+    (None, None, (1,)),
+    (None, 5, (1, 5)),
+    (None, [5, 1], (1, 5)),
+    ([7, 1, 9], 5, (1, 7, 9)),
+    (1, None, (1,)),
+  ],
+)
+def test_every_eos_that_the_folder_names(generation, config, stops, tmp_path):
+  (tmp_path / 'config.json').write_text(json.dumps({'eos_token_id': config}))
+  if generation is not None:
+    content = json.dumps({'eos_token_id': generation})
+    (tmp_path / 'generation_config.json').write_text(content)
+  assert stop_ids(tmp_path, folders.tiny_tokenizer(), 70) == stops
+
+
+@pytest.mark.parametrize('eos', [70, -1, '1', [1, None], [[1]], 1.0, True, {}])
+def test_an_eos_that_is_no_token(eos, tmp_path):
+  content = json.dumps({'eos_token_id': eos})
+  (tmp_path / 'generation_config.json').write_text(content)
+  with pytest.raises(ConfigError, match='is not an id below vocab_size=70'):
+    stop_ids(tmp_path, folders.tiny_tokenizer(), 70)
+
+
+def test_every_eos_stops_the_sampler(folder, tmp_path):
+  """An answer of a random model, cut at tokens that it holds."""
+  copy = shutil.copytree(folder, tmp_path / 'copy')
+  config = override(Config(), f'model.path={copy}')
+
+  def answer(config):
+    policy = load_policy(config)
+    stops = (*policy.eos_ids, *config.sampler.stop_ids)
+    prompts = Prompts(*(np.array(x, np.int32) for x in ([[3, 4]], [2], [0])))
+    responses = sampler.sample_groups(
+      policy.model,
+      policy.params,
+      prompts,
+      jax.random.key(0),
+      group_size=1,
+      max_tokens=8,
+      sampling=sampler.Sampling(temperature=9.0, stop_ids=stops),
+    )
+    tokens = np.asarray(responses.tokens)[0, 0, : responses.length[0, 0]]
+    return stops, tokens.tolist()
+
+  stops, tokens = answer(config)
+  assert stops == (1,) and len(set(tokens)) == len(tokens) == 8
+  second, third = tokens[3], tokens[5]
+  (copy / 'generation_config.json').write_text(
+    json.dumps({'eos_token_id': [1, second]})
+  )
+  stops, cut = answer(override(config, f'sampler.stop_ids={third}'))
+  assert stops == (1, second, third) and cut == tokens[:4]
+
+
+def test_a_tokenizer_alone_is_fetched_without_weights(monkeypatch, folder):
+  wanted = []
+
+  def folder_of(name, *, weights=True):
+    wanted.append((name, weights))
+    return folder
+
+  monkeypatch.setattr(hub, 'folder_of', folder_of)
+  config = override(Config(), 'model.tokenizer=owner/name')
+  policy = load_policy(config)
+  assert wanted == [('owner/name', False)]
+  assert policy.eos_ids == (1,) and len(policy.tokenizer) == 64
+
+
+def test_smollm2():
+  """Real: byte-level BPE, BOS and EOS from the template, pad = EOS."""
+  if not SMOLLM2.is_dir():
+    pytest.skip(f'no SmolLM2 at {SMOLLM2}')
+  tokenizer = load_tokenizer(SMOLLM2)
+  auto = transformers.AutoTokenizer.from_pretrained(SMOLLM2)
+  text = 'What is 12 + 34?\n  日本語, naïve\u00a0x'
+  assert tokenizer(text).input_ids == auto(text).input_ids
+  assert tokenizer.decode(tokenizer(text).input_ids) == text
+  assert tokenizer.pad_token_id == tokenizer.eos_token_id
+  assert stop_ids(SMOLLM2, tokenizer, 49152) == (tokenizer.eos_token_id,)
+  (prompt,) = chat_prompts([QUESTION], tokenizer)
+  assert prompt.endswith('<|im_end|>\n<|im_start|>assistant\n')
