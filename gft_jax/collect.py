@@ -110,7 +110,7 @@ class Collector:
     scores = np.zeros(responses.length.shape, np.float32)
     if self._objective.advantages is not None:
       scores, counts = self._grade(
-        name, examples, texts, responses.length > 0, finished
+        name, examples, texts, np.asarray(responses.length) > 0, finished
       )
       record |= counts
     return groups.build(prompts, responses, origin, scores), record
@@ -134,7 +134,7 @@ class Collector:
         present,
         finished,
       )
-    record = {
+    record: Numbers = {
       f'train/reward_failures/{cause}': count
       for cause, count in scored.failures.items()
     }

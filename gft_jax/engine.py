@@ -9,7 +9,7 @@ import collections
 import contextlib
 import functools
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -92,7 +92,9 @@ class RewardScorer:
     rows, parts = self.ROWS * sharding.prompt_shards(self._mesh), []
     for start in range(0, len(prompts), rows):
       part = jax.tree.map(lambda x, at=start: x[at : at + rows], batch)
-      padded = sharding.to_global(self._mesh, groups.unscored(*part, rows))
+      padded = sharding.to_global(
+        self._mesh, groups.unscored(part[0], part[1], rows)
+      )
       with jax.set_mesh(self._mesh):
         scores = programs.response_scores(self._model, self._params, padded)
       count = len(part[0].length)
@@ -352,7 +354,7 @@ def open_engine(
   policy: Policy,
   rewards: Iterable[RewardConfig] = (),
   timeouts: pathlib.Path | None = None,
-) -> Iterator[Engine]:
+) -> Generator[Engine, None, None]:
   """The engine of a run, with its graders and reward models.
 
   Args:

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 
 from gft_jax import data
 from gft_jax.config import Config
@@ -102,7 +102,7 @@ def evaluate_benchmark(
 @contextlib.contextmanager
 def engine_of(
   config: Config, policy: Policy, outdir: pathlib.Path, *, resumed: bool = True
-) -> Iterator[Engine]:
+) -> Generator[Engine, None, None]:
   """The engine with the top-level reward, outside of a run.
 
   Where it can be resumed, answers that hit the time limit are journalled in

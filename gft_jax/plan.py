@@ -2,15 +2,16 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, Protocol
 
 import jax
 
 from gft_jax import data
 from gft_jax.config import (
   Config,
-  ConfigError,
+  DataConfig,
+  GroupConfig,
   RewardConfig,
   Stage,
   for_stage,
@@ -18,6 +19,7 @@ from gft_jax.config import (
   profiled_steps,
   require,
 )
+from gft_jax.data.pipeline import Dataset
 from gft_jax.evaluation.held_out import (
   EXPERT_ONLY,
   OWN,
@@ -28,6 +30,7 @@ from gft_jax.parallel.mesh import check_divisible, check_rows
 from gft_jax.policy import Policy
 from gft_jax.rewards.grader import evaluation_reward
 from gft_jax.training import objectives
+from gft_jax.training.objectives import Objective
 from gft_jax.types import Numbers
 
 
@@ -46,8 +49,8 @@ class Job(NamedTuple):
 
   stage: Stage
   config: Config
-  objective: objectives.Objective
-  dataset: data.Dataset
+  objective: Objective
+  dataset: Dataset
   held_out: HeldOut
   first_step: int
   total_updates: int
@@ -58,15 +61,25 @@ class Job(NamedTuple):
     return evaluation[best] if best else None
 
 
-def loader_of(config: Config, policy: Policy) -> Callable[..., data.Dataset]:
-  """`load(settings, group, split)`, which tokenises a split once."""
+class Loader(Protocol):
+  """Loads a split of a dataset for a composition of groups."""
+
+  def __call__(
+    self, settings: DataConfig, group: GroupConfig, split: str
+  ) -> Dataset: ...
+
+
+def loader_of(config: Config, policy: Policy) -> Loader:
+  """A loader that tokenises a split once, whatever stages share it."""
 
   @functools.cache
-  def tokenised(settings, group, split):
+  def tokenised(
+    settings: DataConfig, group: GroupConfig, split: str
+  ) -> Dataset:
     return data.load(settings, group, policy.tokenizer, split, config.seed)
 
-  def load(settings, group, split):
-    # What a split holds does not depend on these: stages share it.
+  def load(settings: DataConfig, group: GroupConfig, split: str) -> Dataset:
+    # What a split holds does not depend on these.
     settings = dataclasses.replace(settings, batch_size=1, split='')
     group = dataclasses.replace(group, refills=0)
     return tokenised(settings, group, split)
@@ -74,102 +87,133 @@ def loader_of(config: Config, policy: Policy) -> Callable[..., data.Dataset]:
   return load
 
 
-def held_out_of(
-  load: Callable[..., data.Dataset], config: Config, splits: Sequence[str]
-) -> HeldOut:
+def held_out_of(load: Loader, config: Config, splits: Sequence[str]) -> HeldOut:
   """Those held-out splits of the run's data, the same for all of its stages."""
-  shown = None
+  demonstrations = None
   if splits:
-    shown = load(config.data, EXPERT_ONLY, splits[0])
+    found = load(config.data, EXPERT_ONLY, splits[0])
     # Prompts alone are enough for rewards.
-    shown = shown if shown.statistics.tokens['expert'].size else None
+    demonstrations = found if found.statistics.tokens['expert'].size else None
   return HeldOut(
     splits={name: load(config.data, OWN, name) for name in splits},
-    demonstrations=shown,
+    demonstrations=demonstrations,
   )
 
 
 def plan_stages(config: Config, policy: Policy) -> list[Job]:
-  """Resolves every stage, so that a mistake in the last stops the first."""
+  """Resolves every stage, so that a mistake in the last stops the first.
+
+  Raises:
+    ConfigError: a setting of any stage that cannot work.
+  """
   load = loader_of(config, policy)
   jobs: dict[str, Job] = {}
   for stage in config.stages:
-    settings = for_stage(config, stage)
-    objective = objectives.choose(stage.objective, settings.group)
-    settings = dataclasses.replace(
-      settings,
-      loss=objectives.resolve(settings.loss, objective),
-      group=objectives.resolve(settings.group, objective),
-    )
-    if settings.group.refills and objective.advantages is None:
-      raise ConfigError(
-        f'group.refills={settings.group.refills} replaces groups by their'
-        f' rewards, and objective {stage.objective} asks for none; set it to 0'
-      )
-    for name, same in {
-      'model': settings.model == config.model,
-      'mesh': settings.mesh == config.mesh,
-      'seed': settings.seed == config.seed,
-      'log': settings.log == config.log,
-      'stages': settings.stages == config.stages,
-      'eval.base': settings.eval.base == config.eval.base,
-      # Else rows that evaluations hold out of the same file would train.
-      'data.eval_path': settings.data.eval_path == config.data.eval_path
-      or settings.data.path != config.data.path,
-    }.items():
-      require(
-        same, f'stages.{stage.name}.overrides: {name} belongs to the whole run'
-      )
-    require(
-      settings.sampler.temperature > 0 or not objective.on_policy,
-      f'sampler.temperature=0 gives objective {stage.objective} of stage'
-      f' {stage.name} no probabilities to divide by; set it above 0',
-    )
-    check_divisible(
-      settings.data.batch_size,
-      settings.mesh,
-      parts=settings.optimizer.mini_batches * settings.optimizer.micro_batches,
-    )
-    if settings.group.samples:
-      rows = settings.data.batch_size
-      check_rows('data.batch_size', rows, settings.mesh)
-    if settings.eval.splits:
-      rows = settings.eval.batch_size
-      check_rows('eval.batch_size', rows, settings.mesh)
-    room = policy.model.architecture.max_positions
-    check_lengths(settings, config.data.max_prompt, room)
-    _check_best(settings)
     parent = jobs.get(stage.start)
     first_step = parent.first_step + parent.stage.steps if parent else 0
-    dataset = load(settings.data, settings.group, settings.data.split)
-    # Refused here, before an earlier stage has trained.
-    size, count = settings.data.batch_size, jax.process_count()
-    dataset.batches(size, config.seed, shard_count=count)
-    jobs[stage.name] = Job(
-      stage=stage,
-      config=settings,
-      objective=objective,
-      dataset=dataset,
-      held_out=held_out_of(load, config, settings.eval.splits),
-      first_step=first_step,
-      total_updates=stage.steps * settings.optimizer.mini_batches,
+    jobs[stage.name] = _plan_stage(config, policy, load, stage, first_step)
+  _check_base(config, jobs)
+  _check_profile(config)
+  return list(jobs.values())
+
+
+def _plan_stage(
+  config: Config, policy: Policy, load: Loader, stage: Stage, first_step: int
+) -> Job:
+  settings = for_stage(config, stage)
+  objective = objectives.choose(stage.objective, settings.group)
+  settings = dataclasses.replace(
+    settings,
+    loss=objectives.resolve(settings.loss, objective),
+    group=objectives.resolve(settings.group, objective),
+  )
+  _check_run_wide(config, settings, stage)
+  _check_objective(settings, objective, stage)
+  _check_mesh(settings)
+  room = policy.model.architecture.max_positions
+  check_lengths(settings, config.data.max_prompt, room)
+  _check_best(settings)
+  dataset = load(settings.data, settings.group, settings.data.split)
+  # Refused here, before an earlier stage has trained.
+  size, count = settings.data.batch_size, jax.process_count()
+  dataset.batches(size, config.seed, shard_count=count)
+  return Job(
+    stage=stage,
+    config=settings,
+    objective=objective,
+    dataset=dataset,
+    held_out=held_out_of(load, config, settings.eval.splits),
+    first_step=first_step,
+    total_updates=stage.steps * settings.optimizer.mini_batches,
+  )
+
+
+def _check_run_wide(config: Config, settings: Config, stage: Stage) -> None:
+  """Settings of the whole run, which no stage may override."""
+  same = {
+    'model': settings.model == config.model,
+    'mesh': settings.mesh == config.mesh,
+    'seed': settings.seed == config.seed,
+    'log': settings.log == config.log,
+    'stages': settings.stages == config.stages,
+    'eval.base': settings.eval.base == config.eval.base,
+    # Else rows that evaluations hold out of the same file would train.
+    'data.eval_path': settings.data.eval_path == config.data.eval_path
+    or settings.data.path != config.data.path,
+  }
+  for name, is_same in same.items():
+    require(
+      is_same,
+      f'stages.{stage.name}.overrides: {name} belongs to the whole run',
     )
+
+
+def _check_objective(
+  settings: Config, objective: Objective, stage: Stage
+) -> None:
+  require(
+    not settings.group.refills or objective.advantages is not None,
+    f'group.refills={settings.group.refills} replaces groups by their rewards,'
+    f' and objective {stage.objective} asks for none; set it to 0',
+  )
+  require(
+    settings.sampler.temperature > 0 or not objective.on_policy,
+    f'sampler.temperature=0 gives objective {stage.objective} of stage'
+    f' {stage.name} no probabilities to divide by; set it above 0',
+  )
+
+
+def _check_mesh(settings: Config) -> None:
+  """Whatever is cut must fill the devices that hold prompts."""
+  optimizer, size = settings.optimizer, settings.data.batch_size
+  check_divisible(
+    size,
+    settings.mesh,
+    parts=optimizer.mini_batches * optimizer.micro_batches,
+  )
+  if settings.group.samples:
+    check_rows('data.batch_size', size, settings.mesh)
+  if settings.eval.splits:
+    check_rows('eval.batch_size', settings.eval.batch_size, settings.mesh)
+
+
+def _check_base(config: Config, stages: Iterable[str]) -> None:
   base = config.eval.base
-  if base and base not in jobs:
-    raise ConfigError(
-      f'eval.base={base!r} is not a stage; stages: {", ".join(jobs)}'
-    )
+  require(
+    not base or base in stages,
+    f'eval.base={base!r} is not a stage; stages: {", ".join(stages)}',
+  )
+
+
+def _check_profile(config: Config) -> None:
   profile = config.log.profile
-  if profile and not any(
+  named = any(
     step in profiled_steps(profile, stage.name)
     for stage in config.stages
     for step in range(1, stage.steps + 1)
-  ):
-    has = ', '.join(
-      f'{stage.name} has {stage.steps}' for stage in config.stages
-    )
-    raise ConfigError(f'log.profile={profile!r} names no step; {has}')
-  return list(jobs.values())
+  )
+  has = ', '.join(f'{stage.name} has {stage.steps}' for stage in config.stages)
+  require(not profile or named, f'log.profile={profile!r} names no step; {has}')
 
 
 def check_lengths(config: Config, asked: int, room: int) -> None:

@@ -3,13 +3,14 @@
 import dataclasses
 import functools
 import pathlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from transformers import PreTrainedTokenizerBase
 
 from gft_jax import huggingface
-from gft_jax.config import Config, ConfigError
+from gft_jax.config import Config, ConfigError, require
 from gft_jax.data import arithmetic
 from gft_jax.huggingface import hub
 from gft_jax.models import lora, transformer
@@ -18,6 +19,7 @@ from gft_jax.parallel.mesh import make_mesh
 from gft_jax.parallel.sharding import create_sharded
 from gft_jax.run import checkpoint
 from gft_jax.run.workdir import stage_directory
+from gft_jax.types import Params
 
 # Named random streams; see `key_of`.
 STREAMS = {'init': 0, 'sample': 1, 'evaluate': 2, 'drift': 3, 'show': 4}
@@ -35,11 +37,11 @@ class Policy(NamedTuple):
     frozen: the other parameters of the model, or None; see models.lora.
   """
 
-  model: Any
-  params: Any
-  tokenizer: Any
+  model: transformer.Transformer
+  params: Params
+  tokenizer: PreTrainedTokenizerBase
   eos_ids: tuple[int, ...]
-  frozen: Any | None = None
+  frozen: Params | None = None
 
 
 def key_of(seed: int, stream: str, step: int) -> jax.Array:
@@ -54,7 +56,7 @@ def restore_stage(
   stage: str,
   *,
   best: bool = False,
-) -> tuple[Any, int]:
+) -> tuple[Params, int]:
   """Parameters that a stage has reached, and its step.
 
   With `best` those of the step with the largest `checkpoint.best`.
@@ -73,49 +75,57 @@ def load_policy(config: Config) -> Policy:
   """The model of the config, or fresh parameters, on its mesh.
 
   With `model.lora` the model's are frozen, and fresh adapters trained.
+
+  Raises:
+    ConfigError: no such folder, a model that is not supported, or too few
+      devices.
   """
+  return _from_folder(config) if config.model.path else _from_scratch(config)
+
+
+def _from_folder(config: Config) -> Policy:
   settings = config.model
-  key = key_of(config.seed, 'init', 0)
-  dtypes = {
-    'dtype': settings.dtype,
-    'param_dtype': settings.param_dtype,
-    'remat': settings.remat,
-  }
-  if settings.path:
-    mesh = make_mesh(config.mesh)
-    shardings = functools.partial(sharding.parameter_shardings, mesh=mesh)
-    folder = hub.folder_of(settings.path)
-    model, params, tokenizer = huggingface.load(
-      folder, **dtypes, shardings=shardings
-    )
-    eos_ids = huggingface.stop_ids(
-      folder, tokenizer, model.architecture.vocab_size
-    )
+  mesh = make_mesh(config.mesh)
+  shardings = functools.partial(sharding.parameter_shardings, mesh=mesh)
+  folder = hub.folder_of(settings.path)
+  model, params, tokenizer = huggingface.load(
+    folder,
+    dtype=settings.dtype,
+    param_dtype=settings.param_dtype,
+    remat=settings.remat,
+    shardings=shardings,
+  )
+  eos_ids = huggingface.stop_ids(
+    folder, tokenizer, model.architecture.vocab_size
+  )
+  if not settings.lora.rank:
+    return Policy(model, params, tokenizer, eos_ids)
+  model = model.clone(lora=settings.lora)
+  adapters = lora.create(model, key_of(config.seed, 'init', 0), shardings)
+  return Policy(model, adapters, tokenizer, eos_ids, frozen=params)
+
+
+def _from_scratch(config: Config) -> Policy:
+  settings = config.model
+  require(
+    not settings.lora.rank,
+    f'model.lora.rank={settings.lora.rank} would freeze random weights; set'
+    ' model.path, or rank 0',
+  )
+  if settings.tokenizer:
+    tokenizer = huggingface.load_tokenizer(settings.tokenizer)
   else:
-    if settings.lora.rank:
-      raise ConfigError(
-        f'model.lora.rank={settings.lora.rank} would freeze random weights; set'
-        ' model.path, or rank 0'
-      )
-    if settings.tokenizer:
-      tokenizer = huggingface.load_tokenizer(settings.tokenizer)
-    else:
-      tokenizer = arithmetic.tokenizer()
-    architecture = settings.architecture
-    if not architecture.vocab_size:
-      architecture = dataclasses.replace(
-        architecture, vocab_size=len(tokenizer)
-      )
-    model = transformer.Transformer(architecture, **dtypes)
-    params = jax.jit(model.init)(
-      key,
-      jnp.zeros((1, 1), jnp.int32),
-      jnp.ones(1, jnp.int32),
-    )['params']
-    params = create_sharded(lambda x: x, params, make_mesh(config.mesh))
-    eos_ids = (tokenizer.eos_token_id,)
-  frozen = None
-  if settings.lora.rank:
-    model, frozen = model.clone(lora=settings.lora), params
-    params = lora.create(model, key, shardings)
-  return Policy(model, params, tokenizer, eos_ids, frozen)
+    tokenizer = arithmetic.tokenizer()
+  architecture = settings.architecture
+  if not architecture.vocab_size:
+    architecture = dataclasses.replace(architecture, vocab_size=len(tokenizer))
+  model = transformer.Transformer(
+    architecture, settings.dtype, settings.param_dtype, settings.remat
+  )
+  params = jax.jit(model.init)(
+    key_of(config.seed, 'init', 0),
+    jnp.zeros((1, 1), jnp.int32),
+    jnp.ones(1, jnp.int32),
+  )['params']
+  params = create_sharded(lambda x: x, params, make_mesh(config.mesh))
+  return Policy(model, params, tokenizer, (tokenizer.eos_token_id,))

@@ -7,28 +7,35 @@ classifier, which `reward.model` names.
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import math
+import operator
 import pathlib
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
+from flax.training.train_state import TrainState
+from jax.sharding import Mesh
+from transformers import PreTrainedTokenizerBase
 
 from gft_jax import huggingface, programs
 from gft_jax.batch import GroupBatch
 from gft_jax.config import Config, require
 from gft_jax.data import files, pipeline
 from gft_jax.models import reward_model
+from gft_jax.models.transformer import Transformer
 from gft_jax.parallel import sharding
 from gft_jax.parallel.mesh import check_divisible, make_mesh
-from gft_jax.policy import key_of, load_policy
+from gft_jax.policy import Policy, key_of, load_policy
 from gft_jax.rollout import groups
 from gft_jax.run import checkpoint, writers
 from gft_jax.run.workdir import check_workdir, claim
 from gft_jax.training import train_step
-from gft_jax.training.metrics import check_finite
+from gft_jax.training.metrics import Metrics, check_finite
+from gft_jax.types import Json, Numbers, Params, Tree
 
 # Pairs held out: a tenth, at most.
 MOST_HELD_OUT = 256
@@ -67,9 +74,31 @@ def read_pairs(path: str | pathlib.Path) -> list[Pair]:
   return pairs
 
 
+class Task(NamedTuple):
+  """What a reward model is trained on.
+
+  Attributes:
+    config: of the training.
+    workdir: of this training alone.
+    model: a decoder whose head is not used.
+    mesh: of the devices.
+    pairs: groups of two to train on.
+    held_out: groups of two to evaluate on.
+    steps: in all.
+  """
+
+  config: Config
+  workdir: pathlib.Path
+  model: Transformer
+  mesh: Mesh
+  pairs: GroupBatch
+  held_out: GroupBatch
+  steps: int
+
+
 def train_reward_model(
   config: Config, pairs: list[Pair], workdir: str | pathlib.Path, epochs: int
-) -> dict[str, float]:
+) -> Numbers:
   """Trains, or goes on training, a reward model from a policy.
 
   Afterwards `workdir` holds config.json, metrics.jsonl, checkpoints/ and
@@ -95,57 +124,36 @@ def train_reward_model(
   _check(config)
   workdir = pathlib.Path(workdir)
   check_workdir(workdir, config)
-  mesh = make_mesh(config.mesh)
   policy = load_policy(config)
   seen, held_out = _split(pairs)
   require(bool(seen), 'all pairs have one prompt, and one must be held out')
   train_set = encode(seen, config, policy.tokenizer)
   test_set = encode(held_out, config, policy.tokenizer)
-  size = config.data.batch_size
-  check_divisible(size, config.mesh)
   count = len(train_set.rewards)
   fitting = count + len(test_set.rewards)
-  longest = config.data.max_prompt + config.data.max_response
-  room = policy.model.architecture.max_positions
-  require(
-    longest <= room,
-    f'data.max_prompt and data.max_response make {longest} tokens, but the model'
-    f' has max_positions={room}',
-  )
-  require(
-    len(pairs) - fitting <= config.data.max_dropped * len(pairs),
-    f'{len(pairs) - fitting} of {len(pairs)} pairs exceed data.max_prompt='
-    f'{config.data.max_prompt} or data.max_response={config.data.max_response},'
-    f' more than data.max_dropped={config.data.max_dropped} allows',
-  )
-  require(
-    count >= size and count < fitting,
-    f'of {fitting} pairs {count} are to train on; data.batch_size={size} needs'
-    ' more, and one must be held out',
-  )
-  steps = epochs * (count // size)
+  _check_sizes(config, policy, len(pairs), fitting, count)
 
   # The head of the policy is not the model's own.
   architecture = dataclasses.replace(policy.model.architecture, tied_head=True)
-  model = policy.model.clone(architecture=architecture)
-  start = reward_model.init(key_of(config.seed, 'init', 0), policy.params)
-  optimizer = programs.optimizer_of(config.optimizer, steps)
-  state = sharding.create_sharded(
-    lambda params: train_step.create_state(model, params, optimizer),
-    start,
-    mesh,
+  task = Task(
+    config,
+    workdir,
+    policy.model.clone(architecture=architecture),
+    make_mesh(config.mesh),
+    train_set,
+    test_set,
+    steps=epochs * (count // config.data.batch_size),
   )
+  state = _fresh_state(task, policy.params)
   with contextlib.ExitStack() as stack:
     stack.enter_context(claim(workdir, config))
     writer = stack.enter_context(
       contextlib.closing(writers.make_writer(workdir, config.log))
     )
-    state, evaluation = _run(
-      config, workdir, model, state, train_set, test_set, steps, mesh, writer
-    )
+    state, evaluation = _run(task, state, writer)
   huggingface.save(
     workdir / 'model',
-    model,
+    task.model,
     state.params,
     policy.tokenizer,
     source=config.model.path or None,
@@ -171,54 +179,90 @@ def _check(config: Config) -> None:
     )
 
 
+def _check_sizes(
+  config: Config, policy: Policy, pairs: int, fitting: int, seen: int
+) -> None:
+  """Refuses lengths that the model lacks, and too few pairs that fit them."""
+  settings = config.data
+  check_divisible(settings.batch_size, config.mesh)
+  longest = settings.max_prompt + settings.max_response
+  room = policy.model.architecture.max_positions
+  require(
+    longest <= room,
+    f'data.max_prompt and data.max_response make {longest} tokens, but the model'
+    f' has max_positions={room}',
+  )
+  require(
+    pairs - fitting <= settings.max_dropped * pairs,
+    f'{pairs - fitting} of {pairs} pairs exceed data.max_prompt='
+    f'{settings.max_prompt} or data.max_response={settings.max_response},'
+    f' more than data.max_dropped={settings.max_dropped} allows',
+  )
+  require(
+    seen >= settings.batch_size and seen < fitting,
+    f'of {fitting} pairs {seen} are to train on; data.batch_size='
+    f'{settings.batch_size} needs more, and one must be held out',
+  )
+
+
+def _fresh_state(task: Task, params: Params) -> TrainState:
+  """The parameters of the policy, and a new score, on the mesh."""
+  config = task.config
+  start = reward_model.init(key_of(config.seed, 'init', 0), params)
+  optimizer = programs.optimizer_of(config.optimizer, task.steps)
+  return sharding.create_sharded(
+    lambda params: train_step.create_state(task.model, params, optimizer),
+    start,
+    task.mesh,
+  )
+
+
 def _run(
-  config: Config,
-  workdir: pathlib.Path,
-  model: Any,
-  state: Any,
-  pairs: GroupBatch,
-  held_out: GroupBatch,
-  steps: int,
-  mesh: Any,
-  writer: writers.Writer,
-) -> tuple[Any, dict[str, float]]:
+  task: Task, state: TrainState, writer: writers.Writer
+) -> tuple[TrainState, Numbers]:
   """The steps that are not done; the last state and its evaluation."""
-  size, directory = config.data.batch_size, workdir / 'checkpoints'
-  begun = f'{steps} steps on the pairs {_digest(pairs)}'
-  done, position = 0, {'metrics_bytes': 0, 'evaluation': {}}
+  settings, pairs = task.config.checkpoint, task.pairs
+  directory = task.workdir / 'checkpoints'
+  begun = f'{task.steps} steps on the pairs {_digest(pairs)}'
+  done, valid_bytes, evaluation = 0, 0, {}
   restored = checkpoint.restore(directory, state)
   if restored:
     done, state, position = restored
     require(
       position['begun'] == begun,
-      f'{workdir} was begun with {position["begun"]}, not {begun}; use a new'
-      ' workdir',
+      f'{task.workdir} was begun with {position["begun"]}, not {begun}; use a'
+      ' new workdir',
     )
-  writer.begin(STAGE, steps, done, position['metrics_bytes'])
-  for step, rows in enumerate(_order(len(pairs.rewards), config, steps), 1):
+    valid_bytes, evaluation = position['metrics_bytes'], position['evaluation']
+  writer.begin(STAGE, task.steps, done, valid_bytes)
+  order = _order(len(pairs.rewards), task.config, task.steps)
+  for step, rows in enumerate(order, 1):
     if step <= done:
       continue
-    batch = sharding.to_global(mesh, _rows(pairs, rows))
-    with jax.set_mesh(mesh):
-      state, metrics = programs.update_reward_model(state, batch, model=model)
+    batch = sharding.to_global(task.mesh, _rows(pairs, rows))
+    with jax.set_mesh(task.mesh):
+      state, metrics = programs.update_reward_model(
+        state, batch, model=task.model
+      )
     head = {'stage': STAGE, 'step': step}
-    record = head | _floats('train', [metrics])
-    check_finite(STAGE, step, record, ('train/loss',))
-    writer.write(record)
-    if step == steps or step % config.checkpoint.every == 0:
-      evaluation = _evaluate(model, state.params, held_out, size, mesh)
+    numbers = _floats('train', [metrics])
+    check_finite(STAGE, step, numbers, ('train/loss',))
+    writer.write(head | numbers)
+    if step == task.steps or step % settings.every == 0:
+      evaluation = _evaluate(task, state.params)
       writer.write(head | evaluation)
       position = {
         'begun': begun,
         'metrics_bytes': writer.position(),
         'evaluation': evaluation,
       }
-      keep = config.checkpoint.keep
-      checkpoint.save(directory, step, state, position, keep=keep)
-  return state, position['evaluation']
+      checkpoint.save(directory, step, state, position, keep=settings.keep)
+  return state, evaluation
 
 
-def encode(pairs: list[Pair], config: Config, tokenizer: Any) -> GroupBatch:
+def encode(
+  pairs: list[Pair], config: Config, tokenizer: PreTrainedTokenizerBase
+) -> GroupBatch:
   """Groups [n, 2] of the pairs whose prompt and answers fit."""
   most = config.data.max_prompt, config.data.max_response
   prompts, responses = pipeline.pad_groups(
@@ -236,7 +280,7 @@ def encode(pairs: list[Pair], config: Config, tokenizer: Any) -> GroupBatch:
   return groups.unscored(prompts, responses, int(fits.sum()))
 
 
-def _fault(row: Any, kept: bool) -> str:
+def _fault(row: Json | files.BadRow, kept: bool) -> str:
   """Why a row is neither a pair nor, with `kept`, an answer; '' where it is."""
   if isinstance(row, files.BadRow):
     return str(row)
@@ -258,14 +302,14 @@ def _fault(row: Any, kept: bool) -> str:
   return ''
 
 
-def _of_kept(rows: list[dict[str, Any]]) -> list[Pair]:
+def _of_kept(rows: list[Json]) -> list[Pair]:
   answers: dict[str, dict[str, float]] = {}
   for row in rows:
     by_text = answers.setdefault(row['prompt'], {})
     by_text[row['response']] = row['reward']
   pairs = []
   for prompt, rewards in answers.items():
-    ranked = sorted(rewards, key=rewards.get, reverse=True)
+    ranked = sorted(rewards, key=lambda text: rewards[text], reverse=True)
     for best, worst in zip(ranked[: len(ranked) // 2], reversed(ranked)):
       if rewards[best] > rewards[worst]:
         pairs.append(Pair(prompt, best, worst))
@@ -285,7 +329,7 @@ def _split(pairs: list[Pair]) -> tuple[list[Pair], list[Pair]]:
 
 def _order(count: int, config: Config, steps: int) -> Iterator[np.ndarray]:
   """Rows of each step, which depend on the seed and the step alone."""
-  size = config.data.batch_size
+  size, order = config.data.batch_size, np.empty(0, int)
   for step in range(steps):
     epoch, batch = divmod(step, count // size)
     if batch == 0:
@@ -294,22 +338,22 @@ def _order(count: int, config: Config, steps: int) -> Iterator[np.ndarray]:
     yield order[batch * size : (batch + 1) * size]
 
 
-def _evaluate(
-  model: Any, params: Any, pairs: GroupBatch, size: int, mesh: Any
-) -> dict[str, float]:
-  found = []
+def _evaluate(task: Task, params: Params) -> Numbers:
+  size, pairs, found = task.config.data.batch_size, task.held_out, []
   for start in range(0, len(pairs.rewards), size):
     part = _rows(pairs, slice(start, start + size))
     part = groups.unscored(part.prompts, part.responses, size)
-    part = sharding.to_global(mesh, part)
-    with jax.set_mesh(mesh):
-      found.append(programs.compare_pairs(model, params, part))
+    part = sharding.to_global(task.mesh, part)
+    with jax.set_mesh(task.mesh):
+      found.append(programs.compare_pairs(task.model, params, part))
   return _floats('eval', found)
 
 
-def _floats(group: str, parts: list[dict[str, Any]]) -> dict[str, float]:
+def _floats(group: str, parts: list[Metrics]) -> Numbers:
   return {
-    f'{group}/{name}': float(sum(part[name] for part in parts).value)
+    f'{group}/{name}': float(
+      functools.reduce(operator.add, (part[name] for part in parts)).value
+    )
     for name in parts[0]
   }
 
@@ -317,9 +361,9 @@ def _floats(group: str, parts: list[dict[str, Any]]) -> dict[str, float]:
 def _digest(pairs: GroupBatch) -> str:
   digest = hashlib.sha256()
   for leaf in jax.tree.leaves((pairs.prompts, pairs.responses)):
-    digest.update(np.ascontiguousarray(leaf))
+    digest.update(np.asarray(leaf).tobytes())
   return digest.hexdigest()[:16]
 
 
-def _rows(tree: Any, rows: Any) -> Any:
+def _rows(tree: Tree, rows: np.ndarray | slice) -> Tree:
   return jax.tree.map(lambda x: x[rows], tree)

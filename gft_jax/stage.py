@@ -22,9 +22,9 @@ from gft_jax.run.profiling import Profiler
 from gft_jax.run.progress import Position
 from gft_jax.run.recorder import Recorder
 from gft_jax.run.workdir import stage_directory
-from gft_jax.training.metrics import check_finite, floats_of
+from gft_jax.training.metrics import Maxima, Metrics, check_finite, floats_of
 from gft_jax.training.optimizer import make_schedule
-from gft_jax.types import Params, Record
+from gft_jax.types import Numbers, Params, Record
 
 
 class Run(NamedTuple):
@@ -143,16 +143,28 @@ def training_steps(run: Run, job: Job, begun: Begun) -> Iterator[Step]:
           # one time.
           jax.block_until_ready(metrics)
 
-    def read(
-      number=number, record=record, clock=clock, measured=(metrics, maxima)
-    ) -> Record:
-      with clock.phase('update'):
-        numbers = record | floats_of(*measured)
-      check_finite(stage, number, numbers, ('train/loss', 'train/grad_norm'))
-      head = {'stage': stage, 'step': number}
-      return head | numbers | clock.record() | memory()
-
+    read = _reader(stage, number, record, clock, metrics, maxima)
     yield Step(number, state, read, int(record['train/tokens']))
+
+
+def _reader(
+  stage: str,
+  step: int,
+  record: Numbers,
+  clock: Clock,
+  metrics: Metrics,
+  maxima: Maxima,
+) -> Callable[[], Record]:
+  """Waits for the metrics of a step when it is called; see Step.read."""
+
+  def read() -> Record:
+    with clock.phase('update'):
+      numbers = record | floats_of(metrics, maxima)
+    check_finite(stage, step, numbers, ('train/loss', 'train/grad_norm'))
+    head = {'stage': stage, 'step': step}
+    return head | numbers | clock.record() | memory()
+
+  return read
 
 
 def save(

@@ -86,7 +86,7 @@ def test_a_run_of_a_later_version_is_refused_in_one_line(short_run, tmp_path):
   folder = checkpoint.newest(tmp_path / 'checkpoints/gft')
   position = json.loads((folder / 'position.json').read_text())
   checkpoint.amend(folder.parent, int(folder.name), position | {'version': 9})
-  with pytest.raises(ConfigError, match='version 9, .* up to 2') as error:
+  with pytest.raises(ConfigError, match=r'version 9, .* up to 2') as error:
     train(short_run, tmp_path)
   assert '\n' not in str(error.value)
 

@@ -4,13 +4,19 @@ import ast
 import dataclasses
 import types
 import typing
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, TypeGuard, TypeVar
 
 from gft_jax.config.checks import ConfigError, nearest, require
 from gft_jax.config.settings import Config, Stage
 
+if TYPE_CHECKING:
+  from _typeshed import DataclassInstance
 
-def override(config: Any, assignment: str) -> Any:
+Settings = TypeVar('Settings', bound='DataclassInstance')
+
+
+def override(config: Settings, assignment: str) -> Settings:
   """Returns `config` with one field replaced.
 
   Args:
@@ -36,20 +42,22 @@ def for_stage(config: Config, stage: Stage) -> Config:
   return config
 
 
-def to_dict(config: Any) -> dict[str, Any]:
+def to_dict(config: 'DataclassInstance') -> dict[str, object]:
   """Plain JSON types; `from_dict` is its inverse."""
   return dataclasses.asdict(config)
 
 
-def from_dict(kind: type, values: dict[str, Any]) -> Any:
+def from_dict(kind: type[Settings], values: object) -> Settings:
   """The dataclass `kind` from the dictionary that `to_dict` gave."""
+  if not isinstance(values, Mapping):
+    raise ConfigError(f'{kind.__name__} is not made of {values!r}')
   hints = typing.get_type_hints(kind)
   unknown = sorted(set(values) - set(hints))
   require(not unknown, f'{kind.__name__} has no field {", ".join(unknown)}')
   return kind(**{k: _from_json(hints[k], v) for k, v in values.items()})
 
 
-def differences(old: Any, new: Any, path: str = '') -> list[str]:
+def differences(old: object, new: object, path: str = '') -> list[str]:
   """Names of the fields in which two configs differ, as 'a.b: old -> new'."""
   if dataclasses.is_dataclass(old) and type(old) is type(new):
     return [
@@ -86,33 +94,44 @@ def fields_with_meaning(kind: type = Config, path: str = ''):
       yield name, kind_name, field.default, field.metadata['meaning']
 
 
-def _is_stages(value: Any) -> bool:
+def _is_stages(value: object) -> TypeGuard[tuple[Stage, ...]]:
   return (
     bool(value) and isinstance(value, tuple) and isinstance(value[0], Stage)
   )
 
 
-def _replace(node: Any, path: list[str], text: str, name: str) -> Any:
+def _replace_stage(
+  stages: tuple[Stage, ...], path: list[str], text: str, name: str
+) -> tuple[Stage, ...]:
   head, rest = path[0], path[1:]
-  if isinstance(node, tuple):
-    names = [part.name for part in node]
-    require(
-      head in names and bool(rest),
-      f'{name}: no stage {head!r}; stages: {", ".join(names)}'
-      + nearest(head, names),
-    )
-    return tuple(
-      _replace(part, rest, text, name) if part.name == head else part
-      for part in node
-    )
+  names = [stage.name for stage in stages]
+  require(
+    head in names and bool(rest),
+    f'{name}: no stage {head!r}; stages: {", ".join(names)}'
+    + nearest(head, names),
+  )
+  return tuple(
+    _replace(stage, rest, text, name) if stage.name == head else stage
+    for stage in stages
+  )
+
+
+def _replace(node: Settings, path: list[str], text: str, name: str) -> Settings:
+  head, rest = path[0], path[1:]
   hints = typing.get_type_hints(type(node))
   require(
     head in hints,
     f'{name}: no setting {head!r}' + nearest(head, hints),
   )
   current = getattr(node, head)
-  if dataclasses.is_dataclass(current) or _is_stages(current):
-    require(bool(rest), f'{name} is a group of settings, not one setting')
+  grouped = dataclasses.is_dataclass(current) or _is_stages(current)
+  require(
+    bool(rest) or not grouped,
+    f'{name} is a group of settings, not one setting',
+  )
+  if _is_stages(current):
+    value = _replace_stage(current, rest, text, name)
+  elif grouped:
     value = _replace(current, rest, text, name)
   else:
     require(not rest, f'{name}: {head!r} is one setting, not a group')
@@ -120,7 +139,7 @@ def _replace(node: Any, path: list[str], text: str, name: str) -> Any:
   return dataclasses.replace(node, **{head: value})
 
 
-def _parse(kind: Any, text: str, name: str) -> Any:
+def _parse(kind: type, text: str, name: str) -> object:
   origin = typing.get_origin(kind)
   if origin is types.UnionType:
     inner = [k for k in typing.get_args(kind) if k is not types.NoneType]
@@ -153,17 +172,17 @@ def _parse(kind: Any, text: str, name: str) -> Any:
 def _literals(text: str, name: str) -> list[str]:
   r"""Quoted strings as Python writes them: '\n\n', 'a, b'."""
   try:
-    value = ast.literal_eval(f'({text},)')
+    items = list(ast.literal_eval(f'({text},)'))
   except (SyntaxError, ValueError):
-    value = (None,)
+    items = []
   require(
-    all(isinstance(item, str) for item in value),
+    bool(items) and all(isinstance(item, str) for item in items),
     f"{name}={text} is not a list of quoted strings, such as '\\n\\n','Q:'",
   )
-  return list(value)
+  return items
 
 
-def _from_json(kind: Any, value: Any) -> Any:
+def _from_json(kind: type, value: object) -> object:
   if dataclasses.is_dataclass(kind):
     return from_dict(kind, value)
   if isinstance(value, (list, tuple)):
@@ -173,7 +192,7 @@ def _from_json(kind: Any, value: Any) -> Any:
   return value
 
 
-def _type_name(kind: Any) -> str:
+def _type_name(kind: type) -> str:
   return (
     kind.__name__
     if isinstance(kind, type) and not typing.get_args(kind)

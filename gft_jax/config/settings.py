@@ -7,7 +7,7 @@ checks raise ConfigError and name both numbers that disagree.
 
 import dataclasses
 import re
-from typing import Any
+from typing import TypeVar
 
 from gft_jax.config.checks import (
   ConfigError,
@@ -17,8 +17,10 @@ from gft_jax.config.checks import (
   require,
 )
 
+Value = TypeVar('Value')
 
-def setting(default: Any, meaning: str) -> Any:
+
+def setting(default: Value, meaning: str) -> Value:
   """A dataclass field with its default and the meaning that --help prints."""
   return dataclasses.field(default=default, metadata={'meaning': meaning})
 
@@ -505,13 +507,13 @@ def profiled_steps(profile: str, stage: str) -> range:
   if not profile:
     return range(0)
   match = re.fullmatch(r'(?:(.+):)?([1-9]\d*)\.\.([1-9]\d*)', profile)
-  first, last = map(int, match.groups()[1:]) if match else (1, 0)
+  named, *ends = match.groups() if match else ('', '1', '0')
+  first, last = map(int, ends)
   require(
     first <= last,
     f'log.profile={profile!r} is not of the form 3..5 or STAGE:3..5, the first'
     ' and the last step',
   )
-  named = match.group(1)
   return range(first, last + 1) if named in (None, stage) else range(0)
 
 

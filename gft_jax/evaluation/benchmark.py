@@ -166,7 +166,7 @@ def ask_benchmark(
     'not_asked': len(questions.ids) - len(questions.asked),
   }
   metrics |= accuracy(
-    kept.rewards, config.eval.ks, votes_of(kept, reward.function)
+    scored.values, config.eval.ks, votes_of(kept, reward.function)
   )
   return metrics | {
     f'reward_failures/{k}': v for k, v in scored.failures.items()

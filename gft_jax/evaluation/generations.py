@@ -10,7 +10,7 @@ import hashlib
 import json
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -18,6 +18,7 @@ import numpy as np
 from gft_jax.answers import extract
 from gft_jax.config import (
   Config,
+  ConfigError,
   LogConfig,
   RewardConfig,
   differences,
@@ -28,6 +29,7 @@ from gft_jax.config import (
 from gft_jax.ops import passk
 from gft_jax.rewards.grader import Grader, score_groups
 from gft_jax.run.files import write_whole
+from gft_jax.types import Json, Params
 
 # Bounds of what has none; JSON has no word for infinity.
 UNBOUNDED = (-float(np.finfo(np.float32).max), float(np.finfo(np.float32).max))
@@ -54,18 +56,24 @@ class Answers(NamedTuple):
   finished: np.ndarray
   rewards: np.ndarray | None
 
+  @property
+  def graded(self) -> np.ndarray:
+    """[B, G] float32 rewards of answers that are graded."""
+    assert self.rewards is not None, 'these answers are not graded'
+    return self.rewards
+
 
 def lines_of(answers: Answers) -> Iterator[str]:
   """One line of JSON per answer, with KEPT."""
   for b, g in np.ndindex(answers.finished.shape):
-    graded = answers.rewards is not None
+    rewards = answers.rewards
     entry = (
       int(answers.index[b]),
       answers.prompts[b],
       answers.answers[b],
       answers.responses[b][g],
       bool(answers.finished[b, g]),
-      float(answers.rewards[b, g]) if graded else None,
+      None if rewards is None else float(rewards[b, g]),
     )
     yield json.dumps(dict(zip(KEPT, entry))) + '\n'
 
@@ -88,10 +96,12 @@ def check_settings(
   config = dataclasses.replace(config, log=LogConfig())
   if path.exists():
     try:
-      begun = json.loads(path.read_text())
-      known, begun = begun['facts'], from_dict(Config, begun['config'])
+      kept = json.loads(path.read_text())
+      known, begun = kept['facts'], from_dict(Config, kept['config'])
     except (ValueError, KeyError, TypeError):
-      require(False, f'{path} is not of an evaluation; use a new --out')
+      raise ConfigError(
+        f'{path} is not of an evaluation; use a new --out'
+      ) from None
     changed = differences(begun, config)
     changed += [
       f'{name}: {known[name]!r} -> {value!r}'
@@ -110,7 +120,7 @@ def check_settings(
   )
 
 
-def fingerprint(params: Any) -> str:
+def fingerprint(params: Params) -> str:
   """Tells policies apart: a digest of some numbers of each parameter."""
   digest = hashlib.sha256()
   for leaf in jax.tree.leaves(params):
@@ -140,8 +150,10 @@ def accuracy(
   for k in ks:
     samples = np.full_like(correct, n)
     values[f'pass@{k}'] = np.asarray(passk.pass_at_k(correct, samples, k))
-  for k in ks if votes is not None else ():
-    values[f'maj@{k}'] = np.asarray(passk.majority_at_k(votes, scores >= 1, k))
+  if votes is not None:
+    for k in ks:
+      majority = passk.majority_at_k(votes, scores >= 1, k)
+      values[f'maj@{k}'] = np.asarray(majority)
   metrics = {}
   for name, value in values.items():
     bounds = free if name.startswith('avg') else (0.0, 1.0)
@@ -247,7 +259,7 @@ def paired(before: pathlib.Path, after: pathlib.Path) -> dict[str, float]:
     f'{before} and {after} do not answer the same problems; they differ in'
     f' {shortened(other)}',
   )
-  means = [kept.rewards.mean(axis=1, dtype=np.float64) for kept in (old, new)]
+  means = [kept.graded.mean(axis=1, dtype=np.float64) for kept in (old, new)]
   difference = means[1] - means[0]
   within = all(((mean >= 0) & (mean <= 1)).all() for mean in means)
   bounds = (-1.0, 1.0) if within else UNBOUNDED
@@ -275,7 +287,7 @@ def read_answers(path: pathlib.Path, *, graded: bool = True) -> Answers:
     ConfigError: no such file, or no kept answers in it.
   """
   require(path.is_file(), f'{path} does not exist')
-  problems: dict[int, list[dict[str, Any]]] = {}
+  problems: dict[int, list[Json]] = {}
   with path.open(encoding='utf-8', errors='replace') as lines:
     for number, line in enumerate(lines, 1):
       try:

@@ -6,7 +6,9 @@ vocabulary, on the policy's own samples at temperature 1.
 
 import collections
 import dataclasses
+import functools
 import itertools
+import operator
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -192,9 +194,10 @@ class HeldOutEvaluation:
       totals.append(
         engine.drift(self.params, base, batch, chunk=self.config.loss.chunk)
       )
+    columns = {name: [part[name] for part in totals] for name in totals[0]}
     return {
-      name: float(sum(part[name] for part in totals).value)
-      for name in totals[0]
+      name: float(functools.reduce(operator.add, column).value)
+      for name, column in columns.items()
     }
 
   def _shares(

@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import jax
@@ -82,7 +82,7 @@ class LostProcessError(ConnectionError):
 
 
 @contextlib.contextmanager
-def connected() -> Iterator[None]:
+def connected() -> Generator[None, None, None]:
   """Raises LostProcessError where a collective says that a process is gone."""
   try:
     yield

@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator
 
 from gft_jax.report.run import Run, Series
-from gft_jax.run import writers
+from gft_jax.types import Record
 
 BLUE, VERMILLION, ORANGE, GREEN = '#0072B2', '#D55E00', '#E69F00', '#009E73'
 SKY, PURPLE, GREY = '#56B4E9', '#CC79A7', '#999999'
@@ -258,7 +259,9 @@ def _rows(
   for ax in axes:
     ax.grid(visible=False, axis='y')
     ax.tick_params(axis='y', length=0)
-  figure.get_layout_engine().set(wspace=0.06)
+  layout = figure.get_layout_engine()
+  if isinstance(layout, ConstrainedLayoutEngine):
+    layout.set(wspace=0.06)
   return figure, axes
 
 
@@ -356,7 +359,7 @@ def _shifts(count: int) -> Iterable[float]:
 
 
 def _interval(
-  ax: Axes, record: writers.Record, name: str, y: float, style: dict
+  ax: Axes, record: Record, name: str, y: float, style: dict
 ) -> None:
   if name not in record:
     return

@@ -128,11 +128,10 @@ def groups_of(
   def member(b: int, g: int) -> Member:
     length = int(batch.responses.length[b, g])
     shown = slice(min(length, TOKENS))
-    scored = advantages is not None
     return Member(
       origin=origins[int(batch.origin[b, g])],
-      reward=float(batch.rewards[b, g]) if scored else None,
-      advantage=float(advantages[b, g]) if scored else None,
+      reward=None if advantages is None else float(batch.rewards[b, g]),
+      advantage=None if advantages is None else float(advantages[b, g]),
       length=length,
       tokens=pieces(batch.responses.tokens[b, g, shown].tolist()),
       p=[

@@ -23,7 +23,7 @@ from gft_jax.report.run import (
   goodput,
   read_run,
 )
-from gft_jax.run import writers
+from gft_jax.types import Record
 
 
 def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
@@ -174,7 +174,7 @@ def _head(name: str) -> str:
   return f'{html.escape(split)}<br>{metric}'
 
 
-def _cell(record: writers.Record, name: str) -> str:
+def _cell(record: Record, name: str) -> str:
   value, interval = tables._number(record, name)
   return f'{value}<br><small>{interval}</small>' if interval else value
 

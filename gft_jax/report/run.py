@@ -11,6 +11,7 @@ import numpy as np
 from gft_jax.config import Config, from_dict, require
 from gft_jax.report import groups as report_groups
 from gft_jax.run import writers
+from gft_jax.types import Record
 
 USEFUL = ('sample', 'reward', 'update')
 PHASES = {
@@ -29,7 +30,7 @@ PHASES = {
 ACCURACY = r'eval/[^/]+/(avg|pass)@\d+'
 
 Series = tuple[np.ndarray, np.ndarray]
-Evaluations = Mapping[str, writers.Record]
+Evaluations = Mapping[str, Record]
 
 
 class Run(NamedTuple):
@@ -45,7 +46,7 @@ class Run(NamedTuple):
 
   name: str
   config: Config
-  records: dict[str, list[writers.Record]]
+  records: dict[str, list[Record]]
   weights: dict[str, tuple[np.ndarray, np.ndarray]]
   groups: dict[str, report_groups.GroupSamples]
 
@@ -63,7 +64,7 @@ class Run(NamedTuple):
       if any(name in record for record in records for name in names)
     ]
 
-  def final(self, stage: str) -> writers.Record:
+  def final(self, stage: str) -> Record:
     """The last evaluation of a stage, or {}."""
     for record in reversed(self.records.get(stage, [])):
       if any(name.startswith('eval/') for name in record):
@@ -114,7 +115,7 @@ def read_run(workdir: pathlib.Path) -> Run:
   path = workdir / 'config.json'
   require(path.is_file(), f'{path} does not exist: not a run')
   config = from_dict(Config, json.loads(path.read_text()))
-  records: dict[str, list[writers.Record]] = {}
+  records: dict[str, list[Record]] = {}
   for record in writers.read_metrics(workdir):
     records.setdefault(record['stage'], []).append(record)
   require(

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gft_jax.report.run import ACCURACY, Evaluations, read_run
-from gft_jax.run import writers
+from gft_jax.types import Record
 
 DRIFT = {
   'eval/kl_to_base': 'KL to base<br>per token',
@@ -74,8 +74,10 @@ def benchmark_table(metrics: Mapping[str, float]) -> Table:
     return f'{100 * metrics[name]:.2f}' if name in metrics else '–'
 
   def mean(column: str) -> str:
-    values = [metrics.get(f'eval/{name}/{column}') for name in names]
-    return f'{100 * np.mean(values):.2f}' if None not in values else '–'
+    cells = [f'eval/{name}/{column}' for name in names]
+    if any(cell not in metrics for cell in cells):
+      return '–'
+    return f'{100 * np.mean([metrics[cell] for cell in cells]):.2f}'
 
   body = []
   for name in names:
@@ -117,7 +119,7 @@ def comparison_table(found: Mapping[str, Mapping[str, float]]) -> Table:
     for name, values in found.items()
   ]
   mean = {
-    key: np.mean([values[key] for values in found.values()])
+    key: float(np.mean([values[key] for values in found.values()]))
     for key in ('before', 'after', 'difference')
   }
   return Table(
@@ -179,12 +181,12 @@ def _columns(evaluations: Evaluations) -> list[str]:
   return accuracies + [name for name in DRIFT if name in names]
 
 
-def _text_cell(record: writers.Record, name: str) -> str:
+def _text_cell(record: Record, name: str) -> str:
   value, interval = _number(record, name)
   return f'{value} ({interval})' if interval else value
 
 
-def _number(record: writers.Record, name: str) -> tuple[str, str]:
+def _number(record: Record, name: str) -> tuple[str, str]:
   """A metric and its interval as text; a dash, and '', where not measured."""
   if name not in record:
     return '–', ''

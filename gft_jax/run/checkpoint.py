@@ -13,9 +13,9 @@ import json
 import logging
 import pathlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent import futures
-from typing import Any, NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import flax.serialization
 import jax
@@ -23,15 +23,19 @@ from orbax.checkpoint import v1 as ocp
 
 from gft_jax.parallel import processes
 from gft_jax.run.files import write_whole
+from gft_jax.types import Json, Params, Tree
 
 MANIFEST = 'manifest.json'
+
+# A Flax train state, or another tree of arrays with `params`.
+State = TypeVar('State')
 
 
 class SaveError(OSError):
   """A checkpoint could not be written; the message is one line."""
 
 
-class Restored(NamedTuple):
+class Restored(NamedTuple, Generic[State]):
   """A verified checkpoint.
 
   Attributes:
@@ -41,8 +45,8 @@ class Restored(NamedTuple):
   """
 
   step: int
-  state: Any
-  position: dict[str, Any]
+  state: State
+  position: Json
 
 
 class Saver:
@@ -78,8 +82,8 @@ class Saver:
     self,
     directory: pathlib.Path,
     step: int,
-    state: Any,
-    position: dict[str, Any],
+    state: State,
+    position: Mapping[str, object],
     *,
     keep: int,
     keep_best: bool = False,
@@ -105,7 +109,7 @@ class Saver:
     """
     self.wait()
     target = directory.absolute() / f'{step:08d}'  # Orbax takes no other path.
-    rest = flax.serialization.to_state_dict(state)
+    rest: Json = flax.serialization.to_state_dict(state)
     params = rest.pop('params')
     with _saving(target):
       if jax.process_index() == 0:
@@ -117,8 +121,9 @@ class Saver:
         target.parent.mkdir(parents=True, exist_ok=True)
       processes.barrier()  # Nobody writes before that.
       arrays = [
-        ocp.save_async(target / 'params', params),
-        ocp.save_async(target / 'rest', rest),
+        ocp.save_async(str(target / 'params'), params),
+        # orbax's PyTree is no type for checkers.
+        ocp.save_async(str(target / 'rest'), rest),  # pyrefly: ignore
       ]
     self._saving = self._thread.submit(
       _finish, target, arrays, position, keep, keep_best
@@ -134,8 +139,8 @@ class Saver:
 def save(
   directory: pathlib.Path,
   step: int,
-  state: Any,
-  position: dict[str, Any],
+  state: State,
+  position: Mapping[str, object],
   *,
   keep: int,
 ) -> None:
@@ -144,7 +149,9 @@ def save(
     saver.save(directory, step, state, position, keep=keep)
 
 
-def amend(directory: pathlib.Path, step: int, position: dict[str, Any]) -> None:
+def amend(
+  directory: pathlib.Path, step: int, position: Mapping[str, object]
+) -> None:
   """Replaces the position of a complete checkpoint.
 
   Killed at any moment it verifies, with the old position or the new one.
@@ -175,7 +182,7 @@ def amend(directory: pathlib.Path, step: int, position: dict[str, Any]) -> None:
 def _finish(
   target: pathlib.Path,
   arrays: list[ocp.AsyncResponse[None]],
-  position: dict[str, Any],
+  position: Mapping[str, object],
   keep: int,
   keep_best: bool,
 ) -> None:
@@ -198,7 +205,7 @@ def _finish(
 
 
 @contextlib.contextmanager
-def _saving(target: pathlib.Path) -> Iterator[None]:
+def _saving(target: pathlib.Path) -> Generator[None, None, None]:
   """Deletes what was written where that fails, and says so in one line."""
   try:
     with processes.connected():
@@ -218,7 +225,7 @@ def _saving(target: pathlib.Path) -> Iterator[None]:
     ) from error
 
 
-def restore(directory: pathlib.Path, abstract: Any) -> Restored | None:
+def restore(directory: pathlib.Path, abstract: State) -> Restored[State] | None:
   """The newest checkpoint that verifies, or None.
 
   Args:
@@ -229,19 +236,21 @@ def restore(directory: pathlib.Path, abstract: Any) -> Restored | None:
   folder = newest(directory)
   if folder is None:
     return None
-  target = flax.serialization.to_state_dict(abstract)
+  target: Json = flax.serialization.to_state_dict(abstract)
   params = _load(folder / 'params', target.pop('params'))
   values = _load(folder / 'rest', target) | {'params': params}
+  # Flax types a tree of states as a dictionary.
+  state: State = flax.serialization.from_state_dict(abstract, values)  # pyrefly: ignore
   return Restored(
     step=int(folder.name),
-    state=flax.serialization.from_state_dict(abstract, values),
+    state=state,
     position=json.loads((folder / 'position.json').read_text()),
   )
 
 
 def restore_params(
-  directory: pathlib.Path, abstract: Any, *, best: bool = False
-) -> tuple[Any, int]:
+  directory: pathlib.Path, abstract: Params, *, best: bool = False
+) -> tuple[Params, int]:
   """Parameters and step of the newest checkpoint that verifies.
 
   Args:
@@ -292,15 +301,15 @@ def _by_score(folders: Sequence[pathlib.Path]) -> list[pathlib.Path]:
       # Runs of before the setting have none.
       if position.get('score') is not None:
         scores[folder] = position['score']
-  return sorted(scores, key=scores.get, reverse=True)
+  return sorted(scores, key=lambda folder: scores[folder], reverse=True)
 
 
-def _load(path: pathlib.Path, abstract: Any) -> Any:
+def _load(path: pathlib.Path, abstract: Tree) -> Tree:
   target = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
     abstract,
   )
-  return ocp.load(path, target)
+  return ocp.load(str(path), target)  # pyrefly: ignore: orbax's PyTree
 
 
 def _fault(folder: pathlib.Path) -> str:

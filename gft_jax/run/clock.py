@@ -15,12 +15,13 @@ import json
 import pathlib
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import NamedTuple
 
 import jax
 
-from gft_jax.run import compiler, writers
+from gft_jax.run import compiler
+from gft_jax.types import Numbers
 
 # The phases of a step, and where a record has the fields of compiler.Work.
 STEP = ('data', 'sample', 'reward', 'update')
@@ -31,10 +32,10 @@ class Clock:
   """Seconds by phase, and what was compiled meanwhile."""
 
   def __init__(self):
-    self._record: writers.Record = {}
+    self._record: Numbers = {}
 
   @contextlib.contextmanager
-  def phase(self, name: str) -> Iterator[None]:
+  def phase(self, name: str) -> Generator[None, None, None]:
     """Charges its seconds to `name`, but those of the compiler to 'compile'.
 
     A profile shows it under its name.
@@ -51,16 +52,16 @@ class Clock:
   def add(self, name: str, value: float) -> None:
     self._record[name] = self._record.get(name, 0) + value
 
-  def record(self) -> writers.Record:
+  def record(self) -> Numbers:
     return dict(self._record)
 
-  def added_to(self, record: writers.Record) -> writers.Record:
+  def added_to(self, record: Numbers) -> Numbers:
     """The record, and where both have a number, the sum."""
     sums = {k: record.get(k, 0) + value for k, value in self._record.items()}
     return record | sums
 
 
-def memory() -> writers.Record:
+def memory() -> Numbers:
   """The most that this process has held, and the fullest of its devices."""
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   record = {'memory/host_peak_mb': peak / 1024}

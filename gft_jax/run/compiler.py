@@ -30,7 +30,11 @@ class Work(NamedTuple):
   cached: int
 
   def __sub__(self, other: 'Work') -> 'Work':
-    return Work(*(mine - theirs for mine, theirs in zip(self, other)))
+    return Work(
+      self.seconds - other.seconds,
+      self.programs - other.programs,
+      self.cached - other.cached,
+    )
 
 
 class _Meter:
@@ -40,10 +44,13 @@ class _Meter:
     self.work = Work(0.0, 0, 0)
     self._spans: list[tuple[float, float]] = []  # start, end; disjoint
 
-  def on_span(self, event: str, start: float, end: float, **_) -> None:
+  def on_span(
+    self, event: str, start_time: float, end_time: float, **_: str | int
+  ) -> None:
     """JAX calls it as the event ends."""
     if event not in (TRACED, LOWERED, COMPILED):
       return
+    start, end = start_time, end_time
     seconds = end - start
     # A trace contains those of the functions that it calls.
     while self._spans and self._spans[-1][0] >= start:
@@ -53,7 +60,7 @@ class _Meter:
     total, programs, cached = self.work
     self.work = Work(total + seconds, programs + (event == COMPILED), cached)
 
-  def on_event(self, event: str, **_) -> None:
+  def on_event(self, event: str, **_: str | int) -> None:
     if event == CACHED:
       self.work = self.work._replace(cached=self.work.cached + 1)
 
@@ -83,8 +90,8 @@ def return_freed_memory() -> None:
     return
   trim = ctypes.CDLL(None).malloc_trim
 
-  def listen(event: str, seconds: float, **_) -> None:
-    if event == COMPILED and seconds > LONG_S:
+  def listen(event: str, duration_secs: float, **_: str | int) -> None:
+    if event == COMPILED and duration_secs > LONG_S:
       trim(0)
 
   jax.monitoring.register_event_duration_secs_listener(listen)

@@ -7,7 +7,7 @@ scopes of the programs.
 
 import contextlib
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import jax
 
@@ -27,7 +27,7 @@ class Profiler:
     return step in profiled_steps(self._profile, stage)
 
   @contextlib.contextmanager
-  def step(self, stage: str, step: int) -> Iterator[None]:
+  def step(self, stage: str, step: int) -> Generator[None, None, None]:
     """Around all of one step, until the devices have done it."""
     if self._stage != stage:
       self.close()  # That stage ended early.

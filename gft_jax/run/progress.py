@@ -2,10 +2,10 @@
 
 import dataclasses
 import time
-from collections.abc import Mapping
 from typing import NamedTuple
 
 from gft_jax.config import ConfigError, Stage
+from gft_jax.types import Json
 
 Evaluation = dict[str, float]
 
@@ -66,7 +66,7 @@ class Position:
     version: of this format.
   """
 
-  data: Mapping[str, object]
+  data: Json
   metrics_bytes: int = 0
   evaluation: Evaluation = dataclasses.field(default_factory=dict)
   spent: Spent = Spent()
@@ -79,7 +79,7 @@ class Position:
     return dataclasses.asdict(self) | {'spent': self.spent._asdict()}
 
   @classmethod
-  def from_json(cls, values: Mapping[str, object]) -> 'Position':
+  def from_json(cls, values: Json) -> 'Position':
     """Reads a position of this version, or of an earlier one.
 
     Raises:

@@ -3,7 +3,7 @@
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 
 
 class Preempted(InterruptedError):
@@ -11,7 +11,7 @@ class Preempted(InterruptedError):
 
 
 @contextlib.contextmanager
-def sigterm_event() -> Iterator[threading.Event]:
+def sigterm_event() -> Generator[threading.Event, None, None]:
   """An event that SIGTERM sets, where this thread may listen to signals."""
   event = threading.Event()
   if threading.current_thread() is not threading.main_thread():

@@ -6,7 +6,7 @@ import dataclasses
 import fcntl
 import json
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 
 import jax
 
@@ -41,7 +41,7 @@ def check_workdir(workdir: pathlib.Path, config: Config) -> None:
 
 
 @contextlib.contextmanager
-def claim(workdir: pathlib.Path, config: Config) -> Iterator[None]:
+def claim(workdir: pathlib.Path, config: Config) -> Generator[None, None, None]:
   """Holds a workdir for this run; config.json is written whole.
 
   The lock is process 0's and ends with it, however it ends.

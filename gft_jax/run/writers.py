@@ -11,13 +11,15 @@ import os
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import tqdm
 
 from gft_jax.config import ConfigError, LogConfig, require
+from gft_jax.types import Record
 
-Record = dict[str, Any]
+if TYPE_CHECKING:
+  import tensorboardX
 
 
 class Writer:
@@ -87,7 +89,7 @@ class TensorBoard(Writer):
 
   def __init__(self, workdir: pathlib.Path):
     self._directory = workdir / 'tensorboard'
-    self._events: Any = None
+    self._events: tensorboardX.SummaryWriter | None = None
 
   def begin(self, stage: str, steps: int, step: int, position: int) -> None:
     import tensorboardX  # and torch with it, where that is installed: seconds
@@ -98,6 +100,7 @@ class TensorBoard(Writer):
     )
 
   def write(self, record: Record) -> None:
+    assert self._events, 'no stage has begun'
     for name, value in _metrics(record).items():
       self._events.add_scalar(name, value, record['step'])
 
@@ -113,7 +116,7 @@ class WeightsAndBiases(Writer):
   def __init__(self, workdir: pathlib.Path):
     """Raises ConfigError if wandb is not installed."""
     try:
-      import wandb
+      import wandb  # pyrefly: ignore[missing-import]: it is optional
     except ImportError as error:
       raise ConfigError(
         'log.wandb=True needs the package wandb: pip install wandb'
@@ -159,6 +162,7 @@ class ProgressBar(Writer):
     )
 
   def write(self, record: Record) -> None:
+    assert self._bar is not None, 'no stage has begun'
     shown = {
       name.partition('/')[2]: f'{record[name]:.3g}'
       for name in self.SHOWN
@@ -204,7 +208,7 @@ def make_writer(workdir: str | pathlib.Path, config: LogConfig) -> Writer:
   """
   workdir = pathlib.Path(workdir)
   wandb = [WeightsAndBiases(workdir)] if config.wandb else []
-  writers = [MetricsFile(workdir)]
+  writers: list[Writer] = [MetricsFile(workdir)]
   if config.tensorboard:
     writers.append(TensorBoard(workdir))
   if config.progress:
