@@ -78,6 +78,11 @@ class Objective(NamedTuple):
   published: tuple[tuple[str, float | str], ...] = ()
   observe: Observe = lambda view, settings: {}
 
+  @property
+  def is_scored(self) -> bool:
+    """Whether it asks for rewards."""
+    return self.advantages is not None
+
 
 # On own answers, and on own answers beside given ones.
 _rewarded = functools.partial(
@@ -251,6 +256,7 @@ def with_options(
   return terms
 
 
+@jax.named_scope('group_advantages')
 def advantages_of(
   objective: Objective, batch: GroupBatch, settings: LossConfig
 ) -> jax.Array:

@@ -1,9 +1,8 @@
 """One training step: advantages -> loss -> gradient -> update -> metrics.
 
-Pure and unjitted; programs.py compiles it.
+Pure and unjitted; programs.py compiles it. `make_train_step` has the arguments.
 """
 
-import functools
 from collections.abc import Callable
 
 import jax
@@ -13,20 +12,12 @@ from flax.training.train_state import TrainState
 
 from gft_jax.batch import GroupBatch
 from gft_jax.config import LossConfig
-from gft_jax.models import lora
-from gft_jax.models.forward import token_logprobs
+from gft_jax.models import forward, lora
 from gft_jax.ops.masking import WeightedMean
-from gft_jax.training import objectives
-from gft_jax.training.loss import (
-  MicroBatch,
-  StepSettings,
-  fixed_inputs,
-  loss_of,
-  token_shares,
-)
-from gft_jax.training.metrics import Maxima, Metrics, describe, sampler_mismatch
+from gft_jax.training import loss, metrics, objectives
+from gft_jax.training.loss import MicroBatch, StepSettings
+from gft_jax.training.metrics import Maxima, Metrics
 from gft_jax.training.microbatches import accumulate, join, split
-from gft_jax.training.objectives import Objective
 from gft_jax.types import Model, Params
 
 
@@ -39,83 +30,91 @@ def train_step(
   model: Model,
   settings: StepSettings,
 ) -> tuple[TrainState, Metrics, Maxima]:
-  """Advantages of the whole rollout, then one update per mini-batch.
-
-  Inside a mini-batch of whole groups the denominators are those of the whole
-  mini-batch, so the gradients of its micro-batches add exactly. (The official
-  code averages micro-batch means with equal weight, ZJU-OmniAI/GFT at 763384d,
-  dp_actor.py:621; that is another objective wherever lengths differ.)
-
-  Args:
-    state: of training.
-    batch: scored groups.
-    reference: parameters of the policy that the stage started from; read where
-      `loss.kl_weight` is not 0, and may be None otherwise.
-    frozen: what the model needs besides the parameters of the state and of the
-      reference, see models.lora; it gets no gradient.
-    model: entrances `prefill`, `respond` and `head`, and `packed` for batches
-      in rows.
-    settings: objective, hyper-parameters, and how the batch is cut.
-  """
-  with jax.named_scope('group_advantages'):
-    advantages = objectives.advantages_of(
-      settings.objective, batch, settings.loss
-    )
-  if reference is not None:
-    reference = lora.join(frozen, reference)
-  mismatch: Metrics = {}
+  """Advantages of the whole rollout, then one update per mini-batch."""
+  advantages = objectives.advantages_of(
+    settings.objective, batch, settings.loss
+  )
+  behavior: Metrics = {}
   if settings.recomputes_behavior and not settings.behaves_as_itself:
     params = lora.join(frozen, state.params)
-    batch, mismatch = with_behavior(model, settings, params, batch)
-  update = functools.partial(
-    update_once, reference, frozen, model=model, settings=settings
-  )
-  state, (metrics, maxima) = jax.lax.scan(
+    batch, behavior = with_behavior(params, batch, model, settings)
+
+  def update(state: TrainState, mini: tuple[GroupBatch, jax.Array]):
+    gradients, measured, maxima = gradients_of(
+      state, mini, reference, frozen, model, settings
+    )
+    state = apply(state, gradients)
+    norm = WeightedMean(optax.tree.norm(gradients), jnp.float32(1))
+    return state, (measured | {'grad_norm': norm}, maxima)
+
+  state, (measured, maxima) = jax.lax.scan(
     update, state, split((batch, advantages), settings.mini_batches)
   )
-  metrics = jax.tree.map(lambda x: jnp.sum(x, axis=0), metrics)
+  measured = jax.tree.map(lambda x: jnp.sum(x, axis=0), measured)
   maxima = jax.tree.map(lambda x: jnp.max(x, axis=0), maxima)
-  scored = settings.objective.advantages is not None
-  return state, metrics | mismatch | describe(batch, scored=scored), maxima
+  described = metrics.describe(batch, scored=settings.objective.is_scored)
+  return state, measured | behavior | described, maxima
 
 
-def update_once(
-  reference: Params | None,
-  frozen: Params | None,
+def gradients_of(
   state: TrainState,
   mini: tuple[GroupBatch, jax.Array],
-  *,
+  reference: Params | None,
+  frozen: Params | None,
   model: Model,
   settings: StepSettings,
-) -> tuple[TrainState, tuple[Metrics, Maxima]]:
-  """One optimizer update on a mini-batch: groups and their advantages."""
+) -> tuple[Params, Metrics, Maxima]:
+  """Gradient of the loss of a mini-batch, added up over its micro-batches.
+
+  The denominators are those of the whole mini-batch, so the gradients of its
+  micro-batches add exactly. (The official code averages micro-batch means with
+  equal weight, ZJU-OmniAI/GFT at 763384d, dp_actor.py:621; that is another
+  objective wherever lengths differ.)
+
+  Args:
+    state: of training, before the update.
+    mini: whole groups and their advantages [B, G].
+    reference: as `make_train_step`, and so for the rest.
+  """
   batch, advantages = mini
-  inputs = fixed_inputs(batch, advantages, state.step)
-  names, shares = token_shares(settings, inputs)
-  gradient_of = jax.grad(
-    functools.partial(loss_of, model=model, settings=settings), has_aux=True
-  )
+  inputs = loss.fixed_inputs(batch, advantages, state.step)
+  names, shares = loss.token_shares(settings, inputs)
+  if reference is not None:
+    reference = lora.join(frozen, reference)
+
+  def differentiate(micro: MicroBatch):
+    return jax.grad(loss.loss_of, has_aux=True)(
+      state.params,
+      micro,
+      reference,
+      frozen,
+      state.step,
+      model=model,
+      settings=settings,
+    )
+
   (measured, maxima), gradients = accumulate(
-    lambda micro: gradient_of(
-      state.params, micro, reference, frozen, state.step
-    ),
+    differentiate,
     MicroBatch(batch, advantages, shares),
     settings.micro_batches,
   )
-  norm = optax.global_norm(gradients)
-  with jax.named_scope('optimizer'):
-    state = state.apply_gradients(grads=gradients)
-  values = {'loss': measured.loss, 'grad_norm': norm}
+  values = {'loss': measured.loss}
   if len(names) > 1:
     values |= {f'loss_{n}': x for n, x in zip(names, measured.summands)}
   one = jnp.float32(1)
-  metrics = {name: WeightedMean(x, one) for name, x in values.items()}
-  return state, (measured.metrics | metrics, maxima)
+  named = {name: WeightedMean(x, one) for name, x in values.items()}
+  return gradients, measured.metrics | named, maxima
+
+
+@jax.named_scope('optimizer')
+def apply(state: TrainState, gradients: Params) -> TrainState:
+  """One update of the optimizer."""
+  return state.apply_gradients(grads=gradients)
 
 
 @jax.named_scope('behavior')
 def with_behavior(
-  model: Model, settings: StepSettings, params: Params, batch: GroupBatch
+  params: Params, batch: GroupBatch, model: Model, settings: StepSettings
 ) -> tuple[GroupBatch, Metrics]:
   """The batch with log-probabilities of the policy as the step begins.
 
@@ -123,7 +122,7 @@ def with_behavior(
   """
 
   def read(part: GroupBatch) -> jax.Array:
-    logp, _ = token_logprobs(
+    logp, _ = forward.token_logprobs(
       model,
       params,
       part,
@@ -134,7 +133,7 @@ def with_behavior(
 
   parts = settings.mini_batches * settings.micro_batches
   logp = join(jax.lax.map(read, split(batch, parts)))
-  mismatch = {'sampler_mismatch': sampler_mismatch(logp, batch)}
+  mismatch = {'sampler_mismatch': metrics.sampler_mismatch(logp, batch)}
   responses = batch.responses.replace(behavior_logp=logp)
   batch = batch.replace(responses=responses)
   return batch, mismatch if settings.reads_as_sampled else {}
@@ -142,28 +141,48 @@ def with_behavior(
 
 def make_train_step(
   model: Model,
-  objective: Objective,
-  loss: LossConfig,
+  objective: objectives.Objective,
+  settings: LossConfig,
   *,
   temperature: float = 1.0,
   mini_batches: int = 1,
   micro_batches: int = 1,
 ) -> Callable[..., tuple[TrainState, Metrics, Maxima]]:
-  """`train_step` of these settings: `step(state, batch, reference, frozen)`.
+  """Builds `step(state, batch, reference=None, frozen=None)`.
 
-  A field of `loss` that is None is as the objective was published.
+  Args:
+    model: entrances `prefill`, `respond` and `head`, and `packed` for batches
+      in rows.
+    objective: a row of objectives.OBJECTIVES.
+    settings: hyper-parameters of the loss; None is as published.
+    temperature: of the sampler; used by on-policy objectives only.
+    mini_batches: optimizer updates per call; divides B.
+    micro_batches: parts of a mini-batch; divides B / mini_batches.
+
+  Returns:
+    A pure function of a train state and scored groups that gives (state,
+    metrics, maxima). `reference` is the parameters of the policy that the stage
+    started from; it is read where `kl_weight` is not 0, and may be None
+    otherwise. `frozen` is what the model needs besides the parameters of the
+    state and of the reference, see models.lora; it gets no gradient. Metrics
+    are WeightedMeans; maxima are scalars.
   """
-  settings = StepSettings(
+  static = StepSettings(
     objective,
-    objectives.resolve(loss, objective),
+    objectives.resolve(settings, objective),
     temperature,
     mini_batches,
     micro_batches,
   )
 
-  def step(state, batch, reference=None, frozen=None):
+  def step(
+    state: TrainState,
+    batch: GroupBatch,
+    reference: Params | None = None,
+    frozen: Params | None = None,
+  ) -> tuple[TrainState, Metrics, Maxima]:
     return train_step(
-      state, batch, reference, frozen, model=model, settings=settings
+      state, batch, reference, frozen, model=model, settings=static
     )
 
   return step

@@ -131,7 +131,7 @@ def test_loss_and_update_are_those_of_the_whole_batch(
   )(params)
   np.testing.assert_allclose(metrics['loss'].value, loss, rtol=1e-5)
   np.testing.assert_allclose(
-    metrics['grad_norm'].value, optax.global_norm(grads), rtol=1e-5
+    metrics['grad_norm'].value, optax.tree.norm(grads), rtol=1e-5
   )
   chex.assert_trees_all_close(update_of(params, state), grads, atol=2e-6)
 
