@@ -144,6 +144,21 @@ def ours(text):
   return '\n'.join(kept)
 
 
+def test_eight_questions_are_answered_in_one_hop():
+  """The page names a file, and the file defines what the page names."""
+  table = ADDING.read_text().split('## Where is ...?')[1].split('\n\n')[1]
+  rows = [row.split('|')[1:4] for row in table.splitlines()[2:]]
+  assert len(rows) == 8
+  for question, link, names in rows:
+    path = ADDING.parent / re.search(r'\]\((.*)\)', link)[1]
+    source = path.read_text()
+    for name in re.findall('`(.*?)`', names):
+      defined = rf'^(def|class) {name}\b|^{name} = '
+      assert re.search(defined, source, re.M), (question, name)
+    for equation in re.findall(r'Eq\. \d', question):
+      assert equation in source, question
+
+
 @pytest.mark.parametrize('page', PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
   text = re.sub(FENCED, '', page.read_text(), flags=re.S)
