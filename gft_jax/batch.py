@@ -1,4 +1,4 @@
-"""The nouns that walk through the house, and the axis alphabet.
+"""The nouns of every room, and the axis alphabet.
 
 | axis | counts |
 |---|---|
@@ -17,75 +17,73 @@ on the right, and no mask is ever inferred from a token id.
 """
 
 import flax.struct
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from gft_jax.types import Array
 
 # Where an answer comes from; `GroupBatch.origin` holds these.
 EXPERT, TEACHER, SELF = 0, 1, 2
 ORIGINS = {'expert': EXPERT, 'teacher': TEACHER, 'self': SELF}
 
 
-@flax.struct.dataclass
-class Prompts:
+class Prompts(flax.struct.PyTreeNode):
   """What the policy is asked.
 
   Attributes:
-    tokens: [B, P] int32, padded on the right.
-    length: [B] int32, at least 1.
-    index: [B] int32, the dataset's record id; the sampler's random bits
-      depend on it, not on the row.
-    limit: [B] int32, most tokens of a sampled answer, at least 1, where that is
+    tokens: int32, padded on the right.
+    length: int32, at least 1.
+    index: int32, the dataset's record id; the sampler's random bits depend on
+      it, not on the row.
+    limit: int32, most tokens of a sampled answer, at least 1, where that is
       less than the sampler's max_tokens; None: no limit of their own.
   """
 
-  tokens: jax.Array
-  length: jax.Array
-  index: jax.Array
-  limit: jax.Array | None = None
+  tokens: Int[Array, 'B P']
+  length: Int[Array, ' B']
+  index: Int[Array, ' B']
+  limit: Int[Array, ' B'] | None = None
 
 
-@flax.struct.dataclass
-class Responses:
+class Responses(flax.struct.PyTreeNode):
   """Answers of one group per prompt, given or sampled.
 
   Attributes:
-    tokens: [B, G, T] int32, padded on the right with 0.
-    length: [B, G] int32, the stop token included; 0 for an empty slot.
-    behavior_logp: [B, G, T] float32, log-probability of each token under the
-      policy that sampled it; 0 beyond the length and for given answers.
-    trained: [B, G, T] bool, the tokens that train, where a given answer also
-      holds turns of a user; None: every real token trains.
+    tokens: int32, padded on the right with 0.
+    length: int32, the stop token included; 0 for an empty slot.
+    behavior_logp: float32, log-probability of each token under the policy that
+      sampled it; 0 beyond the length and for given answers.
+    trained: the tokens that train, where a given answer also holds turns of a
+      user; None: every real token trains.
   """
 
-  tokens: jax.Array
-  length: jax.Array
-  behavior_logp: jax.Array
-  trained: jax.Array | None = None
+  tokens: Int[Array, 'B G T']
+  length: Int[Array, 'B G']
+  behavior_logp: Float[Array, 'B G T']
+  trained: Bool[Array, 'B G T'] | None = None
 
   @property
-  def mask(self) -> jax.Array:
-    """[B, G, T] bool: the tokens that are real."""
+  def mask(self) -> Bool[Array, 'B G T']:
+    """The tokens that are real."""
     return length_mask(self.length, self.tokens.shape[-1])
 
 
-@flax.struct.dataclass
-class Rows:
+class Rows(flax.struct.PyTreeNode):
   """The sequences of a batch, prompt and answer each, end to end.
 
   Attributes:
-    tokens: [R, C] int32.
-    positions: [R, C] int32, of a token in its sequence.
-    segments: [R, C] int32, the sequence of a token, from 1; 0 is padding.
+    tokens: int32, C of each of R rows.
+    positions: int32, of a token in its sequence.
+    segments: int32, the sequence of a token, from 1; 0 is padding.
   """
 
-  tokens: jax.Array
-  positions: jax.Array
-  segments: jax.Array
+  tokens: Int[Array, 'R C']
+  positions: Int[Array, 'R C']
+  segments: Int[Array, 'R C']
 
 
-@flax.struct.dataclass
-class Packing:
+class Packing(flax.struct.PyTreeNode):
   """What of a batch the model runs, and what of that the head reads.
 
   What trains is listed: A tokens for each prompt, whosever they are.
@@ -93,19 +91,18 @@ class Packing:
   Attributes:
     rows: what the model runs; None: prompts that answers share, and T tokens of
       each answer.
-    source: [B, A] int32, which token of the flattened [B, G, T] is listed;
-      B G T for none.
-    place: [B, A] int32, where its prediction stands in the flattened states,
-      which are [R, C] or [B, G, T]; beyond them for none.
+    source: int32, which token of the flattened [B, G, T] is listed; B G T for
+      none.
+    place: int32, where its prediction stands in the flattened states, which
+      are [R, C] or [B, G, T]; beyond them for none.
   """
 
   rows: Rows | None
-  source: jax.Array
-  place: jax.Array
+  source: Int[Array, 'B A']
+  place: Int[Array, 'B A']
 
 
-@flax.struct.dataclass
-class GroupBatch:
+class GroupBatch(flax.struct.PyTreeNode):
   """Scored groups: what a training step sees.
 
   No advantages (the step computes them from rewards, so they cannot be
@@ -114,29 +111,29 @@ class GroupBatch:
   Attributes:
     prompts: B prompts.
     responses: G answers each.
-    rewards: [B, G] float32.
-    origin: [B, G] int32, one of EXPERT, TEACHER, SELF.
-    member_mask: [B, G] bool, the slot holds an answer.
+    rewards: float32.
+    origin: int32, one of EXPERT, TEACHER, SELF.
+    member_mask: the slot holds an answer.
     packing: how it runs without its padding, or None; see models.packing.
   """
 
   prompts: Prompts
   responses: Responses
-  rewards: jax.Array
-  origin: jax.Array
-  member_mask: jax.Array
+  rewards: Float[Array, 'B G']
+  origin: Int[Array, 'B G']
+  member_mask: Bool[Array, 'B G']
   packing: Packing | None = None
 
   @property
-  def token_mask(self) -> jax.Array:
-    """[B, G, T] bool: the tokens that train."""
+  def token_mask(self) -> Bool[Array, 'B G T']:
+    """The tokens that train."""
     mask = self.responses.mask & self.member_mask[..., None]
     trained = self.responses.trained
     return mask if trained is None else mask & trained
 
   @property
-  def end_mask(self) -> jax.Array:
-    """[B, G, T] bool: tokens that end what they train to say.
+  def end_mask(self) -> Bool[Array, 'B G T']:
+    """The tokens that end what they train to say.
 
     That is the last token of each answer that came to its end, and of each
     turn of the assistant in it. A sampled answer as long as the limit T may
@@ -148,14 +145,16 @@ class GroupBatch:
     return mask & ended[..., None] & ~following
 
 
-def length_mask(length: jax.Array, size: int) -> jax.Array:
-  """[..., size] bool from lengths [...]."""
+def length_mask(
+  length: Int[Array, '*batch'], size: int
+) -> Bool[Array, '*batch {size}']:
+  """The first `length` of `size` positions."""
   positions = jnp.expand_dims(jnp.arange(size), tuple(range(length.ndim)))
   return positions < length[..., None]
 
 
-def host_mask(responses: Responses) -> np.ndarray:
-  """[B, G, T] bool: the tokens that train, of arrays on the host.
+def host_mask(responses: Responses) -> Bool[np.ndarray, 'B G T']:
+  """The tokens that train, of arrays on the host.
 
   In numpy: nothing is compiled.
   """

@@ -6,7 +6,7 @@ run.
 """
 
 from collections.abc import Mapping
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import jax
 import numpy as np
@@ -26,6 +26,7 @@ Numbers: TypeAlias = dict[str, float]
 Json: TypeAlias = dict[str, Any]
 
 
+@runtime_checkable
 class Model(Protocol):
   """A model by its entrances, the methods that `apply` names.
 

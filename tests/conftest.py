@@ -18,6 +18,9 @@ import pathlib
 
 import jax
 import pytest
+import shape_checks
+
+shape_checks.install()
 
 from gft_jax.config import (
   Architecture,

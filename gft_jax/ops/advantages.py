@@ -8,17 +8,19 @@ from typing import NamedTuple
 
 import chex
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int, Real, Shaped
 
 from gft_jax.ops import masking
+from gft_jax.types import Array
 
 
 def group_normalized(
-  rewards: chex.Array,
-  member_mask: chex.Array,
+  rewards: Real[Array, '*batch G'],
+  member_mask: Shaped[Array, '*batch G'],
   *,
   epsilon: float = 1e-6,
-  baseline_mask: chex.Array | None = None,
-) -> chex.Array:
+  baseline_mask: Shaped[Array, '*batch G'] | None = None,
+) -> Float[Array, '*batch G']:
   """Advantages in units of the group's standard deviation (Eq. 4).
 
       A_k = (r_k - mean(r)) / (std(r) + ε)
@@ -26,16 +28,16 @@ def group_normalized(
   The standard deviation is the sample one (n - 1), in two passes.
 
   Args:
-    rewards: [..., G], usually [B, G]; entries under the mask may be NaN.
-    member_mask: [..., G], true where the group has a member.
+    rewards: entries under the mask may be NaN.
+    member_mask: true, or not 0, where the group has a member.
     epsilon: ε, in units of reward.
-    baseline_mask: [..., G], the members whose mean and std count, for all
-      members; None is all of them.
+    baseline_mask: the members whose mean and std count, for all members; None
+      is all of them.
 
   Returns:
-    [..., G]: masked members and empty groups 0. A group of one has no spread
-    to compare with: mean := 0 and std := 1, so A = r / (1 + ε). Where the
-    members that count are equal and another is not, std := 1.
+    A: masked members and empty groups 0. A group of one has no spread to
+    compare with: mean := 0 and std := 1, so A = r / (1 + ε). Where the members
+    that count are equal and another is not, std := 1.
 
   Source: Eq. 4; verl `compute_grpo_outcome_advantage`, core_algos.py:233-286.
   With a baseline_mask: `grpo_split`, mix_core_alg.py:12-67 of ElliottYan/LUFFY
@@ -55,22 +57,22 @@ def group_normalized(
 
 
 def mean_centred(
-  rewards: chex.Array,
-  member_mask: chex.Array,
+  rewards: Real[Array, '*batch G'],
+  member_mask: Shaped[Array, '*batch G'],
   *,
-  baseline_mask: chex.Array | None = None,
-) -> chex.Array:
+  baseline_mask: Shaped[Array, '*batch G'] | None = None,
+) -> Float[Array, '*batch G']:
   """Advantages in units of reward: A_k = r_k - mean(r).
 
   Args:
-    rewards: [..., G], usually [B, G].
-    member_mask: [..., G].
-    baseline_mask: [..., G], the members whose mean counts, for all members;
-      None is all of them.
+    rewards: entries under the mask may be NaN.
+    member_mask: true, or not 0, where the group has a member.
+    baseline_mask: the members whose mean counts, for all members; None is all
+      of them.
 
   Returns:
-    [..., G]: masked members 0; exactly 0 where all rewards are equal; a group
-    of one keeps its reward.
+    A: masked members 0; exactly 0 where all rewards are equal; a group of one
+    keeps its reward.
 
   Source: Dr. GRPO (arXiv 2503.20783); verl with norm_adv_by_std_in_grpo=False.
   """
@@ -79,18 +81,20 @@ def mean_centred(
   return masking.select(group.rewards - group.baseline, member_mask)
 
 
-def leave_one_out(rewards: chex.Array, member_mask: chex.Array) -> chex.Array:
+def leave_one_out(
+  rewards: Real[Array, '*batch G'], member_mask: Shaped[Array, '*batch G']
+) -> Float[Array, '*batch G']:
   """Advantages against the others: A_k = r_k - mean(r_j, j != k).
 
       r_k - mean(r_j, j != k) = n / (n - 1) (r_k - mean(r))
 
   Args:
-    rewards: [..., G], usually [B, G].
-    member_mask: [..., G].
+    rewards: entries under the mask may be NaN.
+    member_mask: true, or not 0, where the group has a member.
 
   Returns:
-    [..., G]: masked members 0; exactly 0 where all rewards are equal; a group
-    of one keeps its reward.
+    A: masked members 0; exactly 0 where all rewards are equal; a group of one
+    keeps its reward.
 
   Source: RLOO (arXiv 2402.14740); verl core_algos.py:405-454.
   """
@@ -100,7 +104,9 @@ def leave_one_out(rewards: chex.Array, member_mask: chex.Array) -> chex.Array:
   return masking.select(scale * (group.rewards - group.baseline), member_mask)
 
 
-def overlong(length: chex.Array, *, limit: int, share: float) -> chex.Array:
+def overlong(
+  length: Int[Array, '*batch'], *, limit: int, share: float
+) -> Float[Array, '*batch']:
   """How far a response reaches into the last share of its limit.
 
       (length - (1 - share) limit) / (share limit), not below 0
@@ -109,12 +115,12 @@ def overlong(length: chex.Array, *, limit: int, share: float) -> chex.Array:
   not as good as none, and one shortly before it is warned.
 
   Args:
-    length: [...] tokens of each response, its stop token included.
+    length: tokens of each response, its stop token included.
     limit: T, the longest that a response may be.
     share: in (0, 1].
 
   Returns:
-    [...] float32 in [0, 1].
+    float32 in [0, 1].
 
   Source: DAPO (arXiv 2503.14476); overlong_buffer of verl's recipe,
   workers/reward_manager/dapo.py.
@@ -123,12 +129,14 @@ def overlong(length: chex.Array, *, limit: int, share: float) -> chex.Array:
   return jnp.maximum(length - (limit - buffer), 0.0) / buffer
 
 
-def is_flat(rewards: chex.Array, member_mask: chex.Array) -> chex.Array:
-  """[...] bool: all members have the same reward, or there are none.
+def is_flat(
+  rewards: Real[Array, '*batch G'], member_mask: Shaped[Array, '*batch G']
+) -> Bool[Array, '*batch']:
+  """Whether all members have the same reward, or there are none.
 
   Args:
-    rewards: [..., G].
-    member_mask: [..., G].
+    rewards: entries under the mask are not read.
+    member_mask: true, or not 0, where the group has a member.
   """
   chex.assert_equal_shape([rewards, member_mask])
 
@@ -140,17 +148,17 @@ def is_flat(rewards: chex.Array, member_mask: chex.Array) -> chex.Array:
 
 
 class _Group(NamedTuple):
-  rewards: chex.Array  # [..., G], 0 under the mask, float32 or wider
-  counted: chex.Array  # [..., G] bool, whose statistics count
-  count: chex.Array  # [..., 1], how many of them
-  baseline: chex.Array  # [..., 1], their mean; 0 for one alone
-  flat: chex.Array  # [..., 1] bool, they are all equal
+  rewards: Float[Array, '*batch G']  # 0 under the mask, float32 or wider
+  counted: Bool[Array, '*batch G']  # whose statistics count
+  count: Int[Array, '*batch 1']  # how many of them
+  baseline: Float[Array, '*batch 1']  # their mean; 0 for one alone
+  flat: Bool[Array, '*batch 1']  # they are all equal
 
 
 def _group(
-  rewards: chex.Array,
-  member_mask: chex.Array,
-  baseline_mask: chex.Array | None = None,
+  rewards: Real[Array, '*batch G'],
+  member_mask: Shaped[Array, '*batch G'],
+  baseline_mask: Shaped[Array, '*batch G'] | None = None,
 ) -> _Group:
   """The baseline of a flat group is its reward, not the rounded mean of it."""
   rewards = masking.select(rewards, member_mask)

@@ -12,27 +12,29 @@ import math
 import chex
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int, Real, Shaped
 
 from gft_jax.ops import advantages, logprobs, losses, masking
+from gft_jax.types import Array
 
 
 def implicit_reward(
-  tokens: chex.Array,
-  length: chex.Array,
-  demonstration: chex.Array,
-  demonstration_length: chex.Array,
-) -> chex.Array:
+  tokens: Int[Array, '*batch T'],
+  length: Int[Array, '*batch'],
+  demonstration: Int[Array, '*batch T'],
+  demonstration_length: Int[Array, '*batch'],
+) -> Float[Array, '*batch']:
   """SFT's reward of a response: 1[y = y*].
 
   Args:
-    tokens: [..., T] the policy's answer.
-    length: [...] its tokens that are real.
-    demonstration: [..., T] the given answer.
-    demonstration_length: [...].
+    tokens: the policy's answer.
+    length: its tokens that are real.
+    demonstration: the given answer.
+    demonstration_length: its tokens that are real.
 
   Returns:
-    [...] float32, 1 where the two have the same length and the same tokens up
-    to it; what lies beyond does not matter.
+    float32, 1 where the two have the same length and the same tokens up to it;
+    what lies beyond does not matter.
   """
   chex.assert_equal_shape([tokens, demonstration])
   chex.assert_equal_shape([length, demonstration_length])
@@ -45,8 +47,8 @@ def implicit_reward(
   )
 
 
-def inverse_probability(logp: chex.Array) -> chex.Array:
-  """SFT's importance weight of a token: 1 / p = exp(-logp), [...] to [...].
+def inverse_probability(logp: Float[Array, '*batch']) -> Float[Array, '*batch']:
+  """SFT's importance weight of a token: 1 / p = exp(-logp).
 
   Cut at e^80, where float32 still has numbers: 0 times it stays 0.
   """
@@ -54,28 +56,28 @@ def inverse_probability(logp: chex.Array) -> chex.Array:
 
 
 def largest_inverse_probability(
-  logp: chex.Array, mask: chex.Array
-) -> chex.Array:
+  logp: Float[Array, '*batch'], mask: Shaped[Array, '*batch']
+) -> Float[Array, '']:
   """Largest 1 / p of the counted tokens.
 
   Args:
-    logp: [...].
-    mask: [...], true where a token counts.
+    logp: log p of each token.
+    mask: true, or not 0, where a token counts.
 
   Returns:
-    Scalar; 1, the smallest 1 / p there is, for an empty mask.
+    1, the smallest 1 / p there is, for an empty mask.
   """
   return inverse_probability(masking.select(logp, mask)).max(initial=1)
 
 
 def rectified_fraction(
-  logp: chex.Array, mask: chex.Array, *, tau: float
+  logp: Float[Array, '*batch T'], mask: Shaped[Array, '*batch T'], *, tau: float
 ) -> masking.WeightedMean:
   """Share of tokens that `dynamic_coefficient` shrinks: p <= τ.
 
   Args:
-    logp: [..., T].
-    mask: [..., T].
+    logp: log p of each token.
+    mask: true, or not 0, where a token counts.
     tau: τ, a probability.
 
   Returns:
@@ -85,27 +87,27 @@ def rectified_fraction(
 
 
 def is_clipped(
-  logp: chex.Array,
-  behavior_logp: chex.Array,
-  advantages: chex.Array,
+  logp: Float[Array, '*batch T'],
+  behavior_logp: Float[Array, '*batch T'],
+  advantages: Float[Array, '*batch'],
   *,
   clip_low: float,
   clip_high: float,
   dual_clip: float | None = None,
-) -> chex.Array:
+) -> Float[Array, '*batch T']:
   """Tokens to which `losses.grpo_token_loss` gives no gradient.
 
   Args:
-    logp: [..., T].
-    behavior_logp: [..., T].
-    advantages: [...], one per response.
-    clip_low: as in the loss; so the others.
+    logp: as in the loss; so the others.
+    behavior_logp:
+    advantages:
+    clip_low:
     clip_high:
     dual_clip:
 
   Returns:
-    [..., T] float32: 1 where the ratio has left the clip; 0 where it has not,
-    and where the advantage is 0.
+    float32: 1 where the ratio has left the clip; 0 where it has not, and where
+    the advantage is 0.
   """
   slope = jax.grad(
     lambda l: losses.grpo_token_loss(
@@ -121,8 +123,12 @@ def is_clipped(
 
 
 def token_gradients(
-  hidden: chex.Array, head: chex.Array, targets: chex.Array, *, chunk: int
-) -> tuple[chex.Array, chex.Array]:
+  hidden: Float[Array, '*batch D'],
+  head: Float[Array, 'D V'],
+  targets: Int[Array, '*batch'],
+  *,
+  chunk: int,
+) -> tuple[Float[Array, '*batch'], Int[Array, '*batch']]:
   """How hard imitation pulls at each token, and what stood there instead.
 
       ‖∂(-log p_t) / ∂h_t‖ = ‖W (p - onehot)‖
@@ -132,13 +138,13 @@ def token_gradients(
   it is DFT's or, with its advantage, GFT's.
 
   Args:
-    hidden: [..., D].
-    head: [D, V].
-    targets: [...] integers in [0, V).
+    hidden: the states that predict the tokens.
+    head: W.
+    targets: in [0, V).
     chunk: tokens whose logits exist at one time.
 
   Returns:
-    (norm [...] float32, the likeliest token [...] int32).
+    (norm, float32; the likeliest token, int32).
   """
 
   def body(carry, part):
@@ -155,16 +161,16 @@ def token_gradients(
   return results
 
 
-def top_share(values: chex.Array, *, share: float) -> chex.Array:
+def top_share(values: Float[Array, ' n'], *, share: float) -> Float[Array, '']:
   """What the largest values have of the sum of all.
 
   Args:
-    values: [n], not negative.
+    values: not negative.
     share: of the n values that count as the largest, in (0, 1]; at least one
       value does.
 
   Returns:
-    Scalar in [0, 1]; 0 where all are 0.
+    In [0, 1]; 0 where all are 0.
   """
   chex.assert_rank(values, 1)
 
@@ -174,14 +180,13 @@ def top_share(values: chex.Array, *, share: float) -> chex.Array:
 
 
 def effective_groups(
-  rewards: chex.Array, member_mask: chex.Array
+  rewards: Real[Array, '*batch G'], member_mask: Shaped[Array, '*batch G']
 ) -> masking.WeightedMean:
   """Share of groups whose rewards differ; the others teach nothing.
 
   Args:
-    rewards: [..., G].
-    member_mask: [..., G].
-
+    rewards: entries under the mask are not read.
+    member_mask: true, or not 0, where the group has a member.
   Returns:
     total = groups with unequal rewards, weight = groups with a member.
   """

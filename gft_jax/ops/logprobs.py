@@ -8,25 +8,31 @@ not N x V.
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import chex
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int
 
+from gft_jax.types import Array, Tree
+
+Carry = TypeVar('Carry')
+Part = TypeVar('Part')
+Result = TypeVar('Result')
 # Columns of the head that a CPU works through at one time.
 VOCABULARY_BLOCK = 8192
 
 
 @jax.named_scope('head')
 def target_logprobs(
-  hidden: chex.Array,
-  head: chex.Array,
-  targets: chex.Array,
+  hidden: Float[Array, '*batch D'],
+  head: Float[Array, 'D V'],
+  targets: Int[Array, '*batch'],
   *,
   chunk: int,
   temperature: float = 1.0,
-) -> tuple[chex.Array, chex.Array]:
+) -> tuple[Float[Array, '*batch'], Float[Array, '*batch']]:
   """Log-probability of each target, and entropy of its distribution.
 
       z = hidden head / temperature;  p = softmax(z)
@@ -37,15 +43,15 @@ def target_logprobs(
       dz = g (onehot - p) - h p (log p + H)
 
   Args:
-    hidden: [..., D]; its product with the head is accumulated in float32.
-    head: [D, V].
-    targets: [...] integers in [0, V).
+    hidden: its product with the head is accumulated in float32.
+    head: what turns a state into logits.
+    targets: in [0, V).
     chunk: tokens whose logits exist at one time, over all devices of a jit, or
       on each of a shard_map; more than there are tokens is all of them.
     temperature: positive; static, no gradient.
 
   Returns:
-    (logp [...], entropy [...]) in nats, float32 (float64 for float64 input).
+    (logp, entropy) in nats, float32 (float64 for float64 input).
     The gradients of hidden and head have their dtypes; the head's is
     accumulated over chunks in float32. To differentiate a shard_map around
     this, give that shard_map check_vma=False.
@@ -60,15 +66,15 @@ def target_logprobs(
 
 @jax.named_scope('head')
 def fused_token_loss(
-  hidden: chex.Array,
-  head: chex.Array,
-  targets: chex.Array,
-  token_loss: Callable[[chex.Array, chex.Array, Any], chex.Array],
-  inputs: Any,
+  hidden: Float[Array, '*batch D'],
+  head: Float[Array, 'D V'],
+  targets: Int[Array, '*batch'],
+  token_loss: Callable[[Array, Array, Tree], Array],
+  inputs: Tree,
   *,
   chunk: int,
   temperature: float = 1.0,
-) -> tuple[chex.Array, chex.Array, chex.Array]:
+) -> tuple[Float[Array, ''], Float[Array, '*batch'], Float[Array, '*batch']]:
   """A sum of token losses whose gradient is made in the forward pass.
 
   Where a token's loss depends on its own log-probability and entropy alone, as
@@ -76,18 +82,18 @@ def fused_token_loss(
   they are made once, not twice as by `target_logprobs`.
 
   Args:
-    hidden: [..., D].
-    head: [D, V].
-    targets: [...] integers in [0, V).
+    hidden: as in `target_logprobs`; so the next two.
+    head:
+    targets:
     token_loss: (logp [n], entropy [n], inputs) -> [n], of n tokens, weights and
       denominators included.
-    inputs: arrays [..., *] of each token, which get no gradient.
+    inputs: arrays [*batch, ...] of each token, which get no gradient.
     chunk: as in `target_logprobs`.
     temperature: likewise.
 
   Returns:
-    The sum, which differentiates by hidden and head; logp [...] and entropy
-    [...], which do not.
+    The sum, which differentiates by hidden and head; logp and entropy, which
+    do not.
   """
   chex.assert_rank(head, 2)
   chex.assert_shape(hidden, (*jnp.shape(targets), head.shape[0]))
@@ -102,8 +108,13 @@ def fused_token_loss(
 
 
 def map_chunks(
-  body: Callable[..., Any], init: Any, tokens: Any, *, ndim: int, chunk: int
-) -> tuple[Any, Any]:
+  body: Callable[[Carry, Part], tuple[Carry, Result]],
+  init: Carry,
+  tokens: Part,
+  *,
+  ndim: int,
+  chunk: int,
+) -> tuple[Carry, Result]:
   """Scans `body` over parts of at most `chunk` tokens.
 
   The parts are of equal size, and the last one is padded with zeros. Each is
@@ -142,9 +153,11 @@ def map_chunks(
 
 
 def chunk_logits(
-  hidden: chex.Array, head: chex.Array, temperature: float = 1.0
-) -> chex.Array:
-  """[..., V] logits / temperature, in float32 or wider, of a few tokens."""
+  hidden: Float[Array, '*batch D'],
+  head: Float[Array, 'D V'],
+  temperature: float = 1.0,
+) -> Float[Array, '*batch V']:
+  """Logits / temperature, in float32 or wider, of a few tokens."""
   dtype = jnp.promote_types(jnp.result_type(hidden, head), jnp.float32)
   return jnp.dot(hidden, head, preferred_element_type=dtype) / temperature
 
@@ -177,10 +190,9 @@ def _forward_vjp(chunk, temperature, hidden, head, targets):
 def _backward_vjp(chunk, temperature, residuals, cotangents):
   def run(width, hidden, head, targets, read, cotangents):
     def body(head_gradient, part):
-      hidden, targets, read, (g, h) = part
-      return _pull_back(
-        head_gradient, hidden, head, targets, read, g, h, temperature, width
-      )
+      hidden, targets, read, cotangents = part
+      pull = _Pull(hidden, targets, read, *cotangents)
+      return _pull_back(head_gradient, head, pull, temperature, width)
 
     head_gradient, hidden_gradient = map_chunks(
       body,
@@ -213,16 +225,10 @@ def _fused_forward(
       loss, slope = jax.vjp(
         lambda l, e: token_loss(l, e, inputs), read.logp, read.entropy
       )
+      g, h = slope(jnp.ones_like(loss))
+      pull = _Pull(hidden, targets, read, g, h, logits)
       head_gradient, dhidden = _pull_back(
-        head_gradient,
-        hidden,
-        head,
-        targets,
-        read,
-        *slope(jnp.ones_like(loss)),
-        temperature,
-        width,
-        logits,
+        head_gradient, head, pull, temperature, width
       )
       return head_gradient, (loss, read.logp, read.entropy, dhidden)
 
@@ -252,9 +258,22 @@ _fused.defvjp(_fused_forward, _fused_backward)
 
 
 class _Read(NamedTuple):
-  logp: chex.Array  # [n] of the targets
-  entropy: chex.Array  # [n]
-  log_z: chex.Array  # [n], log of the sum of exp
+  """What the logits of n tokens say."""
+
+  logp: Float[Array, ' n']  # of the targets
+  entropy: Float[Array, ' n']
+  log_z: Float[Array, ' n']  # log of the sum of exp
+
+
+class _Pull(NamedTuple):
+  """What the gradients of n tokens are made of."""
+
+  hidden: Float[Array, 'n D']
+  targets: Int[Array, ' n']
+  read: _Read
+  g: Float[Array, ' n']  # cotangent of logp
+  h: Float[Array, ' n']  # cotangent of the entropy
+  logits: Float[Array, 'n V'] | None = None  # None: they are made again
 
 
 def _in_blocks(run, *arrays):
@@ -329,19 +348,8 @@ def _read(hidden, head, targets, temperature, width, *, keep):
   return _Read(chosen - log_z, entropy, log_z), logits
 
 
-def _pull_back(
-  head_gradient,
-  hidden,
-  head,
-  targets,
-  read,
-  g,
-  h,
-  temperature,
-  width,
-  logits=None,
-):
-  """Cotangents g of logp and h of the entropy -> gradients.
+def _pull_back(head_gradient, head, pull, temperature, width):
+  """Cotangents of logp and of the entropy -> gradients.
 
   The matrix products run in the dtype of the forward pass and are accumulated
   in float32.
@@ -349,6 +357,7 @@ def _pull_back(
   Returns:
     (head_gradient [D, V] with that of these tokens, hidden's [n, D]).
   """
+  hidden, targets, read, g, h, logits = pull
   product = functools.partial(
     jnp.dot, preferred_element_type=head_gradient.dtype
   )
@@ -364,11 +373,11 @@ def _pull_back(
     share = g[:, None] + h[:, None] * (logq + read.entropy[:, None])
     # 0 in all columns where the target is in another block.
     onehot = jax.nn.one_hot(targets - start, size, dtype=logq.dtype)
-    pull = g[:, None] * onehot - share * jnp.exp(logq)
-    pull = (pull / temperature).astype(jnp.result_type(hidden, head))
-    part = _columns(total, start, size) + product(hidden.T, pull)
+    slope = g[:, None] * onehot - share * jnp.exp(logq)
+    slope = (slope / temperature).astype(jnp.result_type(hidden, head))
+    part = _columns(total, start, size) + product(hidden.T, slope)
     total = jax.lax.dynamic_update_slice(total, part, (0, start))
-    return total, dhidden + product(pull, columns.T)
+    return total, dhidden + product(slope, columns.T)
 
   head_gradient, dhidden = _over_blocks(
     step,

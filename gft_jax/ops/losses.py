@@ -22,41 +22,39 @@ import math
 import chex
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
 
 from gft_jax.ops import rectification
+from gft_jax.types import Array
 
 # exp of it is the largest ratio that a loss or an estimator sees.
 MAX_LOG_RATIO = 20.0
 
 
-def sft_token_loss(logp: chex.Array) -> chex.Array:
+def sft_token_loss(logp: Float[Array, '*batch T']) -> Float[Array, '*batch T']:
   """Supervised fine-tuning: L_t = -log p_t.
 
   An unlikely token has the same slope by log p as any other, so its p is
   pushed with the weight 1/p, without bound.
 
   Args:
-    logp: [..., T] log-probability of each demonstrated token.
-
-  Returns:
-    [..., T].
+    logp: log-probability of each demonstrated token.
 
   Source: verl fsdp_sft_trainer.py:343-447 of yongliang-wu/DFT at e153181.
   """
   return -logp
 
 
-def preference_loss(chosen: chex.Array, rejected: chex.Array) -> chex.Array:
+def preference_loss(
+  chosen: Float[Array, '*batch'], rejected: Float[Array, '*batch']
+) -> Float[Array, '*batch']:
   """Bradley-Terry: L = -log σ(r⁺ - r⁻), the surprise that r⁺ is preferred.
 
   Only the difference counts, so scores are known up to a constant per prompt.
 
   Args:
-    chosen: [...] scores r⁺.
-    rejected: [...] scores r⁻ of answers to the same prompts.
-
-  Returns:
-    [...].
+    chosen: scores r⁺.
+    rejected: scores r⁻ of answers to the same prompts.
 
   Source: Bradley and Terry 1952; Ouyang et al. 2022 (arXiv 2203.02155), Eq. 1.
   """
@@ -66,19 +64,16 @@ def preference_loss(chosen: chex.Array, rejected: chex.Array) -> chex.Array:
 
 
 def dft_token_loss(
-  logp: chex.Array, *, kept: chex.Array | None = None
-) -> chex.Array:
+  logp: Float[Array, '*batch T'], *, kept: Bool[Array, '*batch T'] | None = None
+) -> Float[Array, '*batch T']:
   """Dynamic fine-tuning: L_t = -sg(p_t) log p_t; dL_t/dp_t = -1.
 
   An unlikely token is pushed with the weight 1, not 1/p: by log p its slope is
   p, so what the policy does not believe it hardly learns.
 
   Args:
-    logp: [..., T] log-probability of each demonstrated token.
-    kept: [..., T] bool, tokens that keep SFT's slope; see `gft_token_loss`.
-
-  Returns:
-    [..., T].
+    logp: log-probability of each demonstrated token.
+    kept: tokens that keep SFT's slope; see `gft_token_loss`.
 
   Source: DFT (arXiv 2508.05629), fsdp_dft_trainer.py:366-441 of
   yongliang-wu/DFT at e153181.
@@ -88,12 +83,12 @@ def dft_token_loss(
 
 
 def gft_token_loss(
-  logp: chex.Array,
-  advantages: chex.Array,
+  logp: Float[Array, '*batch T'],
+  advantages: Float[Array, '*batch'],
   *,
   tau: float,
-  kept: chex.Array | None = None,
-) -> chex.Array:
+  kept: Bool[Array, '*batch T'] | None = None,
+) -> Float[Array, '*batch T']:
   """Group fine-tuning, the paper's loss (Eq. 21), before its sums.
 
       L_kt = -A_k C(p_kt) log p_kt;  dL_kt/dlog p_kt = -A_k C(p_kt)
@@ -103,15 +98,12 @@ def gft_token_loss(
   ∇p is A C/p, A/p above τ and A below, never more than A/τ.
 
   Args:
-    logp: [..., T], usually [B, G, T], under the un-tempered policy.
-    advantages: [...], one per response.
+    logp: log-probability under the un-tempered policy.
+    advantages: one per response.
     tau: threshold of `dynamic_coefficient`, p > τ.
-    kept: [..., T] bool, tokens whose coefficient is 1 whatever their p; None,
+    kept: tokens whose coefficient is 1 whatever their p; None,
       the paper, has none. A remedy for an unlikely stop token, which
       rectification keeps unlikely: the policy then never learns to stop.
-
-  Returns:
-    [..., T].
 
   Source: Eq. 21; core_algos.py:668-712 of ZJU-OmniAI/GFT at 763384d.
   Deviations: Eq. 6, 17 and 22 print the gradient as A (C/p) ∇log p. The
@@ -125,8 +117,11 @@ def gft_token_loss(
 
 
 def psft_token_loss(
-  logp: chex.Array, old_logp: chex.Array, *, clip_high: float
-) -> chex.Array:
+  logp: Float[Array, '*batch T'],
+  old_logp: Float[Array, '*batch T'],
+  *,
+  clip_high: float,
+) -> Float[Array, '*batch T']:
   """Proximal SFT: L_t = -min(r_t, 1 + high), r_t = p_t / p_old,t.
 
   PPO's clip with advantage 1 on demonstrations, so its lower bound never
@@ -135,13 +130,10 @@ def psft_token_loss(
   update of a step is SFT's, with the weight 1/p on ∇p.
 
   Args:
-    logp: [..., T] log-probability of each demonstrated token.
-    old_logp: [..., T] the same under the policy that began the step; no
+    logp: log-probability of each demonstrated token.
+    old_logp: the same under the policy that began the step; no
       gradient.
     clip_high: how far the ratio may rise above 1.
-
-  Returns:
-    [..., T].
 
   Source: PSFT (arXiv 2508.17784), core_algos.py:816-890 of zwhong714/PSFT at
   569b1ba, there with advantages 1 and a dual clip that is never reached.
@@ -150,8 +142,11 @@ def psft_token_loss(
 
 
 def luffy_token_loss(
-  logp: chex.Array, advantages: chex.Array, *, shaping: float
-) -> chex.Array:
+  logp: Float[Array, '*batch T'],
+  advantages: Float[Array, '*batch'],
+  *,
+  shaping: float,
+) -> Float[Array, '*batch T']:
   """LUFFY's policy shaping, for tokens that another policy wrote.
 
       L_t = -A p_t / (p_t + γ);  dL_t/dlog p_t = -A γ p_t / (p_t + γ)²
@@ -162,12 +157,9 @@ def luffy_token_loss(
   the policy does not do yet; as by log p the slope is largest at p = γ.
 
   Args:
-    logp: [..., T].
-    advantages: [...], one per response; no gradient.
+    logp: log-probability of each token that another policy wrote.
+    advantages: one per response; no gradient.
     shaping: γ, a probability; 0.1 in the paper.
-
-  Returns:
-    [..., T].
 
   Source: LUFFY (arXiv 2504.14945); off_policy_reshape=p_div_p_0.1 in
   mix_core_alg.py:69-251 of ElliottYan/LUFFY at 01f4ae0. γ = 0 has no slope;
@@ -181,7 +173,9 @@ def luffy_token_loss(
   return -jax.lax.stop_gradient(advantages)[..., None] * shaped
 
 
-def chord_token_loss(logp: chex.Array) -> chex.Array:
+def chord_token_loss(
+  logp: Float[Array, '*batch T'],
+) -> Float[Array, '*batch T']:
   """CHORD-φ's imitation: L_t = -sg(p_t (1 - p_t)) log p_t.
 
   φ(p) = p (1 - p) leaves out what is certain already and what the policy
@@ -189,10 +183,7 @@ def chord_token_loss(logp: chex.Array) -> chex.Array:
   token (weight 1 - p on ∇p).
 
   Args:
-    logp: [..., T] log-probability of each demonstrated token.
-
-  Returns:
-    [..., T].
+    logp: log-probability of each demonstrated token.
 
   Source: CHORD (arXiv 2508.11408), chord_policy_loss.py of
   modelscope/Trinity-RFT at 0414330.
@@ -202,27 +193,24 @@ def chord_token_loss(logp: chex.Array) -> chex.Array:
 
 
 def chord_mu(
-  step: chex.Array,
+  step: Int[Array, '*batch'] | int,
   *,
   peak: float,
   valley: float,
   warmup_steps: int,
   decay_steps: int,
-) -> chex.Array:
+) -> Float[Array, '*batch']:
   """CHORD's weight of imitation against reward, in [0, 1].
 
       0 -> peak linearly; then valley + (peak - valley) (1 + cos πs/decay) / 2
       for s < decay steps after the warm-up; then valley
 
   Args:
-    step: [...] optimizer updates done.
+    step: optimizer updates done.
     peak: µ at the end of the warm-up.
     valley: µ at last.
     warmup_steps: updates of the linear rise.
     decay_steps: updates of the cosine; 0 goes to the valley at once.
-
-  Returns:
-    [...].
 
   Source: mu_schedule_function, chord_policy_loss.py of modelscope/Trinity-RFT
   at 0414330.
@@ -236,14 +224,14 @@ def chord_mu(
 
 
 def grpo_token_loss(
-  logp: chex.Array,
-  behavior_logp: chex.Array,
-  advantages: chex.Array,
+  logp: Float[Array, '*batch T'],
+  behavior_logp: Float[Array, '*batch T'],
+  advantages: Float[Array, '*batch'],
   *,
   clip_low: float,
   clip_high: float,
   dual_clip: float | None = None,
-) -> chex.Array:
+) -> Float[Array, '*batch T']:
   """Clipped policy gradient of GRPO.
 
       r_t = exp(log p_t - log b_t)
@@ -256,15 +244,12 @@ def grpo_token_loss(
   pushed with the weight A/p on ∇p.
 
   Args:
-    logp: [..., T] under the policy, at the sampler's temperature.
-    behavior_logp: [..., T] under the policy that sampled; no gradient.
-    advantages: [...], one per response; no gradient.
+    logp: under the policy, at the sampler's temperature.
+    behavior_logp: under the policy that sampled; no gradient.
+    advantages: one per response; no gradient.
     clip_low: how far the ratio may fall below 1; at least 1 is no bound.
     clip_high: how far it may rise above 1; infinity is no bound.
     dual_clip: c, above 1; None has no bound.
-
-  Returns:
-    [..., T].
 
   Source: GRPO (arXiv 2402.03300), dual clip (arXiv 1912.09729); verl
   core_algos.py:714-786 of ZJU-OmniAI/GFT at 763384d.
@@ -281,7 +266,9 @@ def grpo_token_loss(
   return jnp.where(advantages < 0, bounded, loss)
 
 
-def _ratio(logp: chex.Array, old_logp: chex.Array) -> chex.Array:
+def _ratio(
+  logp: Float[Array, '*batch T'], old_logp: Float[Array, '*batch T']
+) -> Float[Array, '*batch T']:
   """p / p_old with the log-ratio clamped to ±20; no gradient into p_old."""
   chex.assert_equal_shape([logp, old_logp])
 
@@ -289,5 +276,7 @@ def _ratio(logp: chex.Array, old_logp: chex.Array) -> chex.Array:
   return jnp.exp(jnp.clip(log_ratio, -MAX_LOG_RATIO, MAX_LOG_RATIO))
 
 
-def _keep(weight: chex.Array, kept: chex.Array | None) -> chex.Array:
+def _keep(
+  weight: Float[Array, '*batch T'], kept: Bool[Array, '*batch T'] | None
+) -> Float[Array, '*batch T']:
   return weight if kept is None else jnp.where(kept, 1, weight)

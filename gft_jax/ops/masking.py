@@ -5,6 +5,9 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+from jaxtyping import Num, Shaped
+
+from gft_jax.types import Array
 
 # Mapped axes of devices to add over, under pmap or shard_map; None: no mapping.
 AxisName = str | tuple[str, ...] | None
@@ -17,13 +20,14 @@ class WeightedMean(NamedTuple):
   nobody divides: `(a + b).value` is the mean over both, whatever their sizes.
 
   Attributes:
-    total: [...] sum of the counted values.
-    weight: [...] how many were counted; same shape as total.
+    total: sum of the counted values.
+    weight: how many were counted.
   """
 
-  total: chex.Array
-  weight: chex.Array
+  total: Num[Array, '*batch']
+  weight: Num[Array, '*batch']
 
+  # pyrefly: ignore[bad-override]  # Two means make one; tuples would join.
   def __add__(self, other: 'WeightedMean') -> 'WeightedMean':
     return WeightedMean(self.total + other.total, self.weight + other.weight)
 
@@ -32,7 +36,7 @@ class WeightedMean(NamedTuple):
     return self if other == 0 else NotImplemented
 
   @property
-  def value(self) -> chex.Array:
+  def value(self) -> Num[Array, '...']:
     """total / weight; 0 where nothing was counted.
 
     The denominator is made safe before the division: selecting only after it
@@ -43,7 +47,9 @@ class WeightedMean(NamedTuple):
     return jnp.where(counted, self.total / denominator, 0)
 
 
-def select(values: chex.Array, mask: chex.Array) -> chex.Array:
+def select(
+  values: Num[Array, '*batch'], mask: Shaped[Array, '*batch']
+) -> Num[Array, '*batch']:
   """Values where the mask holds, 0 elsewhere.
 
   Multiplying by the mask would turn one -inf under it into NaN. Use it on both
@@ -51,11 +57,11 @@ def select(values: chex.Array, mask: chex.Array) -> chex.Array:
   after, so that masked entries count for nothing.
 
   Args:
-    values: [...].
-    mask: [...], true where a value counts.
+    values: anything under the mask, also NaN and infinity.
+    mask: true, or not 0, where a value counts.
 
   Returns:
-    [...] in the dtype of `values`.
+    In the dtype of `values`.
   """
   chex.assert_equal_shape([values, mask])
 
@@ -63,13 +69,16 @@ def select(values: chex.Array, mask: chex.Array) -> chex.Array:
 
 
 def token_mean(
-  values: chex.Array, mask: chex.Array, *, axis_name: AxisName = None
+  values: Num[Array, '*batch T'],
+  mask: Shaped[Array, '*batch T'],
+  *,
+  axis_name: AxisName = None,
 ) -> WeightedMean:
   """Mean over all tokens: Σ m x / Σ m.
 
   Args:
-    values: [..., T]. bfloat16 and float16 are accumulated in float32.
-    mask: [..., T], true where a token counts.
+    values: bfloat16 and float16 are accumulated in float32.
+    mask: true, or not 0, where a token counts.
     axis_name: mapped axes of devices to add over, under pmap or shard_map.
 
   Returns:
@@ -84,14 +93,17 @@ def token_mean(
 
 
 def sequence_mean(
-  values: chex.Array, mask: chex.Array, *, axis_name: AxisName = None
+  values: Num[Array, '*batch T'],
+  mask: Shaped[Array, '*batch T'],
+  *,
+  axis_name: AxisName = None,
 ) -> WeightedMean:
   """Mean over rows of the row's token mean: Σ_rows (Σ m x / Σ m) / rows.
 
   Args:
-    values: [..., T].
-    mask: [..., T].
-    axis_name: as in `token_mean`.
+    values: as in `token_mean`; so the others.
+    mask:
+    axis_name:
 
   Returns:
     Scalars; weight = number of rows with at least one token.
@@ -104,14 +116,17 @@ def sequence_mean(
 
 
 def token_sum(
-  values: chex.Array, mask: chex.Array, *, axis_name: AxisName = None
+  values: Num[Array, '*batch T'],
+  mask: Shaped[Array, '*batch T'],
+  *,
+  axis_name: AxisName = None,
 ) -> WeightedMean:
   """Mean over rows of the row's token sum: Σ_rows Σ m x / rows.
 
   Args:
-    values: [..., T].
-    mask: [..., T].
-    axis_name: as in `token_mean`.
+    values: as in `token_mean`; so the others.
+    mask:
+    axis_name:
 
   Returns:
     Scalars; weight = number of rows with at least one token.
@@ -124,7 +139,10 @@ def token_sum(
 
 
 def length_mean(
-  values: chex.Array, mask: chex.Array, *, axis_name: AxisName = None
+  values: Num[Array, '*batch T'],
+  mask: Shaped[Array, '*batch T'],
+  *,
+  axis_name: AxisName = None,
 ) -> WeightedMean:
   """Mean over rows of the row's token sum over T: Σ_rows (Σ m x / T) / rows.
 
@@ -132,9 +150,9 @@ def length_mean(
   wrong answer is not pushed less than a short one. T is the allocated length.
 
   Args:
-    values: [..., T].
-    mask: [..., T].
-    axis_name: as in `token_mean`.
+    values: as in `token_mean`; so the others.
+    mask:
+    axis_name:
 
   Returns:
     Scalars; weight = number of rows with at least one token.
@@ -147,7 +165,10 @@ def length_mean(
 
 
 def length_sum(
-  values: chex.Array, mask: chex.Array, *, axis_name: AxisName = None
+  values: Num[Array, '*batch T'],
+  mask: Shaped[Array, '*batch T'],
+  *,
+  axis_name: AxisName = None,
 ) -> WeightedMean:
   """Sum over rows of the row's token sum over T: Σ_rows Σ m x / T.
 
@@ -155,9 +176,9 @@ def length_sum(
   add by their totals alone.
 
   Args:
-    values: [..., T].
-    mask: [..., T].
-    axis_name: as in `token_mean`.
+    values: as in `token_mean`; so the others.
+    mask:
+    axis_name:
 
   Returns:
     Scalars; weight = 1.
@@ -179,7 +200,9 @@ REDUCTIONS = {
 }
 
 
-def _rows(values: chex.Array, mask: chex.Array) -> WeightedMean:
+def _rows(
+  values: Num[Array, '*batch T'], mask: Shaped[Array, '*batch T']
+) -> WeightedMean:
   """Total and number of tokens of each row, in float32 or wider."""
   values = select(values, mask)
   dtype = jnp.promote_types(values.dtype, jnp.float32)
@@ -190,7 +213,7 @@ def _rows(values: chex.Array, mask: chex.Array) -> WeightedMean:
 
 
 def _total(
-  totals: chex.Array, weights: chex.Array, axis_name: AxisName
+  totals: Num[Array, '*batch'], weights: Array, axis_name: AxisName
 ) -> WeightedMean:
   mean = WeightedMean(totals.sum(), weights.sum(dtype=totals.dtype))
   return mean if axis_name is None else jax.lax.psum(mean, axis_name)

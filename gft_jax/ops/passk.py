@@ -5,17 +5,24 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
+
+from gft_jax.types import Array
 
 
 class Interval(NamedTuple):
-  """A mean with the ends of its 95 % interval; three scalars."""
+  """A mean with the ends of its 95 % interval."""
 
-  mean: chex.Array
-  low: chex.Array
-  high: chex.Array
+  mean: Float[Array, '']
+  low: Float[Array, '']
+  high: Float[Array, '']
 
 
-def pass_at_k(correct: chex.Array, samples: chex.Array, k: int) -> chex.Array:
+def pass_at_k(
+  correct: Int[Array, '*#problems'],
+  samples: Int[Array, '*#problems'] | int,
+  k: int,
+) -> Float[Array, '*problems']:
   """Chance that one of k answers is right, estimated without bias.
 
       pass@k = 1 - C(n - c, k) / C(n, k) = 1 - Π_{i<k} (1 - c / (n - i))
@@ -23,12 +30,12 @@ def pass_at_k(correct: chex.Array, samples: chex.Array, k: int) -> chex.Array:
   The product is a sum of log1p, which float32 carries to 1e-5 at any k.
 
   Args:
-    correct: [...] integers c, right answers per problem.
-    samples: [...] integers n, answers per problem; broadcasts with c.
+    correct: c, right answers per problem.
+    samples: n, answers per problem; broadcasts with c.
     k: static, at least 1.
 
   Returns:
-    [...] float32. Under jit, where nothing can be raised, samples < k is NaN.
+    float32. Under jit, where nothing can be raised, samples < k is NaN.
 
   Raises:
     ValueError: k < 1, or samples < k where the values are known.
@@ -51,19 +58,23 @@ def pass_at_k(correct: chex.Array, samples: chex.Array, k: int) -> chex.Array:
   return jnp.where(samples >= k, passed, jnp.nan).astype(jnp.float32)
 
 
-def avg_at_k(correct: chex.Array, samples: chex.Array) -> chex.Array:
-  """Mean accuracy over problems: mean(c / n), a scalar; float32.
+def avg_at_k(
+  correct: Int[Array, '*#problems'], samples: Int[Array, '*#problems'] | int
+) -> Float[Array, '']:
+  """Mean accuracy over problems: mean(c / n), float32.
 
   Args:
-    correct: [...] integers, right answers per problem.
-    samples: [...] integers, answers per problem; broadcasts with correct.
+    correct: right answers per problem.
+    samples: answers per problem; broadcasts with correct.
   """
   correct, samples = jnp.broadcast_arrays(correct, samples)
 
   return (correct / samples).astype(jnp.float32).mean()
 
 
-def majority_at_k(votes: chex.Array, correct: chex.Array, k: int) -> chex.Array:
+def majority_at_k(
+  votes: Int[Array, '*problems n'], correct: Bool[Array, '*problems n'], k: int
+) -> Float[Array, '*problems']:
   """Share of blocks of k answers whose most frequent answer is right.
 
       maj@k = mean over the n // k blocks of k consecutive answers of
@@ -77,13 +88,13 @@ def majority_at_k(votes: chex.Array, correct: chex.Array, k: int) -> chex.Array:
   wins; a block without a vote is wrong.
 
   Args:
-    votes: [..., n] integers, equal where the answers to a problem are; -1 is an
-      answer that says nothing, and has no vote.
-    correct: [..., n] bool, the answer is right.
+    votes: equal where the answers to a problem are; -1 is an answer that says
+      nothing, and has no vote.
+    correct: the answer is right.
     k: static, from 1 to n.
 
   Returns:
-    [...] float32.
+    float32.
 
   Raises:
     ValueError: k is not in that range.
@@ -105,7 +116,7 @@ def majority_at_k(votes: chex.Array, correct: chex.Array, k: int) -> chex.Array:
 
 
 def interval(
-  values: chex.Array, bounds: tuple[float, float] = (0.0, 1.0)
+  values: Float[Array, ' n'], bounds: tuple[float, float] = (0.0, 1.0)
 ) -> Interval:
   """Mean over problems with a 95 % interval by the central limit theorem.
 
@@ -115,12 +126,12 @@ def interval(
   average (or pass@k) them first. Approximate below about 30 problems.
 
   Args:
-    values: [n], one number per problem, within `bounds`.
+    values: one number per problem, within `bounds`.
     bounds: what a value can be at least and at most.
 
   Returns:
-    Scalars; the ends are cut to `bounds`. One problem says nothing: its
-    interval is `bounds`.
+    The ends are cut to `bounds`. One problem says nothing: its interval is
+    `bounds`.
   """
   chex.assert_rank(values, 1)
   lowest, highest = bounds

@@ -1,12 +1,16 @@
 """Dynamic coefficient rectification (Eq. 5)."""
 
-import chex
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
+
+from gft_jax.types import Array
 
 
 @jax.named_scope('dynamic_coefficient')
-def dynamic_coefficient(logp: chex.Array, *, tau: float) -> chex.Array:
+def dynamic_coefficient(
+  logp: Float[Array, '*batch'], *, tau: float
+) -> Float[Array, '*batch']:
   """How much of a token's imitation gradient is kept.
 
       C(p) = 1 where p > τ, sg(p) elsewhere;  p = exp(logp)
@@ -15,11 +19,11 @@ def dynamic_coefficient(logp: chex.Array, *, tau: float) -> chex.Array:
   below, where 1/p would explode. τ = 0 keeps SFT's gradient, τ = 1 gives DFT.
 
   Args:
-    logp: [...] log-probability of each target token.
+    logp: log-probability of each target token.
     tau: τ in [0, 1], a probability.
 
   Returns:
-    [...] in [0, 1]; no gradient passes.
+    C in [0, 1]; no gradient passes.
 
   Source: Eq. 5; code core_algos.py:704 of ZJU-OmniAI/GFT.
   Deviations: Eq. 5 has C = 1 where p >= τ; the code, and this, where p > τ.

@@ -6,6 +6,7 @@ import numpy as np
 import oracles
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jaxtyping import TypeCheckError
 from numpy.testing import assert_allclose
 
 from gft_jax.ops import divergences, logprobs
@@ -133,7 +134,7 @@ def test_errors():
   for settings in ({'chunk': 0}, {'chunk': 1, 'temperature': 0.0}):
     with pytest.raises(AssertionError):
       logprobs.target_logprobs(*arrays, **settings)
-  with pytest.raises(AssertionError):
+  with pytest.raises(TypeCheckError):
     logprobs.target_logprobs(
       jnp.ones((3, D)), jnp.ones((D, V)), jnp.zeros(2, int), chunk=1
     )

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from jaxtyping import TypeCheckError
 
 from gft_jax.ops import masking
 from gft_jax.ops.masking import WeightedMean
@@ -89,5 +90,5 @@ def test_float64_stays():
 
 
 def test_shapes_must_agree():
-  with pytest.raises(AssertionError):
+  with pytest.raises(TypeCheckError):
     masking.token_mean(jnp.ones((2, 3)), jnp.ones((2, 1)))

@@ -126,7 +126,7 @@ FORMULAS = {
   ),
   'inverse_probability': (diagnostics.inverse_probability, (LOGP,)),
   'pass_at_k': (
-    lambda correct: passk.pass_at_k(correct, np.int32(8), 3),
+    lambda correct: passk.pass_at_k(correct, 8, 3),
     (CORRECT,),
   ),
 }
@@ -150,7 +150,7 @@ REDUCTIONS = {
     lambda logp: diagnostics.top_share(-logp.ravel(), share=0.1),
     (LOGP,),
   ),
-  'avg_at_k': (lambda c: passk.avg_at_k(c, np.int32(8)), (CORRECT,)),
+  'avg_at_k': (lambda c: passk.avg_at_k(c, 8), (CORRECT,)),
   'interval': (lambda c: passk.interval(c[:, 0] / 8), (CORRECT,)),
   'gft_loss': (
     lambda *args: mapped_loss.gft_loss(*args, tau=0.4),
