@@ -103,14 +103,18 @@ class Collector:
         )
       own, stopped = engine.decode(sampled, settings.sampler)
       texts = [a + b for a, b in zip(texts, own)]
-      finished = np.concatenate([finished, stopped], axis=1)
+      finished = np.concatenate([np.asarray(finished), stopped], axis=1)
       stopped = processes.gather(stopped)
       record['train/truncated_fraction'] = float(1 - stopped.mean())
     responses, origin = groups.join(given, origin, sampled)
     scores = np.zeros(responses.length.shape, np.float32)
     if self._objective.advantages is not None:
       scores, counts = self._grade(
-        name, examples, texts, np.asarray(responses.length) > 0, finished
+        name,
+        examples,
+        texts,
+        np.asarray(responses.length) > 0,
+        np.asarray(finished),
       )
       record |= counts
     return groups.build(prompts, responses, origin, scores), record

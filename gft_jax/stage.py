@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
+import numpy as np
 from flax.training.train_state import TrainState
 
 from gft_jax.collect import Collector
@@ -130,7 +131,7 @@ def training_steps(run: Run, job: Job, begun: Begun) -> Iterator[Step]:
         f'{stage}/{number}',
       )
       updates = (number - 1) * settings.optimizer.mini_batches
-      record['train/learning_rate'] = float(schedule(updates))
+      record['train/learning_rate'] = float(np.asarray(schedule(updates)))
       with clock.phase('update'):
         state, metrics, maxima = run.engine.update(
           state, batch, begun.reference, job.objective, settings

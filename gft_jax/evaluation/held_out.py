@@ -135,7 +135,7 @@ class HeldOutEvaluation:
         examples.prompts,
         examples.answers,
         texts,
-        (responses.length > 0) & real[:, None],
+        (np.asarray(responses.length) > 0) & real[:, None],
         finished,
       )
       if kept:
@@ -246,7 +246,9 @@ def group_logprobs(
     rows = np.minimum(rows, count - 1)
     own = jax.tree.map(lambda x, rows=rows: x[rows], (prompts, given))
     logp = engine.token_logprobs(
-      params, groups.unscored(*own, len(rows)), chunk=config.loss.chunk
+      params,
+      groups.unscored(own[0], own[1], len(rows)),
+      chunk=config.loss.chunk,
     )
     parts.append(processes.gather(logp))
   logp = np.concatenate(parts)[:count, 0, : shape[-1]]

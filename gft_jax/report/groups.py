@@ -125,7 +125,7 @@ def groups_of(
   if trained is None:
     trained = np.ones(batch.responses.tokens.shape, bool)
 
-  def member(b: int, g: int) -> Member:
+  def member(b: int, g: int, trained: np.ndarray) -> Member:
     length = int(batch.responses.length[b, g])
     shown = slice(min(length, TOKENS))
     return Member(
@@ -146,7 +146,7 @@ def groups_of(
   found = []
   for b in range(len(prompts)):
     real = np.flatnonzero(batch.member_mask[b])
-    members = [member(b, g) for g in real[:MEMBERS]]
+    members = [member(b, g, np.asarray(trained)) for g in real[:MEMBERS]]
     found.append(Group(prompts[b], answers[b], len(real), members))
   return found
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
 
 from gft_jax.batch import GroupBatch
 from gft_jax.config import Config, LossConfig
@@ -26,7 +27,8 @@ from gft_jax.training.metrics import (
   observe,
   sampler_mismatch,
 )
-from gft_jax.training.objectives import Objective, Term, View
+from gft_jax.training.objectives import Objective
+from gft_jax.training.terms import Term, View, resolved
 from gft_jax.types import Array, Model, Params
 
 
@@ -88,17 +90,16 @@ class StepSettings:
 class FixedInputs(NamedTuple):
   """What a loss sees that does not depend on the policy.
 
-  Attributes: those of `objectives.View` without `logp` and `entropy`.
+  Attributes: those of `terms.View` without `logp`, `entropy` and `step`.
   """
 
-  behavior_logp: Array
-  advantages: Array
-  origin: Array
-  mask: Array
-  end: Array
-  step: Array | None
-  reference_logp: Array | None = None
-  reference_kl: Array | None = None
+  behavior_logp: Float[Array, 'B G T']
+  advantages: Float[Array, 'B G']
+  origin: Int[Array, 'B G']
+  mask: Bool[Array, 'B G T']
+  end: Bool[Array, 'B G T']
+  reference_logp: Float[Array, 'B G T'] | None = None
+  reference_kl: Float[Array, 'B G T'] | None = None
 
 
 class MicroBatch(NamedTuple):
@@ -106,26 +107,26 @@ class MicroBatch(NamedTuple):
 
   Attributes:
     batch: its groups.
-    advantages: [B, G].
-    shares: per term [B, G, T], of `token_shares`.
+    advantages: of the whole rollout.
+    shares: per term, of `token_shares`.
   """
 
   batch: GroupBatch
-  advantages: jax.Array
-  shares: tuple[jax.Array, ...]
+  advantages: Float[Array, 'B G']
+  shares: tuple[Float[Array, 'B G T'], ...]
 
 
 class Measured(NamedTuple):
   """What a micro-batch gives beside its gradient; the sums add over parts.
 
   Attributes:
-    loss: [] the reported loss.
-    summands: [] per term, without coefficients.
+    loss: the reported loss.
+    summands: per term, without coefficients.
     metrics: WeightedMeans.
   """
 
-  loss: jax.Array
-  summands: tuple[jax.Array, ...]
+  loss: Float[Array, '']
+  summands: tuple[Float[Array, ''], ...]
   metrics: Metrics
 
 
@@ -134,11 +135,11 @@ def loss_of(
   micro: MicroBatch,
   reference: Params | None,
   frozen: Params | None,
-  step: jax.Array,
+  step: Int[Array, ''],
   *,
   model: Model,
   settings: StepSettings,
-) -> tuple[jax.Array, tuple[Measured, Maxima]]:
+) -> tuple[Float[Array, ''], tuple[Measured, Maxima]]:
   """The loss of a micro-batch, to be differentiated by its first argument.
 
   Args:
@@ -146,7 +147,7 @@ def loss_of(
     micro: groups with advantages and shares.
     reference: parameters of the policy that the stage started from, or None.
     frozen: the other parameters, or None; see models.lora.
-    step: [] int32, updates of the stage that are done.
+    step: updates of the stage that are done.
     model: entrances `prefill`, `respond`, `head` and, for rows, `packed`.
     settings: of the step.
 
@@ -156,7 +157,7 @@ def loss_of(
   """
   batch, advantages, shares = sharding.split_prompts(micro)
   hidden, head = response_states(model, lora.join(frozen, trained), batch)
-  inputs = fixed_inputs(batch, advantages, step)
+  inputs = fixed_inputs(batch, advantages)
   inputs = with_reference(
     model, settings, reference, batch, inputs, hidden, head
   )
@@ -179,7 +180,7 @@ def loss_of(
   )
   loss = jnp.sum(parts)
   logp, entropy = packing.scatter_trained(batch, read)
-  view = view_of(settings, logp, entropy, inputs)
+  view = view_of(settings, logp, entropy, inputs, step)
   terms = terms_of(settings, view)
   summands = tuple(
     jnp.sum(share * masking.select(t.values, t.mask))
@@ -187,8 +188,10 @@ def loss_of(
   )
   if settings.exact_kl:
     # The one term that is not of the tokens' own log-probabilities.
-    loss += settings.loss.kl_weight * summands[-1]
-  value = sum(t.coefficient * x for t, x in zip(terms, summands))
+    loss += resolved(settings.loss.kl_weight) * summands[-1]
+  value = sum(
+    (t.coefficient * x for t, x in zip(terms, summands)), jnp.float32(0)
+  )
   metrics, maxima = measure(settings, jax.lax.stop_gradient(view), batch)
   return loss, (Measured(value, summands, metrics), maxima)
 
@@ -207,32 +210,33 @@ def measure(
 
 def token_losses(
   settings: StepSettings,
-  step: jax.Array,
-  logp: jax.Array,
-  entropy: jax.Array,
-  tokens: tuple[FixedInputs, tuple[jax.Array, ...]],
-) -> jax.Array:
-  """[n] losses of n tokens, each as a group of one response of one token.
+  step: Int[Array, ''],
+  logp: Float[Array, ' n'],
+  entropy: Float[Array, ' n'],
+  tokens: tuple[FixedInputs, tuple[Float[Array, ' n'], ...]],
+) -> Float[Array, ' n']:
+  """Losses of n tokens, each as a group of one response of one token.
 
   Args:
     settings: of the step.
-    step: [] updates that are done.
-    logp: [n] of each token.
-    entropy: [n] likewise.
-    tokens: what is fixed of each, and its shares, [n] each.
+    step: updates that are done.
+    logp: of each token.
+    entropy: of the policy at each token.
+    tokens: what is fixed of each, [n] each, and its shares.
   """
   inputs, shares = tokens
-  inputs = _with_a_token_axis(inputs)._replace(step=step)
-  view = view_of(settings, logp[:, None], entropy[:, None], inputs)
-  return sum(
+  inputs = _with_a_token_axis(inputs)
+  view = view_of(settings, logp[:, None], entropy[:, None], inputs, step)
+  losses = (
     t.coefficient * share * masking.select(t.values, t.mask)[:, 0]
     for t, share in zip(terms_of(settings, view), shares)
   )
+  return sum(losses, jnp.float32(0))
 
 
 def token_shares(
-  settings: StepSettings, inputs: FixedInputs
-) -> tuple[tuple[str, ...], tuple[jax.Array, ...]]:
+  settings: StepSettings, inputs: FixedInputs, step: Int[Array, '']
+) -> tuple[tuple[str, ...], tuple[Float[Array, 'B G T'], ...]]:
   """Per term its name, and what each token counts in the whole mini-batch.
 
   Shares depend on masks only, and every reduction is linear in the values, so
@@ -240,21 +244,21 @@ def token_shares(
 
   Args:
     settings: of the step.
-    inputs: of the whole mini-batch, [B, G, T]; the values of a reference are
-      not read.
+    inputs: of the whole mini-batch; the values of a reference are not read.
   """
   nothing = jnp.zeros(inputs.mask.shape, jnp.float32)
   if settings.exact_kl:
     inputs = inputs._replace(reference_kl=nothing)
   elif settings.loss.kl_weight:
     inputs = inputs._replace(reference_logp=nothing)
-  terms = terms_of(settings, view_of(settings, nothing, nothing, inputs))
+  terms = terms_of(settings, view_of(settings, nothing, nothing, inputs, step))
   names = tuple(term.name for term in terms)
   return names, tuple(_shares(settings, term) for term in terms)
 
 
-def _shares(settings: StepSettings, term: Term) -> jax.Array:
-  reduce = masking.REDUCTIONS[term.reduction or settings.loss.reduction]
+def _shares(settings: StepSettings, term: Term) -> Float[Array, 'B G T']:
+  default = resolved(settings.loss.reduction)
+  reduce = masking.REDUCTIONS[term.reduction or default]
   share, weight = jax.grad(
     lambda values: reduce(values, term.mask), has_aux=True
   )(jnp.zeros(term.mask.shape, jnp.float32))
@@ -267,7 +271,7 @@ def terms_of(settings: StepSettings, view: View) -> tuple[Term, ...]:
 
 
 def fixed_inputs(
-  batch: GroupBatch, advantages: jax.Array, step: jax.Array
+  batch: GroupBatch, advantages: Float[Array, 'B G']
 ) -> FixedInputs:
   """What is known of a batch before the policy is asked."""
   mask = batch.token_mask
@@ -277,7 +281,6 @@ def fixed_inputs(
     origin=batch.origin,
     mask=mask,
     end=batch.end_mask,
-    step=step,
   )
 
 
@@ -288,8 +291,8 @@ def with_reference(
   reference: Params | None,
   batch: GroupBatch,
   inputs: FixedInputs,
-  hidden: jax.Array,
-  head: jax.Array,
+  hidden: Float[Array, '*states D'],
+  head: Float[Array, 'D V'],
 ) -> FixedInputs:
   """The inputs with what a KL needs of the policy that the stage started from.
 
@@ -318,9 +321,10 @@ def with_reference(
 
 def view_of(
   settings: StepSettings,
-  logp: jax.Array,
-  entropy: jax.Array,
+  logp: Float[Array, 'B G T'],
+  entropy: Float[Array, 'B G T'],
   inputs: FixedInputs,
+  step: Int[Array, ''],
 ) -> View:
   """What the objective sees: what the policy says, and what is fixed."""
   logp = masking.select(logp, inputs.mask)
@@ -335,7 +339,7 @@ def view_of(
     origin=inputs.origin,
     mask=inputs.mask,
     end=inputs.end,
-    step=inputs.step,
+    step=step,
     reference_logp=inputs.reference_logp,
     reference_kl=inputs.reference_kl,
   )
@@ -344,23 +348,26 @@ def view_of(
 def _of_each_token(inputs: FixedInputs) -> FixedInputs:
   """[B, G] -> [B, G, T]: each token with what stands for its response."""
 
-  def one(x: jax.Array) -> jax.Array:
+  def one(x: Array) -> jax.Array:
     x = x[..., None] if x.ndim == 2 else x
     return jnp.broadcast_to(x, inputs.mask.shape)
 
-  return jax.tree.map(one, inputs._replace(step=None))
+  return jax.tree.map(one, inputs)
 
 
 def _with_a_token_axis(tokens: FixedInputs) -> FixedInputs:
   """n tokens as n responses of one token: [n, 1] what a token has."""
 
-  def one(x: jax.Array | None) -> jax.Array | None:
-    return None if x is None else x[:, None]
+  def one(x: Array) -> Array:
+    return x[:, None]
 
-  return tokens._replace(
+  logp, kl = tokens.reference_logp, tokens.reference_kl
+  return FixedInputs(
     behavior_logp=one(tokens.behavior_logp),
+    advantages=tokens.advantages,
+    origin=tokens.origin,
     mask=one(tokens.mask),
     end=one(tokens.end),
-    reference_logp=one(tokens.reference_logp),
-    reference_kl=one(tokens.reference_kl),
+    reference_logp=None if logp is None else one(logp),
+    reference_kl=None if kl is None else one(kl),
   )

@@ -5,14 +5,15 @@ its gradient does to an unlikely token. The formula of a token stands in
 ops/losses.py, that of an advantage in ops/advantages.py.
 """
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float
 
 from gft_jax.batch import SELF
 from gft_jax.config import LossConfig
 from gft_jax.ops import advantages, diagnostics, divergences, losses, masking
 from gft_jax.ops.masking import WeightedMean
-from gft_jax.training.terms import Term, View
+from gft_jax.training.terms import Term, View, resolved
+from gft_jax.types import Array
 
 
 def sft(view: View, settings: LossConfig) -> tuple[Term, ...]:
@@ -69,7 +70,7 @@ def psft(view: View, settings: LossConfig) -> tuple[Term, ...]:
   factor 1 + high within the step.
   """
   values = losses.psft_token_loss(
-    view.logp, view.behavior_logp, clip_high=settings.clip_high
+    view.logp, view.behavior_logp, clip_high=resolved(settings.clip_high)
   )
   return (Term(values, view.mask),)
 
@@ -90,8 +91,8 @@ def grpo(view: View, settings: LossConfig) -> tuple[Term, ...]:
     view.logp,
     view.behavior_logp,
     view.advantages,
-    clip_low=settings.clip_low,
-    clip_high=settings.clip_high,
+    clip_low=resolved(settings.clip_low),
+    clip_high=resolved(settings.clip_high),
     dual_clip=settings.dual_clip or None,
   )
   return (Term(values, view.mask),)
@@ -264,7 +265,7 @@ def _own(view: View, settings: LossConfig) -> Term:
 
 
 def _chord(
-  view: View, settings: LossConfig, imitation: jax.Array
+  view: View, settings: LossConfig, imitation: Float[Array, 'B G T']
 ) -> tuple[Term, ...]:
   mu = _mu(view, settings)
   return (
@@ -273,17 +274,22 @@ def _chord(
   )
 
 
-def _mu(view: View, settings: LossConfig) -> jax.Array:
+def _mu(view: View, settings: LossConfig) -> Float[Array, '']:
   return losses.chord_mu(
     view.step,
-    peak=settings.mu_peak,
-    valley=settings.mu_valley,
-    warmup_steps=settings.mu_warmup_steps,
-    decay_steps=settings.mu_decay_steps,
+    peak=resolved(settings.mu_peak),
+    valley=resolved(settings.mu_valley),
+    warmup_steps=resolved(settings.mu_warmup_steps),
+    decay_steps=resolved(settings.mu_decay_steps),
   )
 
 
-def normalized(rewards, member_mask, own, settings: LossConfig):
+def normalized(
+  rewards: Float[Array, 'B G'],
+  member_mask: Bool[Array, 'B G'],
+  own: Bool[Array, 'B G'],
+  settings: LossConfig,
+) -> Float[Array, 'B G']:
   """Eq. 4 over the whole group."""
   del own
   return advantages.group_normalized(
@@ -291,24 +297,44 @@ def normalized(rewards, member_mask, own, settings: LossConfig):
   )
 
 
-def own_normalized(rewards, member_mask, own, settings: LossConfig):
+def own_normalized(
+  rewards: Float[Array, 'B G'],
+  member_mask: Bool[Array, 'B G'],
+  own: Bool[Array, 'B G'],
+  settings: LossConfig,
+) -> Float[Array, 'B G']:
   """Eq. 4 over the own answers alone."""
   return normalized(rewards, member_mask & own, own, settings)
 
 
-def centred(rewards, member_mask, own, settings: LossConfig):
+def centred(
+  rewards: Float[Array, 'B G'],
+  member_mask: Bool[Array, 'B G'],
+  own: Bool[Array, 'B G'],
+  settings: LossConfig,
+) -> Float[Array, 'B G']:
   """Rewards less the mean of the group."""
   del own, settings
   return advantages.mean_centred(rewards, member_mask)
 
 
-def own_centred(rewards, member_mask, own, settings: LossConfig):
+def own_centred(
+  rewards: Float[Array, 'B G'],
+  member_mask: Bool[Array, 'B G'],
+  own: Bool[Array, 'B G'],
+  settings: LossConfig,
+) -> Float[Array, 'B G']:
   """Rewards less the mean of the own answers."""
   del settings
   return advantages.mean_centred(rewards, member_mask, baseline_mask=own)
 
 
-def leave_one_out(rewards, member_mask, own, settings: LossConfig):
+def leave_one_out(
+  rewards: Float[Array, 'B G'],
+  member_mask: Bool[Array, 'B G'],
+  own: Bool[Array, 'B G'],
+  settings: LossConfig,
+) -> Float[Array, 'B G']:
   """Rewards less the mean of the others."""
   del own, settings
   return advantages.leave_one_out(rewards, member_mask)
@@ -320,8 +346,8 @@ def observe_ratio(view: View, settings: LossConfig) -> dict[str, WeightedMean]:
     view.logp,
     view.behavior_logp,
     view.advantages,
-    clip_low=settings.clip_low,
-    clip_high=settings.clip_high,
+    clip_low=resolved(settings.clip_low),
+    clip_high=resolved(settings.clip_high),
     dual_clip=settings.dual_clip or None,
   )
   return {

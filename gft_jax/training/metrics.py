@@ -6,15 +6,18 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from gft_jax.batch import ORIGINS, SELF, GroupBatch
 from gft_jax.config import LossConfig
 from gft_jax.ops import diagnostics, masking
 from gft_jax.ops.masking import WeightedMean
-from gft_jax.training.objectives import Objective, View
+from gft_jax.training.objectives import Objective
+from gft_jax.training.terms import View
+from gft_jax.types import Array
 
 Metrics = dict[str, WeightedMean]
-Maxima = dict[str, jax.Array]
+Maxima = dict[str, Array]
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
@@ -47,7 +50,7 @@ def check_finite(
 @jax.named_scope('diagnosis')
 def observe(view: View, settings: LossConfig) -> tuple[Metrics, Maxima]:
   """The paper's diagnosis of the batch."""
-  metrics = {
+  metrics: Metrics = {
     'entropy': masking.token_mean(view.entropy, view.mask),
     'rectified_fraction': diagnostics.rectified_fraction(
       view.logp, view.mask, tau=settings.tau
@@ -56,7 +59,7 @@ def observe(view: View, settings: LossConfig) -> tuple[Metrics, Maxima]:
   for name, origin in ORIGINS.items():
     chosen = view.mask & (view.origin == origin)[..., None]
     metrics[f'logp_{name}'] = masking.token_mean(view.logp, chosen)
-  maxima = {
+  maxima: Maxima = {
     'max_inverse_probability': diagnostics.largest_inverse_probability(
       view.logp, view.mask
     )
@@ -64,7 +67,9 @@ def observe(view: View, settings: LossConfig) -> tuple[Metrics, Maxima]:
   return metrics, maxima
 
 
-def sampler_mismatch(logp: jax.Array, batch: GroupBatch) -> WeightedMean:
+def sampler_mismatch(
+  logp: Float[Array, 'B G T'], batch: GroupBatch
+) -> WeightedMean:
   """Mean |log p here - log p in the sampler| over the policy's own tokens.
 
   The sampler and the training step compute one number by two programs; what
@@ -77,17 +82,16 @@ def sampler_mismatch(logp: jax.Array, batch: GroupBatch) -> WeightedMean:
 @jax.named_scope('diagnosis')
 def largest_weight(
   objective: Objective, view: View, settings: LossConfig
-) -> jax.Array:
+) -> Float[Array, '']:
   """Largest |dL/dlog p| / p before reduction: the multiplier of grad p.
 
   It is 1/p for SFT and C |A| / p, at most max |A| / tau, for GFT (Figure 2).
   """
 
-  def total(logp):
+  def total(logp: Float[Array, 'B G T']) -> Float[Array, '']:
     terms = objective.terms(view._replace(logp=logp), settings)
-    return sum(
-      jnp.sum(masking.select(t.coefficient * t.values, t.mask)) for t in terms
-    )
+    values = (masking.select(t.coefficient * t.values, t.mask) for t in terms)
+    return sum(map(jnp.sum, values), jnp.float32(0))
 
   slope = jax.grad(total)(view.logp)
   inverse = jnp.exp(jnp.minimum(-view.logp, 80))  # finite, so 0 x it is 0
@@ -97,7 +101,7 @@ def largest_weight(
 def describe(batch: GroupBatch, *, scored: bool) -> Metrics:
   """Lengths, and with `scored` rewards, by origin of the answers."""
   lengths = batch.responses.length.astype(jnp.float32)
-  metrics = {}
+  metrics: Metrics = {}
   for name, origin in ORIGINS.items():
     members = batch.member_mask & (batch.origin == origin)
     metrics[f'response_length_{name}'] = masking.token_mean(lengths, members)

@@ -12,11 +12,11 @@ Functions and docstrings of the published ones stand in methods.py.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from gft_jax.batch import SELF, GroupBatch
 from gft_jax.config import (
@@ -29,7 +29,15 @@ from gft_jax.config import (
 )
 from gft_jax.ops import advantages, divergences, masking
 from gft_jax.training import methods
-from gft_jax.training.terms import Observe, Term, Terms, View
+from gft_jax.training.terms import (
+  Advantages,
+  Observe,
+  Term,
+  Terms,
+  View,
+  resolved,
+)
+from gft_jax.types import Array
 
 GIVEN, OWN = ('expert', 'teacher'), ('self',)
 
@@ -73,7 +81,7 @@ class Objective(NamedTuple):
 
   terms: Terms
   origins: tuple[tuple[str, ...], ...]
-  advantages: Callable[..., jax.Array] | None = None
+  advantages: Advantages | None = None
   on_policy: bool = False
   published: tuple[tuple[str, float | str], ...] = ()
   observe: Observe = lambda view, settings: {}
@@ -219,14 +227,14 @@ def resolve(settings: Settings, objective: Objective) -> Settings:
         f'loss.overlong_penalty={settings.overlong_penalty} is taken off'
         ' rewards, and this objective asks for none; set it to 0'
       )
-    one_of('loss.reduction', settings.reduction, masking.REDUCTIONS)
-    one_of('loss.behavior', settings.behavior, BEHAVIORS)
+    one_of('loss.reduction', resolved(settings.reduction), masking.REDUCTIONS)
+    one_of('loss.behavior', resolved(settings.behavior), BEHAVIORS)
     require(
       values['behavior'] != 'recomputed' or settings.behavior == 'recomputed',
       'loss.behavior=sampler: this objective divides by the policy of given'
       ' answers, which no sampler wrote; set it to recomputed',
     )
-    one_of('loss.kl', settings.kl, (*divergences.ESTIMATORS, FORWARD))
+    one_of('loss.kl', resolved(settings.kl), (*divergences.ESTIMATORS, FORWARD))
   return settings
 
 
@@ -250,8 +258,8 @@ def with_options(
   if settings.kl_weight:
     kl = view.reference_kl
     if kl is None:
-      estimator = divergences.ESTIMATORS[settings.kl]
-      kl = estimator(view.logp, view.reference_logp)
+      estimator = divergences.ESTIMATORS[resolved(settings.kl)]
+      kl = estimator(view.logp, resolved(view.reference_logp))
     terms += (Term(kl, view.mask, settings.kl_weight, 'token_mean', 'kl'),)
   return terms
 
@@ -259,8 +267,8 @@ def with_options(
 @jax.named_scope('group_advantages')
 def advantages_of(
   objective: Objective, batch: GroupBatch, settings: LossConfig
-) -> jax.Array:
-  """[B, G] advantages of a batch; zeros where there is no reward."""
+) -> Float[Array, 'B G']:
+  """Advantages of a batch; zeros where there is no reward."""
   if objective.advantages is None:
     return jnp.zeros_like(batch.rewards)
   rewards = batch.rewards

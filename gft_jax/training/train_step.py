@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax.training.train_state import TrainState
+from jaxtyping import Float
 
 from gft_jax.batch import GroupBatch
 from gft_jax.config import LossConfig
@@ -18,7 +19,7 @@ from gft_jax.training import loss, metrics, objectives
 from gft_jax.training.loss import MicroBatch, StepSettings
 from gft_jax.training.metrics import Maxima, Metrics
 from gft_jax.training.microbatches import accumulate, join, split
-from gft_jax.types import Model, Params
+from gft_jax.types import Array, Model, Params
 
 
 def train_step(
@@ -39,7 +40,7 @@ def train_step(
     params = lora.join(frozen, state.params)
     batch, behavior = with_behavior(params, batch, model, settings)
 
-  def update(state: TrainState, mini: tuple[GroupBatch, jax.Array]):
+  def update(state: TrainState, mini: tuple[GroupBatch, Float[Array, 'B G']]):
     gradients, measured, maxima = gradients_of(
       state, mini, reference, frozen, model, settings
     )
@@ -58,7 +59,7 @@ def train_step(
 
 def gradients_of(
   state: TrainState,
-  mini: tuple[GroupBatch, jax.Array],
+  mini: tuple[GroupBatch, Float[Array, 'B G']],
   reference: Params | None,
   frozen: Params | None,
   model: Model,
@@ -77,8 +78,9 @@ def gradients_of(
     reference: as `make_train_step`, and so for the rest.
   """
   batch, advantages = mini
-  inputs = loss.fixed_inputs(batch, advantages, state.step)
-  names, shares = loss.token_shares(settings, inputs)
+  inputs = loss.fixed_inputs(batch, advantages)
+  step = jnp.asarray(state.step)
+  names, shares = loss.token_shares(settings, inputs, step)
   if reference is not None:
     reference = lora.join(frozen, reference)
 
@@ -88,7 +90,7 @@ def gradients_of(
       micro,
       reference,
       frozen,
-      state.step,
+      step,
       model=model,
       settings=settings,
     )
@@ -121,7 +123,7 @@ def with_behavior(
   Also how far they are from the sampler's.
   """
 
-  def read(part: GroupBatch) -> jax.Array:
+  def read(part: GroupBatch) -> Float[Array, 'B G T']:
     logp, _ = forward.token_logprobs(
       model,
       params,
