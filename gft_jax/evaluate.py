@@ -108,7 +108,9 @@ def engine_of(
   Where it can be resumed, answers that hit the time limit are journalled in
   `outdir`.
   """
-  rewards = {config.reward, evaluation_reward(config)}
+  rewards = {evaluation_reward(config)}
+  if config.reward.function:
+    rewards.add(config.reward)
   timeouts = outdir / 'timeouts.jsonl' if resumed else None
   with open_engine(config, policy, rewards, timeouts) as engine:
     outdir.mkdir(parents=True, exist_ok=True)

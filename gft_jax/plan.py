@@ -250,9 +250,13 @@ def fingerprints(jobs: Sequence[Job]) -> Iterator[tuple[str, str]]:
 
 
 def rewards_of(jobs: Sequence[Job]) -> set[RewardConfig]:
-  """What the jobs grade by, in training and in evaluations."""
-  return {
-    reward
-    for job in jobs
-    for reward in (job.config.reward, evaluation_reward(job.config))
+  """What the jobs grade by, in training and in evaluations.
+
+  Raises:
+    ConfigError: a job grades, and nothing says how.
+  """
+  training = {job.config.reward for job in jobs if job.objective.is_scored}
+  evaluations = {
+    evaluation_reward(job.config) for job in jobs if job.held_out.splits
   }
+  return training | evaluations

@@ -32,6 +32,7 @@ from gft_jax.config import (
   LogConfig,
   ModelConfig,
   OptimizerConfig,
+  RewardConfig,
   SamplerConfig,
   Stage,
 )
@@ -70,6 +71,7 @@ def config() -> Config:
     ),
     group=GroupConfig(experts=1, teachers=1, samples=2),
     sampler=SamplerConfig(temperature=1.0),
+    reward=RewardConfig(function='arithmetic'),
     optimizer=OptimizerConfig(learning_rate=1e-3),
     checkpoint=CheckpointConfig(every=2),
     eval=EvalConfig(

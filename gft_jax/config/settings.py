@@ -152,8 +152,8 @@ class DataConfig:
   )
   instruction: str = setting('', 'text added to each prompt after a newline')
   batch_size: int = setting(16, 'B, prompts per step over all devices')
-  max_prompt: int = setting(16, 'P, tokens; a longer prompt is dropped')
-  max_response: int = setting(40, 'T, tokens with EOS; longer is dropped')
+  max_prompt: int = setting(1024, 'P, tokens; a longer prompt is dropped')
+  max_response: int = setting(1024, 'T, tokens with EOS; longer is dropped')
   max_dropped: float = setting(
     0.2, 'largest share of dropped rows before the run refuses to start'
   )
@@ -223,8 +223,9 @@ class SamplerConfig:
 @dataclasses.dataclass(frozen=True)
 class RewardConfig:
   function: str = setting(
-    'arithmetic',
-    'a reward, or a weighted sum of them as in math + 0.2 * format: arithmetic,'
+    '',
+    'how answers are graded, to be named by whoever has them graded: a reward,'
+    ' or a weighted sum of them as in math + 0.2 * format; arithmetic,'
     ' math (math-verify), choice (a letter), exact, numeric, format, length,'
     ' model (of reward.model), or the import path of your own (prompt, answer,'
     ' response) -> float, as package.module:function',
@@ -446,7 +447,7 @@ class EvalConfig:
   every: int = setting(0, 'steps between evaluations; 0: only after the stage')
   before: bool = setting(True, 'evaluate a model.path before its first step')
   splits: tuple[str, ...] = setting(
-    ('test', 'ood_length', 'ood_operator'), 'held-out splits'
+    ('test',), 'held-out splits; none: nothing is evaluated'
   )
   prompts: int = setting(128, 'prompts per split')
   samples: int = setting(4, 'answers per prompt')
@@ -457,7 +458,7 @@ class EvalConfig:
     '', 'reward of evaluations; empty: the first part of reward.function'
   )
   temperature: float = setting(0.5, 'temperature of the graded answers')
-  max_response: int = setting(52, 'tokens of an answer')
+  max_response: int = setting(1024, 'tokens of an answer')
   kl_prompts: int = setting(
     128,
     'prompts for entropy and KL to the base policy, on own samples at'

@@ -109,8 +109,14 @@ def parts_of(function: str) -> tuple[Part, ...]:
   """The summands of `reward.function`.
 
   Raises:
-    ConfigError: it is not of the form `name`, or `2 * name + name - name`.
+    ConfigError: it is not set, or not of the form `name`, or
+      `2 * name + name - name`.
   """
+  require(
+    bool(function.strip()),
+    'reward.function is not set, and answers are to be graded; name a reward,'
+    ' such as math, exact or package.module:function',
+  )
   terms = list(re.finditer(_TERM, function))
   require(
     bool(terms)
@@ -346,8 +352,7 @@ def _work(
 
 def evaluation_reward(config: Config) -> RewardConfig:
   """How evaluations grade: one part, so that 1 is right whatever the sum."""
-  first = parts_of(config.reward.function)[0].name
-  function = config.eval.reward or first
+  function = config.eval.reward or parts_of(config.reward.function)[0].name
   return dataclasses.replace(config.reward, function=function)
 
 
