@@ -27,6 +27,23 @@ Json: TypeAlias = dict[str, Any]
 
 
 @runtime_checkable
+class Tokenizer(Protocol):
+  """What turns tokens into text; transformers' tokenizers do."""
+
+  def decode(
+    self, token_ids: list[int] | np.ndarray, skip_special_tokens: bool = False
+  ) -> str | list[str]:
+    """The text of one answer, a str, or of several."""
+    ...
+
+  def batch_decode(
+    self, sequences: list[list[int]], skip_special_tokens: bool = False
+  ) -> list[str]:
+    """The text of each of several answers."""
+    ...
+
+
+@runtime_checkable
 class Model(Protocol):
   """A model by its entrances, the methods that `apply` names.
 

@@ -20,6 +20,10 @@ CHECKED = (
 )
 
 
+# As type checkers have it, an int is a float.
+CONF = beartype.BeartypeConf(is_pep484_tower=True)
+
+
 def check(function: Callable) -> Callable:
   """The typechecker that the hook gives each function and each dataclass.
 
@@ -27,7 +31,7 @@ def check(function: Callable) -> Callable:
   """
   if function.__name__ == '__init__':
     return function
-  return beartype.beartype(function)
+  return beartype.beartype(function, conf=CONF)
 
 
 def install() -> None:

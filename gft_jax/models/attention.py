@@ -26,9 +26,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Bool, Float, Int
 
 from gft_jax.models import splash
 from gft_jax.parallel import sharding
+from gft_jax.types import Array
 
 # Tokens of the cache that are read together. Smaller blocks waste fewer keys
 # after the current token, larger ones take fewer turns. A cache that is no larger
@@ -53,21 +55,23 @@ class Part(NamedTuple):
   """Attention over a part of the keys.
 
   Attributes:
-    out: [..., S, H, K] float32, softmax over this part times its values.
-    lse: [..., S, H] float32, log of the sum of exp(logits) over this part.
+    out: float32, softmax over this part times its values.
+    lse: float32, log of the sum of exp(logits) over this part.
   """
 
-  out: jax.Array
-  lse: jax.Array
+  out: Float[Array, '*batch S H K']
+  lse: Float[Array, '*batch S H']
 
 
 def rotation(
-  positions: jax.Array,
+  positions: Int[Array, '*batch'],
   *,
   head_size: int,
   theta: float,
   scaling: tuple[float, float, float, int] | None = None,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[
+  Float[Array, '*batch {head_size}//2'], Float[Array, '*batch {head_size}//2']
+]:
   """Cosine and sine of the rotary angles, float32.
 
   Angle i of position p is p * theta^(-2i/K). Llama-3 scaling (factor, low,
@@ -76,13 +80,10 @@ def rotation(
   interpolates between (transformers `modeling_rope_utils`, rope type llama3).
 
   Args:
-    positions: [...] int32.
+    positions: int32.
     head_size: K, even.
     theta: base of the frequencies.
     scaling: Llama-3 scaling, or None.
-
-  Returns:
-    ([..., K/2], [..., K/2]).
   """
   exponents = np.arange(0, head_size, 2, dtype=np.float32) / head_size
   frequencies = 1.0 / theta**exponents
@@ -98,8 +99,11 @@ def rotation(
   return jnp.cos(angles), jnp.sin(angles)
 
 
-def rotate(x: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
-  """Turns x [..., H, K] by `rotation` ([..., K/2] each), in float32.
+def rotate(
+  x: Float[Array, '*batch H K'],
+  rotation: tuple[Float[Array, '*#batch K//2'], Float[Array, '*#batch K//2']],
+) -> Float[Array, '*batch H K']:
+  """Turns x by `rotation`, in float32.
 
   Element i pairs with i + K/2, as in Hugging Face checkpoints; the original
   Llama weights pair 2i with 2i + 1.
@@ -111,16 +115,19 @@ def rotate(x: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
 
 
 def attend(
-  query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array
+  query: Float[Array, '*batch S H K'],
+  key: Float[Array, '*batch U N K'],
+  value: Float[Array, '*batch U N K'],
+  mask: Bool[Array, '*#batch #S U'],
 ) -> Part:
   """Softmax attention over one part of the keys.
 
   Args:
-    query: [..., S, H, K].
-    key: [..., U, N, K]; head h of the query reads key head h // (H / N).
-    value: [..., U, N, K].
-    mask: bool, broadcastable to [..., S, U] and of that rank; every query
-      must see at least one key.
+    query: H heads.
+    key: N heads; head h of the query reads key head h // (H / N).
+    value: of the keys.
+    mask: broadcastable and of that rank; every query must see at least one
+      key.
   """
   *lead, size, heads, head_size = query.shape
   kv_heads = key.shape[-2]
@@ -159,21 +166,21 @@ def merge(a: Part, b: Part) -> Part:
 
 
 def attend_prompt(
-  query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Array
-) -> jax.Array:
+  query: Float[Array, 'B P H K'],
+  key: Float[Array, 'B P N K'],
+  value: Float[Array, 'B P N K'],
+  segments: Int[Array, 'B P'],
+) -> Float[Array, 'B P H K']:
   """Causal attention within segments.
 
   Padding is on the right, so the causal mask alone keeps it from every real
   token; what padded positions give is finite and never read.
 
   Args:
-    query: [B, P, H, K].
-    key: [B, P, N, K].
-    value: [B, P, N, K].
-    segments: [B, P] int32, which sequence each token is of.
-
-  Returns:
-    [B, P, H, K].
+    query: rotated.
+    key: rotated.
+    value: of the keys.
+    segments: int32, which sequence each token is of.
   """
   if _splash_serves(query, key):
     return sharding.over_heads(
@@ -192,32 +199,30 @@ def attend_prompt(
 
 
 def attend_response(
-  query: jax.Array,
-  own: tuple[jax.Array, jax.Array],
-  prefix: tuple[jax.Array, jax.Array],
-  length: jax.Array,
-) -> jax.Array:
+  query: Float[Array, 'B G T H K'],
+  own: tuple[Float[Array, 'B G T N K'], Float[Array, 'B G T N K']],
+  prefix: tuple[Float[Array, 'B P N K'], Float[Array, 'B P N K']],
+  length: Int[Array, ' B'],
+) -> Float[Array, 'B G T H K']:
   """Each response attends to the shared prompt and causally to itself.
 
   Args:
-    query: [B, G, T, H, K].
-    own: keys and values [B, G, T, N, K] of the same tokens.
-    prefix: keys and values [B, P, N, K] of the prompts.
-    length: [B] int32, real tokens of each prompt.
-
-  Returns:
-    [B, G, T, H, K].
+    query: rotated.
+    own: keys, rotated, and values of the same tokens.
+    prefix: keys, rotated, and values of the prompts.
+    length: int32, real tokens of each prompt.
   """
   if _splash_serves(query, own[0]):
     return sharding.over_heads(
-      splash.attend_response, query, tuple(own), prefix, length
+      splash.attend_response, query, own, prefix, length
     )
 
   def attend_block(seen, start, query):
     causal = _causal(start, query.shape[2], seen)
+    key, value = (x[:, :, :seen] for x in own)
     part = merge(
       _attend_prefix(query, prefix, length),
-      attend(query, *(x[:, :, :seen] for x in own), causal[None]),
+      attend(query, key, value, causal[None]),
     )
     return part.out.astype(query.dtype)
 
@@ -228,7 +233,7 @@ def attend_response(
   return _in_query_blocks(attend_block, query, axis=2, block=block)
 
 
-def _splash_serves(query: jax.Array, key: jax.Array) -> bool:
+def _splash_serves(query: Array, key: Array) -> bool:
   """Long sequences on a TPU, each of whose devices has whole key heads."""
   return (
     sharding.platform() == 'tpu'
@@ -237,18 +242,20 @@ def _splash_serves(query: jax.Array, key: jax.Array) -> bool:
   )
 
 
-def _causal(start: jax.Array, queries: int, keys: int) -> jax.Array:
-  """[1, queries, keys] bool: query i has position start + i."""
-  queries, keys = jnp.arange(queries)[:, None], jnp.arange(keys)[None]
-  return (start + queries >= keys)[None]
+def _causal(
+  start: Int[Array, ''] | int, queries: int, keys: int
+) -> Bool[Array, '1 {queries} {keys}']:
+  """What each query sees; query i has position start + i."""
+  query, key = jnp.arange(queries)[:, None], jnp.arange(keys)[None]
+  return (start + query >= key)[None]
 
 
 def _in_query_blocks(
-  attend_block: Callable[..., jax.Array],
-  *arrays: jax.Array,
+  attend_block: Callable[..., Array],
+  *arrays: Array,
   axis: int,
   block: int,
-) -> jax.Array:
+) -> Array:
   """`attend_block(seen, start, *arrays)` on at most `block` along `axis`.
 
   No query of a block that starts at `start` sees a key at `seen`, a Python int,
@@ -290,37 +297,34 @@ def _in_query_blocks(
 
 
 def attend_step(
-  query: jax.Array,
-  own: tuple[jax.Array, jax.Array],
-  prompt: tuple[jax.Array, jax.Array],
-  length: jax.Array,
-  slots: jax.Array,
-  step: jax.Array,
+  query: Float[Array, 'R H K'],
+  own: tuple[Float[Array, 'R N K T'], Float[Array, 'R N T K']],
+  prompt: tuple[Float[Array, 'B N K P'], Float[Array, 'B N P K']],
+  length: Int[Array, ' B'],
+  slots: Int[Array, ' R'],
+  step: Int[Array, ''] | int,
   *,
   group_size: int,
-) -> jax.Array:
+) -> Float[Array, 'R H K']:
   """One decoded token of each row attends to its prompt and its response.
 
   A cache of more than BLOCK tokens is read in blocks up to the current token: the
   cost follows the step, not the allocation. No gradient then.
 
   Args:
-    query: [R, H, K].
-    own: keys [R, N, K, T] and values [R, N, T, K], this token's in place.
-    prompt: keys [B, N, K, P] and values [B, N, P, K] of the prompts.
-    length: [B] int32, real tokens of each prompt.
-    slots: [R] int32, the response b G + g that each row is.
-    step: [] int32, index of this token in the response, under T.
+    query: rotated, of this token.
+    own: keys, rotated, and values, this token's in place.
+    prompt: keys, rotated, and values of the prompts.
+    length: int32, real tokens of each prompt.
+    slots: int32, the response b G + g that each row is.
+    step: int32, index of this token in the response, under T.
     group_size: G.
-
-  Returns:
-    [R, H, K].
   """
   rows, kv_heads, tokens, head_size = own[1].shape
   block = min(BLOCK, tokens)
   grouped = query.reshape(rows, kv_heads, -1, head_size)
 
-  def attend_block(i: jax.Array, part: Part) -> Part:
+  def attend_block(i: Int[Array, ''] | int, part: Part) -> Part:
     # The last block of a T that is no multiple would end beyond the cache: it
     # starts earlier and masks what the block before it has attended.
     start = jnp.minimum(i * block, tokens - block)
@@ -341,13 +345,12 @@ def attend_step(
 
 
 def _attend_rows(
-  query: jax.Array, key: jax.Array, value: jax.Array, seen: jax.Array
+  query: Float[Array, 'R N S K'],
+  key: Float[Array, 'R N K U'],
+  value: Float[Array, 'R N U K'],
+  seen: Bool[Array, '#R U'],
 ) -> Part:
-  """Queries [R, N, S, K], keys [R, N, K, U], values [R, N, U, K] and `seen`.
-
-  S queries share a key head; `seen` is [R or 1, U], the part [R, N, S, K] and
-  [R, N, S].
-  """
+  """S queries share a key head; the part is [R, N, S, K] and [R, N, S]."""
   logits = jnp.einsum(
     'rnsk,rnku->rnsu', query, key, preferred_element_type=jnp.float32
   )
@@ -368,13 +371,13 @@ def _attend_rows(
 
 
 def _attend_group(
-  query: jax.Array,
-  prompt: tuple[jax.Array, jax.Array],
-  length: jax.Array,
-  slots: jax.Array,
+  query: Float[Array, 'R N S K'],
+  prompt: tuple[Float[Array, 'B N K P'], Float[Array, 'B N P K']],
+  length: Int[Array, ' B'],
+  slots: Int[Array, ' R'],
   group_size: int,
 ) -> Part:
-  """Queries [R, N, S, K] against the prompt of their group.
+  """Queries of R rows against the prompt of their group.
 
   Rows go to their places in their groups and back, so that each prompt is read
   once per group however many of its members are left.
@@ -401,9 +404,11 @@ def _attend_group(
 
 
 def _attend_prefix(
-  query: jax.Array, prefix: tuple[jax.Array, jax.Array], length: jax.Array
+  query: Float[Array, 'B G T H K'],
+  prefix: tuple[Float[Array, 'B P N K'], Float[Array, 'B P N K']],
+  length: Int[Array, ' B'],
 ) -> Part:
-  """Queries [B, G, T, H, K] of a group as one axis against one prompt."""
+  """Queries of a group as one axis against one prompt."""
   batch, group, tokens, heads, head_size = query.shape
   positions = jnp.arange(prefix[0].shape[1])[None, None]
   mask = positions < length[:, None, None]

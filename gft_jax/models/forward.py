@@ -5,9 +5,8 @@ probabilities is one too. Logits exist for `chunk` tokens at a time.
 """
 
 import functools
-from typing import Any
 
-import jax
+from jaxtyping import Float, Int
 
 from gft_jax.batch import GroupBatch
 from gft_jax.models import packing
@@ -15,10 +14,11 @@ from gft_jax.ops import diagnostics, divergences, masking
 from gft_jax.ops.logprobs import target_logprobs
 from gft_jax.ops.masking import WeightedMean
 from gft_jax.parallel import sharding
+from gft_jax.types import Array, Model, Params
 
 
 def drift(
-  model: Any, params: Any, base: Any, batch: GroupBatch, *, chunk: int
+  model: Model, params: Params, base: Params, batch: GroupBatch, *, chunk: int
 ) -> dict[str, WeightedMean]:
   """How far the policy moved from `base`, on its own samples. Pure.
 
@@ -56,8 +56,8 @@ def drift(
 
 
 def demonstration_tokens(
-  model: Any, params: Any, batch: GroupBatch, *, chunk: int
-) -> dict[str, jax.Array]:
+  model: Model, params: Params, batch: GroupBatch, *, chunk: int
+) -> dict[str, Float[Array, 'B G T'] | Int[Array, 'B G T']]:
   """What the policy makes of the tokens of given answers. Pure.
 
   Args:
@@ -67,8 +67,8 @@ def demonstration_tokens(
     chunk: tokens whose logits exist at one time.
 
   Returns:
-    Arrays [B, G, T]: `logp`; `gradient`, the norm of `token_gradients`; and
-    `likeliest`, the token that the policy would have written.
+    `logp`; `gradient`, the norm of `token_gradients`; and `likeliest`, the
+    token that the policy would have written.
   """
 
   def read(hidden, head, tokens):
@@ -84,8 +84,8 @@ def demonstration_tokens(
 
 
 def response_states(
-  model: Any, params: Any, batch: GroupBatch
-) -> tuple[jax.Array, jax.Array]:
+  model: Model, params: Params, batch: GroupBatch
+) -> tuple[Float[Array, 'B *listed D'], Float[Array, 'D V']]:
   """What predicts the response tokens, through the entrances that a batch asks.
 
   Args:
@@ -110,17 +110,17 @@ def response_states(
 
 
 def token_logprobs(
-  model: Any,
-  params: Any,
+  model: Model,
+  params: Params,
   batch: GroupBatch,
   *,
   chunk: int,
   temperature: float = 1.0,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Float[Array, 'B G T'], Float[Array, 'B G T']]:
   """Log-probability and entropy at response positions.
 
   Returns:
-    logp and entropy, [B, G, T] float32; 0 at masked positions.
+    logp and entropy, float32; 0 at masked positions.
   """
   read = functools.partial(
     target_logprobs, chunk=chunk, temperature=temperature

@@ -10,8 +10,8 @@ What is trained (`lora_a`, `lora_b`) and what is frozen (all the rest) are two
 trees; a model is applied to their `join`.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -20,8 +20,24 @@ import numpy as np
 from flax import traverse_util
 from flax.linen.dtypes import promote_dtype
 from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Float
+
+from gft_jax.config import LoraConfig
+from gft_jax.types import Array, Params
 
 NAMES = ('lora_a', 'lora_b')
+
+
+@runtime_checkable
+class Adapted(Protocol):
+  """A model whose projections may have adapters, such as `Transformer`."""
+
+  @property
+  def lora(self) -> LoraConfig:
+    """Which projections have adapters, and of which rank."""
+
+  def init(self, rngs: jax.Array, /, *arrays: Array) -> Mapping[str, Params]:
+    """Fresh variables, of which 'params' are the parameters."""
 
 
 class Linear(nn.DenseGeneral):
@@ -31,8 +47,10 @@ class Linear(nn.DenseGeneral):
   alpha: float = 1.0
 
   @nn.compact
-  def __call__(self, inputs: jax.Array) -> jax.Array:
-    """[tokens, *in] -> [tokens, *out]."""
+  def __call__(
+    self, inputs: Float[Array, 'tokens ...']
+  ) -> Float[Array, 'tokens ...']:
+    """The product, and what the adapter adds to it."""
     outputs = super().__call__(inputs)
     if self.rank:
       outputs += self._adapter(inputs, outputs.shape[1:])
@@ -50,8 +68,10 @@ class Linear(nn.DenseGeneral):
 
 
 def create(
-  model: Any, key: jax.Array, shardings: Callable[[Any], Any] | None = None
-) -> Any:
+  model: Adapted,
+  key: jax.Array,
+  shardings: Callable[[Params], Params] | None = None,
+) -> Params:
   """Fresh adapters; the other parameters of the model are not made.
 
   Args:
@@ -62,7 +82,7 @@ def create(
   one = jnp.ones((1, 1), jnp.int32)
 
   def adapters(key):
-    leaves = traverse_util.flatten_dict(model.init(key, one, one[0])['params'])
+    leaves = _leaves(model.init(key, one, one[0])['params'])
     return traverse_util.unflatten_dict(
       {path: leaf for path, leaf in leaves.items() if path[-1] in NAMES}
     )
@@ -71,15 +91,14 @@ def create(
   return jax.jit(adapters, out_shardings=where)(key)
 
 
-def join(frozen: Any | None, trained: Any) -> Any:
+def join(frozen: Params | None, trained: Params) -> Params:
   """All parameters of a model, as one tree; nothing is copied."""
   if frozen is None:
     return trained
-  flat = traverse_util.flatten_dict
-  return traverse_util.unflatten_dict(flat(frozen) | flat(trained))
+  return traverse_util.unflatten_dict(_leaves(frozen) | _leaves(trained))
 
 
-def merge(model: Any, frozen: Any | None, trained: Any) -> Any:
+def merge(model: Adapted, frozen: Params | None, trained: Params) -> Params:
   """Parameters of the same function for the model without adapters.
 
   W + alpha / r A B, in float32 on the host and rounded to the dtype of W.
@@ -87,8 +106,7 @@ def merge(model: Any, frozen: Any | None, trained: Any) -> Any:
   if frozen is None:
     return trained
   rank, alpha = model.lora.rank, model.lora.alpha
-  merged = traverse_util.flatten_dict(frozen)
-  adapters = traverse_util.flatten_dict(trained)
+  merged, adapters = _leaves(frozen), _leaves(trained)
   for projection in {path[:-1] for path in adapters}:
     a, b = (np.asarray(adapters[*projection, name]) for name in NAMES)
     kernel = np.asarray(merged[*projection, 'kernel'])
@@ -97,3 +115,9 @@ def merge(model: Any, frozen: Any | None, trained: Any) -> Any:
     sum_ = kernel + alpha / rank * low_rank.reshape(kernel.shape)
     merged[*projection, 'kernel'] = sum_.astype(kernel.dtype)
   return traverse_util.unflatten_dict(merged)
+
+
+def _leaves(params: Params) -> dict[tuple[str, ...], Array]:
+  """Path -> leaf."""
+  # pyrefly: ignore[bad-return]  # It reads Flax as giving empty nodes alone.
+  return traverse_util.flatten_dict(params)

@@ -16,14 +16,15 @@ train_step.split) is packed by itself: a cell, B' prompts.
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from gft_jax.batch import GroupBatch, Packing, Rows, host_mask
 from gft_jax.parallel import sharding
+from gft_jax.types import Array, Tree
 
 # Rows and lists grow in so many steps up to what a batch has without packing:
 # each size is another program to compile.
@@ -116,14 +117,18 @@ def _fill(
 ) -> tuple[int, Starts]:
   """How many rows the sequences of a cell take, and where each begins."""
   length = batch.prompts.length[:, None] + batch.responses.length
-  sequences = [(b, g) for b in cell for g in np.flatnonzero(mask[b].any(-1))]
+  sequences = [
+    (b, g)
+    for b in cell.tolist()
+    for g in np.flatnonzero(mask[b].any(-1)).tolist()
+  ]
   free, starts = np.zeros(0, int), {}
   for at in sorted(sequences, key=lambda at: -length[at]):
     fitting = np.flatnonzero(free >= length[at])
     if not len(fitting):
       fitting, free = [len(free)], np.append(free, width)
     row = fitting[0]
-    starts[at] = row * width + width - free[row]
+    starts[at] = int(row * width + width - free[row])
     free[row] -= length[at]
   return len(free), starts
 
@@ -132,7 +137,8 @@ def _lay(batch: GroupBatch, starts: Starts, shape: tuple[int, int]) -> Rows:
   """The rows of a cell."""
   tokens, positions, segments = np.zeros((3, math.prod(shape)), np.int32)
   for i, ((b, g), start) in enumerate(sorted(starts.items())):
-    prompt, answer = batch.prompts.length[b], batch.responses.length[b, g]
+    prompt = int(batch.prompts.length[b])
+    answer = int(batch.responses.length[b, g])
     here = slice(start, start + prompt + answer)
     tokens[here] = np.concatenate(
       [batch.prompts.tokens[b, :prompt], batch.responses.tokens[b, g, :answer]]
@@ -159,13 +165,16 @@ def _list(
     place[: len(found)] = found
   else:
     b, g, t = np.nonzero(own)
-    begin = np.array([starts[cell[i], j] for i, j in zip(b, g)], int)
+    members = zip(cell[b].tolist(), g.tolist())
+    begin = np.array([starts[member] for member in members], int)
     # The last token of the prompt predicts response token 0.
     place[: len(found)] = begin + batch.prompts.length[cell[b]] - 1 + t
   return source.reshape(len(cell), size), place.reshape(len(cell), size)
 
 
-def trained_states(batch: GroupBatch, hidden: jax.Array) -> jax.Array:
+def trained_states(
+  batch: GroupBatch, hidden: Float[Array, '*all D']
+) -> Float[Array, 'B *listed D']:
   """What predicts the listed tokens, [B, A, D], from all that was run.
 
   Args:
@@ -182,7 +191,7 @@ def trained_states(batch: GroupBatch, hidden: jax.Array) -> jax.Array:
   return sharding.over_prompts(take, whole=())(hidden, batch.packing.place)
 
 
-def gather_trained(batch: GroupBatch, tree: Any) -> Any:
+def gather_trained(batch: GroupBatch, tree: Tree) -> Tree:
   """Arrays [B, G, T] as the states of the batch stand; 0 beyond their number."""
   if batch.packing is None:
     return tree
@@ -196,7 +205,7 @@ def gather_trained(batch: GroupBatch, tree: Any) -> Any:
   return sharding.over_prompts(take, whole=())(batch.packing.source, tree)
 
 
-def scatter_trained(batch: GroupBatch, tree: Any) -> Any:
+def scatter_trained(batch: GroupBatch, tree: Tree) -> Tree:
   """The inverse of `listed`: arrays [B, G, T], 0 where no token trains."""
   if batch.packing is None:
     return tree

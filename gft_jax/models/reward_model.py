@@ -5,20 +5,20 @@ from one prefix. Hugging Face calls this sequence classification with one label.
 Parameters are those of a Transformer without a head, and `score` [D, 1].
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax.training.train_state import TrainState
+from jaxtyping import Float
 
 from gft_jax.batch import GroupBatch
 from gft_jax.models.forward import response_states
 from gft_jax.ops import masking
 from gft_jax.ops.losses import preference_loss
 from gft_jax.ops.masking import WeightedMean
+from gft_jax.types import Array, Model, Params
 
 
-def init(key: jax.Array, backbone: Any) -> Any:
+def init(key: jax.Array, backbone: Params) -> Params:
   """Parameters on top of those of a policy, whose own head is left out.
 
   The new head is normal with variance 1 / (D + 1) (Stiennon et al. 2020,
@@ -28,23 +28,25 @@ def init(key: jax.Array, backbone: Any) -> Any:
     key: of the new head.
     backbone: parameters of a `Transformer`.
   """
-  embedding = backbone['embedding']
+  embedding = _leaf(backbone, 'embedding')
   width = embedding.shape[1]
   score = jax.random.normal(key, (width, 1), embedding.dtype)
   kept = {name: x for name, x in backbone.items() if name != 'head'}
   return kept | {'score': score / jnp.sqrt(width + 1.0)}
 
 
-def scores(model: Any, params: Any, batch: GroupBatch) -> jax.Array:
+def scores(
+  model: Model, params: Params, batch: GroupBatch
+) -> Float[Array, 'B G']:
   """What the state after the last token of each answer is worth.
 
   Args:
     model: the Transformer of the backbone, with a tied head.
     params: of `init`, or of a sequence-classification folder.
-    batch: answers [B, G, T] with their EOS; rewards are not used.
+    batch: answers with their EOS; rewards are not used.
 
   Returns:
-    [B, G] float32. Without an answer it is the score of the prompt.
+    float32. Without an answer it is the score of the prompt.
   """
   responses = batch.responses
   # The state after token t stands at t + 1, so there is one more.
@@ -55,12 +57,12 @@ def scores(model: Any, params: Any, batch: GroupBatch) -> jax.Array:
   last = jnp.take_along_axis(hidden, responses.length[..., None, None], axis=2)[
     :, :, 0
   ]
-  score = params['score'].astype(jnp.float32)
+  score = _leaf(params, 'score').astype(jnp.float32)
   return (last.astype(jnp.float32) @ score)[..., 0]
 
 
 def compare(
-  model: Any, params: Any, batch: GroupBatch
+  model: Model, params: Params, batch: GroupBatch
 ) -> dict[str, WeightedMean]:
   """How the model judges pairs: the loss and how often it is right.
 
@@ -89,7 +91,7 @@ def compare(
 
 
 def update(
-  state: TrainState, batch: GroupBatch, *, model: Any
+  state: TrainState, batch: GroupBatch, *, model: Model
 ) -> tuple[TrainState, dict[str, WeightedMean]]:
   """One optimizer step on pairs; see `compare`. Pure."""
 
@@ -99,3 +101,9 @@ def update(
 
   grads, metrics = jax.grad(loss_of, has_aux=True)(state.params)
   return state.apply_gradients(grads=grads), metrics
+
+
+def _leaf(params: Params, name: str) -> Array:
+  leaf = params[name]
+  assert isinstance(leaf, Array), f'{name} is a tree'
+  return leaf

@@ -20,6 +20,9 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
+from jaxtyping import Float, Int
+
+from gft_jax.types import Array
 
 # Queries and keys of a block, at most; the kernel takes multiples of LANES.
 BLOCK = 512
@@ -27,48 +30,42 @@ LANES = 128
 
 
 def attend_prompt(
-  query: jax.Array,
-  key: jax.Array,
-  value: jax.Array,
-  segments: jax.Array,
+  query: Float[Array, 'B P H K'],
+  key: Float[Array, 'B P N K'],
+  value: Float[Array, 'B P N K'],
+  segments: Int[Array, 'B P'],
   *,
   interpret: bool = False,
-) -> jax.Array:
+) -> Float[Array, 'B P H K']:
   """Causal attention within segments.
 
   Args:
-    query: [B, P, H, K].
-    key: [B, P, N, K].
-    value: [B, P, N, K].
-    segments: [B, P] int32, which sequence each token is of.
+    query: rotated.
+    key: rotated.
+    value: of the keys.
+    segments: int32, which sequence each token is of.
     interpret: run the kernel without a TPU, slowly.
-
-  Returns:
-    [B, P, H, K].
   """
   attend = functools.partial(_attend, interpret=interpret)
   return jax.vmap(attend)(query, key, value, segments, segments)
 
 
 def attend_response(
-  query: jax.Array,
-  own: tuple[jax.Array, jax.Array],
-  prefix: tuple[jax.Array, jax.Array],
-  length: jax.Array,
+  query: Float[Array, 'B G T H K'],
+  own: tuple[Float[Array, 'B G T N K'], Float[Array, 'B G T N K']],
+  prefix: tuple[Float[Array, 'B P N K'], Float[Array, 'B P N K']],
+  length: Int[Array, ' B'],
   *,
   interpret: bool = False,
-) -> jax.Array:
+) -> Float[Array, 'B G T H K']:
   """Each response attends to the shared prompt and causally to itself.
 
   Args:
-    query: [B, G, T, H, K].
-    own: keys and values [B, G, T, N, K] of the same tokens.
-    prefix: keys and values [B, P, N, K] of the prompts.
-    length: [B] int32, real tokens of each prompt.
+    query: rotated.
+    own: keys, rotated, and values of the same tokens.
+    prefix: keys, rotated, and values of the prompts.
+    length: int32, real tokens of each prompt.
     interpret: run the kernel without a TPU, slowly.
-
-  Returns:
-    [B, G, T, H, K].
   """
   prompt = prefix[0].shape[1]
 
@@ -85,15 +82,15 @@ def attend_response(
 
 
 def _attend(
-  query: jax.Array,
-  key: jax.Array,
-  value: jax.Array,
-  query_segments: jax.Array,
-  key_segments: jax.Array,
+  query: Float[Array, 'S H K'],
+  key: Float[Array, 'U N K'],
+  value: Float[Array, 'U N K'],
+  query_segments: Int[Array, ' S'],
+  key_segments: Int[Array, ' U'],
   *,
   interpret: bool,
-) -> jax.Array:
-  """[S, H, K] against [U, N, K]: query i sees the keys up to i + U - S."""
+) -> Float[Array, 'S H K']:
+  """Query i sees the keys up to i + U - S."""
   (queries, heads, head_size), keys = query.shape, len(key)
   block_q, block_kv = _block(queries), _block(keys)
   # What is added stands after all that a real query sees.
@@ -124,6 +121,7 @@ def _attend(
     *(x.swapaxes(0, 1) for x in (scaled.astype(query.dtype), key, value)),
     segment_ids=splash.SegmentIds(query_segments, key_segments),
   )
+  assert isinstance(out, jax.Array)  # A tuple where residuals are asked for.
   return out.swapaxes(0, 1)[:queries]
 
 
@@ -133,5 +131,5 @@ def _block(size: int) -> int:
   return -(-size // (count * LANES)) * LANES
 
 
-def _pad(x: jax.Array, count: int) -> jax.Array:
+def _pad(x: Array, count: int) -> jax.Array:
   return jnp.pad(x, ((0, count), *[(0, 0)] * (x.ndim - 1)), mode='edge')

@@ -14,17 +14,19 @@ only `ops.logprobs` and the sampler form.
 """
 
 import functools
-from typing import Any
+from collections.abc import Sequence
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
+from jaxtyping import Float, Int
 
 from gft_jax.config import Architecture, LoraConfig
 from gft_jax.models import attention, lora
 from gft_jax.parallel import sharding
+from gft_jax.types import Array, Params
 
 # What the backward pass finds stored; it recomputes the rest layer by layer.
 # Attention's result is small, and long sequences make their scores again anyway.
@@ -36,57 +38,53 @@ REMAT_POLICIES = {
 }
 
 
-@flax.struct.dataclass
-class Prefix:
+class Prefix(flax.struct.PyTreeNode):
   """Prompts after the model, shared by the members of each group.
 
   Attributes:
-    keys: [L, B, P, N, K], rotated.
-    values: [L, B, P, N, K].
-    hidden: [B, D], final state of the last real token: it predicts response
-      token 0.
-    length: [B] int32.
+    keys: rotated.
+    values: of the keys.
+    hidden: final state of the last real token: it predicts response token 0.
+    length: int32, real tokens.
   """
 
-  keys: jax.Array
-  values: jax.Array
-  hidden: jax.Array
-  length: jax.Array
+  keys: Float[Array, 'L B P N K']
+  values: Float[Array, 'L B P N K']
+  hidden: Float[Array, 'B D']
+  length: Int[Array, ' B']
 
 
-@flax.struct.dataclass
-class Layer:
+class Layer(flax.struct.PyTreeNode):
   """A layer as decoding R rows needs it.
 
   Keys have their tokens last: the product with a query takes them as they are.
 
   Attributes:
     params: of its block.
-    prompt: keys [B, N, K, P], rotated, and values [B, N, P, K] of the prefix.
-    own: keys [R, N, K, T], rotated, and values [R, N, T, K] of decoded tokens.
+    prompt: keys, rotated, and values of the prefix.
+    own: keys, rotated, and values of decoded tokens.
   """
 
-  params: Any
-  prompt: tuple[jax.Array, jax.Array]
-  own: tuple[jax.Array, jax.Array]
+  params: Params
+  prompt: tuple[Float[Array, 'B N K P'], Float[Array, 'B N P K']]
+  own: tuple[Float[Array, 'R N K T'], Float[Array, 'R N T K']]
 
 
-@flax.struct.dataclass
-class Cache:
+class Cache(flax.struct.PyTreeNode):
   """What decoding R rows needs besides the prefix.
 
   Attributes:
     layers: one after the other.
-    rotation: cosine and sine [P + T, K/2] of every position.
+    rotation: cosine and sine of every position.
     group_size: G.
   """
 
   layers: tuple[Layer, ...]
-  rotation: tuple[jax.Array, jax.Array]
+  rotation: tuple[Float[Array, 'P+T K//2'], Float[Array, 'P+T K//2']]
   group_size: int = flax.struct.field(pytree_node=False)
 
 
-def for_compute(params: Any, dtype: str) -> Any:
+def for_compute(params: Params, dtype: str) -> Params:
   """Parameters as a model of that dtype reads them, where that is narrower.
 
   Only the scales of norms are read wider than that, so they stay.
@@ -97,6 +95,13 @@ def for_compute(params: Any, dtype: str) -> Any:
     return x.astype(dtype) if narrower and path[-1].key != 'scale' else x
 
   return jax.tree_util.tree_map_with_path(one, params)
+
+
+# Cosine and sine of the rotary angles; the keys and values of one layer.
+Rotation = tuple[Float[Array, '*tokens angles'], Float[Array, '*tokens angles']]
+KeysValues = tuple[Float[Array, '...'], Float[Array, '...']]
+
+FAN_IN = nn.initializers.variance_scaling(1, 'fan_in', 'normal')
 
 
 class Block(nn.Module):
@@ -127,17 +132,41 @@ class Block(nn.Module):
     self.up = self._linear('up', a.mlp_width)
     self.down = self._linear('down', a.width, kernel_init=to_stream)
 
-  def prompt(self, x, rotation, segments):
+  def prompt(
+    self,
+    x: Float[Array, 'B P D'],
+    rotation: Rotation,
+    segments: Int[Array, 'B P'],
+  ) -> tuple[Float[Array, 'B P D'], KeysValues]:
+    """A layer on prompts; also their keys and values."""
     query, key, value = self._project(x, rotation)
     out = attention.attend_prompt(query, key, value, segments)
     return self._finish(x, out), (key, value)
 
-  def response(self, x, prefix, rotation, length):
-    query, *own = self._project(x, rotation)
-    out = attention.attend_response(query, own, prefix, length)
+  def response(
+    self,
+    x: Float[Array, 'B G T D'],
+    prefix: KeysValues,
+    rotation: Rotation,
+    length: Int[Array, ' B'],
+  ) -> tuple[Float[Array, 'B G T D'], None]:
+    """A layer on responses, whose prompts are `prefix`."""
+    query, key, value = self._project(x, rotation)
+    out = attention.attend_response(query, (key, value), prefix, length)
     return self._finish(x, out), None
 
-  def step(self, x, own, prompt, rotation, length, slots, step, group_size):
+  def step(
+    self,
+    x: Float[Array, 'R D'],
+    layer: Layer,
+    rotation: Rotation,
+    length: Int[Array, ' B'],
+    slots: Int[Array, ' R'],
+    step: Int[Array, ''] | int,
+    group_size: int,
+  ) -> tuple[Float[Array, 'R D'], KeysValues]:
+    """A layer on one token of each row; also the cache with that token."""
+    own, prompt = layer.own, layer.prompt
     query, key, value = self._project(x, rotation)
     write = jax.lax.dynamic_update_slice
     own = (
@@ -168,20 +197,26 @@ class Block(nn.Module):
     flat = flat + self.down(nn.silu(self.gate(y)) * self.up(y))
     return sharding.split_prompts(flat.reshape(x.shape))
 
-  def _linear(self, name, features, **settings):
-    settings = {
-      'kernel_init': nn.initializers.variance_scaling(1, 'fan_in', 'normal'),
-      'use_bias': False,
-    } | settings
+  def _linear(
+    self,
+    name: str,
+    features: int | Sequence[int],
+    *,
+    axis: int | Sequence[int] = -1,
+    use_bias: bool = False,
+    kernel_init: nn.initializers.Initializer = FAN_IN,
+  ) -> lora.Linear:
     adapted = name in self.lora.targets
     return lora.Linear(
       features,
+      axis=axis,
+      use_bias=use_bias,
       dtype=self.dtype,
       param_dtype=self.param_dtype,
+      kernel_init=kernel_init,
       promote_dtype=functools.partial(_promote, f'{name}/kernel'),
       rank=self.lora.rank if adapted else 0,
       alpha=self.lora.alpha,
-      **settings,
     )
 
   def _norm(self):
@@ -192,9 +227,15 @@ class Block(nn.Module):
     )
 
 
-def _promote(name, inputs, kernel, *bias, dtype):
-  inputs, kernel, *bias = promote_dtype(inputs, kernel, *bias, dtype=dtype)
-  return inputs, sharding.whole_parameter(kernel, name), *bias
+def _promote(
+  name: str,
+  *operands: jax.Array | None,
+  dtype: str | None = None,
+  inexact: bool = True,
+) -> list[jax.Array | None]:
+  """Flax's promote_dtype, of inputs, kernel and bias; the kernel is gathered."""
+  inputs, kernel, *bias = promote_dtype(*operands, dtype=dtype, inexact=inexact)
+  return [inputs, sharding.whole_parameter(kernel, name), *bias]
 
 
 class Transformer(nn.Module):
@@ -253,16 +294,20 @@ class Transformer(nn.Module):
       },
     )(*self._block_settings())
 
-  def __call__(self, tokens: jax.Array, length: jax.Array) -> Prefix:
+  def __call__(
+    self, tokens: Int[Array, 'B P'], length: Int[Array, ' B']
+  ) -> Prefix:
     """`prefill`, which touches every parameter: `model.init` calls this."""
     return self.prefill(tokens, length)
 
-  def prefill(self, tokens: jax.Array, length: jax.Array) -> Prefix:
+  def prefill(
+    self, tokens: Int[Array, 'B P'], length: Int[Array, ' B']
+  ) -> Prefix:
     """Runs the prompts once.
 
     Args:
-      tokens: [B, P] int32, padded on the right.
-      length: [B] int32, at least 1.
+      tokens: int32, padded on the right.
+      length: int32, at least 1.
     """
     positions = jnp.arange(tokens.shape[1])[None]
     x, (keys, values) = self.blocks.prompt(
@@ -272,33 +317,38 @@ class Transformer(nn.Module):
     return Prefix(keys, values, self.final_norm(last), length)
 
   def packed(
-    self, tokens: jax.Array, positions: jax.Array, segments: jax.Array
-  ) -> jax.Array:
+    self,
+    tokens: Int[Array, 'R C'],
+    positions: Int[Array, 'R C'],
+    segments: Int[Array, 'R C'],
+  ) -> Float[Array, 'R C D']:
     """Runs sequences that stand end to end in rows; see batch.Rows.
 
     Args:
-      tokens: [R, C] int32.
-      positions: [R, C] int32.
-      segments: [R, C] int32; a token sees those before it in its segment.
+      tokens: int32.
+      positions: int32.
+      segments: int32; a token sees those before it in its segment.
 
     Returns:
-      [R, C, D], the states that predict the next tokens.
+      The states that predict the next tokens.
     """
     x, _ = self.blocks.prompt(
       self._embed(tokens), self._rotation(positions), segments
     )
     return self.final_norm(x)
 
-  def respond(self, prefix: Prefix, tokens: jax.Array) -> jax.Array:
+  def respond(
+    self, prefix: Prefix, tokens: Int[Array, 'B G T']
+  ) -> Float[Array, 'B G T D']:
     """Runs the responses of each group against its shared prompt.
 
     Args:
       prefix: of B prompts.
-      tokens: [B, G, T] int32, padded on the right.
+      tokens: int32, padded on the right.
 
     Returns:
-      [B, G, T, D]; entry t is the state that predicts response token t. The
-      first is the prompt's, so the last token is never run.
+      Entry t is the state that predicts response token t. The first is the
+      prompt's, so the last token is never run.
     """
     batch, group, count = tokens.shape
     first = jnp.broadcast_to(
@@ -345,8 +395,8 @@ class Transformer(nn.Module):
     rotation = self._rotation(jnp.arange(prefix.keys.shape[2] + max_tokens))
     return Cache(layers, rotation, group_size)
 
-  def keep_rows(self, cache: Cache, rows: jax.Array) -> Cache:
-    """The cache of the rows [R'] alone, in their order."""
+  def keep_rows(self, cache: Cache, rows: Int[Array, ' kept']) -> Cache:
+    """The cache of these rows alone, in their order."""
     kept = tuple(
       layer.replace(own=tuple(x[rows] for x in layer.own))
       for layer in cache.layers
@@ -357,10 +407,10 @@ class Transformer(nn.Module):
     self,
     prefix: Prefix,
     cache: Cache,
-    tokens: jax.Array,
-    slots: jax.Array,
-    step: jax.Array,
-  ) -> tuple[jax.Array, Cache]:
+    tokens: Int[Array, ' R'],
+    slots: Int[Array, ' R'],
+    step: Int[Array, ''] | int,
+  ) -> tuple[Float[Array, 'R D'], Cache]:
     """Runs one token of every row.
 
     A Python loop over the layers, see `empty_cache`.
@@ -368,14 +418,13 @@ class Transformer(nn.Module):
     Args:
       prefix: of B prompts.
       cache: of `empty_cache` with these parameters; holds tokens 0 to step - 1.
-      tokens: [R] int32, response token `step` of every row.
-      slots: [R] int32, the response b G + g that each row is; all of them in
-        order where R = B G.
-      step: [] int32, under the T of the cache.
+      tokens: int32, response token `step` of every row.
+      slots: int32, the response b G + g that each row is; all of them in order
+        where R = B G.
+      step: int32, under the T of the cache.
 
     Returns:
-      ([R, D], the state that predicts token step + 1; the cache with this
-      token).
+      (The state that predicts token step + 1; the cache with this token).
     """
     positions = jnp.take(prefix.length, slots // cache.group_size) + step
     rotation = jax.tree.map(lambda x: x[positions], cache.rotation)
@@ -386,8 +435,7 @@ class Transformer(nn.Module):
       x, own = block.apply(
         {'params': layer.params},
         x,
-        layer.own,
-        layer.prompt,
+        layer,
         rotation,
         prefix.length,
         slots,
@@ -398,8 +446,8 @@ class Transformer(nn.Module):
       layers.append(layer.replace(own=own))
     return self.final_norm(x), cache.replace(layers=tuple(layers))
 
-  def head(self) -> jax.Array:
-    """[D, V] in the compute dtype; hidden @ head is the logits."""
+  def head(self) -> Float[Array, 'D V']:
+    """In the compute dtype; hidden @ head is the logits."""
     tied = self.architecture.tied_head
     matrix = self.embedding.T if tied else self.unembedding
     return matrix.astype(self.dtype)

@@ -86,7 +86,7 @@ def gft_token_loss(
   logp: Float[Array, '*batch T'],
   advantages: Float[Array, '*batch'],
   *,
-  tau: float,
+  tau: Float[Array, ''] | float,
   kept: Bool[Array, '*batch T'] | None = None,
 ) -> Float[Array, '*batch T']:
   """Group fine-tuning, the paper's loss (Eq. 21), before its sums.

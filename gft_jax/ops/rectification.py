@@ -9,7 +9,7 @@ from gft_jax.types import Array
 
 @jax.named_scope('dynamic_coefficient')
 def dynamic_coefficient(
-  logp: Float[Array, '*batch'], *, tau: float
+  logp: Float[Array, '*batch'], *, tau: Float[Array, ''] | float
 ) -> Float[Array, '*batch']:
   """How much of a token's imitation gradient is kept.
 

@@ -7,21 +7,23 @@ import functools
 
 import jax
 from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Bool, Float
 
 from gft_jax.ops import advantages as advantages_lib
 from gft_jax.ops import losses, masking
 from gft_jax.parallel import sharding
+from gft_jax.types import Array
 
 
 def gft_loss(
-  logp: jax.Array,
-  rewards: jax.Array,
-  member_mask: jax.Array,
-  token_mask: jax.Array,
+  logp: Float[Array, 'B G T'],
+  rewards: Float[Array, 'B G'],
+  member_mask: Bool[Array, 'B G'],
+  token_mask: Bool[Array, 'B G T'],
   *,
-  tau: float,
+  tau: Float[Array, ''] | float,
   axis_name: masking.AxisName = None,
-) -> jax.Array:
+) -> Float[Array, '']:
   """The paper's loss, from log-probabilities and rewards to a number.
 
       -Σ_bkt A_bk C(p_bkt) log p_bkt / tokens
@@ -30,15 +32,15 @@ def gft_loss(
   and the number of tokens are added over all of them.
 
   Args:
-    logp: [B, G, T]; masked entries may be -inf.
-    rewards: [B, G].
-    member_mask: [B, G], the group has this member.
-    token_mask: [B, G, T], the token trains.
+    logp: masked entries may be -inf.
+    rewards: of the responses.
+    member_mask: the group has this member.
+    token_mask: the token trains.
     tau: threshold of the coefficient.
     axis_name: mapped axes, under pmap or shard_map.
 
   Returns:
-    A scalar, the same on every device.
+    The same on every device.
   """
   logp = masking.select(logp, token_mask)
   advantages = advantages_lib.group_normalized(rewards, member_mask)
@@ -47,14 +49,14 @@ def gft_loss(
 
 
 def pmapped_gft_loss(
-  logp: jax.Array,
-  rewards: jax.Array,
-  member_mask: jax.Array,
-  token_mask: jax.Array,
+  logp: Float[Array, 'devices B G T'],
+  rewards: Float[Array, 'devices B G'],
+  member_mask: Bool[Array, 'devices B G'],
+  token_mask: Bool[Array, 'devices B G T'],
   *,
-  tau: float,
-) -> jax.Array:
-  """`gft_loss` under pmap: arrays [devices, B, ...], a scalar out.
+  tau: Float[Array, ''] | float,
+) -> Float[Array, '']:
+  """`gft_loss` under pmap: the first axis of each array is the devices'.
 
   Differentiate it from outside; inside, each device would see the psum's
   gradient once per device.
@@ -70,13 +72,13 @@ def pmapped_gft_loss(
 
 def shard_mapped_gft_loss(
   mesh: Mesh,
-  logp: jax.Array,
-  rewards: jax.Array,
-  member_mask: jax.Array,
-  token_mask: jax.Array,
+  logp: Float[Array, 'B G T'],
+  rewards: Float[Array, 'B G'],
+  member_mask: Bool[Array, 'B G'],
+  token_mask: Bool[Array, 'B G T'],
   *,
-  tau: float,
-) -> jax.Array:
+  tau: Float[Array, ''] | float,
+) -> Float[Array, '']:
   """`gft_loss` under shard_map: B over the data and fsdp axes of the mesh."""
   mapped = jax.shard_map(
     functools.partial(gft_loss, tau=tau, axis_name=sharding.BATCH_AXES),

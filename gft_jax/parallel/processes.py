@@ -5,14 +5,16 @@ import json
 import os
 import re
 from collections.abc import Generator
-from typing import Any
+from typing import TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from gft_jax.config import ConfigError, require
+from gft_jax.types import Tree
 
+Said = TypeVar('Said')
 # Seconds without a sign of life after which a process counts as gone.
 HEARTBEAT = 60
 
@@ -61,8 +63,9 @@ def initialize_processes() -> None:
     f'JAX_NUM_PROCESSES={numbers[0]!r} and JAX_PROCESS_ID={numbers[1]!r} must be'
     ' numbers',
   )
+  count, index = map(int, numbers)
   jax.distributed.initialize(
-    address, *map(int, numbers), heartbeat_timeout_seconds=HEARTBEAT
+    address, count, index, heartbeat_timeout_seconds=HEARTBEAT
   )
   _compile_anew()
 
@@ -114,7 +117,7 @@ def barrier() -> None:
   any_process(False)
 
 
-def gather(tree: Any) -> Any:
+def gather(tree: Tree) -> Tree:
   """Host arrays [B / processes, ...] -> [B, ...], the same in every process.
 
   The rows stand in the order of the processes, as in `to_global`. Every process
@@ -131,7 +134,7 @@ def own_rows(count: int) -> slice:
   return slice(jax.process_index() * share, (jax.process_index() + 1) * share)
 
 
-def exchange(value: Any) -> list[Any]:
+def exchange(value: Said) -> list[Said]:
   """What each process has to say, in their order; every process must ask.
 
   Args:

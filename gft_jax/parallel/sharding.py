@@ -7,14 +7,18 @@ is sharded, G is not.
 import functools
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import ParamSpec, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from gft_jax.config import ConfigError
+from gft_jax.types import Array, Params, Tree
+
+Arguments = ParamSpec('Arguments')
+Result = TypeVar('Result')
 
 # The axes that hold different prompts.
 BATCH_AXES = ('data', 'fsdp')
@@ -52,7 +56,7 @@ PARTITION_RULES = (
 )
 
 
-def parameter_shardings(params: Any, mesh: Mesh) -> Any:
+def parameter_shardings(params: Tree, mesh: Mesh) -> Tree:
   """A tree of NamedShardings for parameters, or for a whole train state.
 
   Scalars are replicated, and so is a dimension that its axis does not divide.
@@ -78,7 +82,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def to_global(mesh: Mesh, tree: Any) -> Any:
+def to_global(mesh: Mesh, tree: Tree) -> Tree:
   """Host-local arrays [B / processes, ...] -> sharded global arrays [B, ...].
 
   Each process contributes its own rows, in the order of the processes.
@@ -90,7 +94,7 @@ def to_global(mesh: Mesh, tree: Any) -> Any:
   )
 
 
-def to_local(mesh: Mesh, tree: Any) -> Any:
+def to_local(mesh: Mesh, tree: Tree) -> Tree:
   """The inverse of `to_global`: this process's rows, as numpy arrays."""
   local = multihost_utils.global_array_to_host_local_array(
     tree, mesh, PartitionSpec(BATCH_AXES)
@@ -98,7 +102,7 @@ def to_local(mesh: Mesh, tree: Any) -> Any:
   return jax.tree.map(np.asarray, local)
 
 
-def prompt_shards(mesh: Mesh) -> int:
+def prompt_shards(mesh: Mesh | AbstractMesh) -> int:
   """Devices that hold different prompts."""
   return mesh.shape['data'] * mesh.shape['fsdp']
 
@@ -109,8 +113,8 @@ def prompt_shards(mesh: Mesh) -> int:
 
 
 def over_prompts(
-  function: Callable[..., Any], *, whole: tuple[int, ...]
-) -> Callable[..., Any]:
+  function: Callable[Arguments, Result], *, whole: tuple[int, ...]
+) -> Callable[Arguments, Result]:
   """`function(*args)`, run by each device on its own prompts.
 
   What is whole is gathered over the axes that hold prompts, once, and its
@@ -122,9 +126,9 @@ def over_prompts(
     whole: indices of those arguments that have no B.
   """
 
-  def run(*args):
+  def run(*args: Arguments.args, **nothing: Arguments.kwargs) -> Result:
     if not _prompts_are_split():
-      return function(*args)
+      return function(*args, **nothing)
     rows = PartitionSpec(BATCH_AXES)
     mapped = jax.shard_map(
       function,
@@ -135,12 +139,12 @@ def over_prompts(
       axis_names=set(BATCH_AXES),
       check_vma=False,
     )
-    return mapped(*args)
+    return mapped(*args, **nothing)
 
   return run
 
 
-def over_heads(function: Callable[..., jax.Array], *args: Any) -> jax.Array:
+def over_heads(function: Callable[..., Array], *args: object) -> Array:
   """`function(*args)`, run by each device on its own prompts and heads.
 
   For kernels, which XLA cannot split: on several TPUs call the model on the mesh
@@ -172,7 +176,7 @@ def over_heads(function: Callable[..., jax.Array], *args: Any) -> jax.Array:
   return mapped(*args)
 
 
-def split_prompts(tree: Any) -> Any:
+def split_prompts(tree: Tree) -> Tree:
   """Arrays [B, ...], of which each device computes its own prompts.
 
   Where it is not said XLA may rather leave parameters where they are, and make
@@ -183,7 +187,7 @@ def split_prompts(tree: Any) -> Any:
   return jax.lax.with_sharding_constraint(tree, PartitionSpec(BATCH_AXES))
 
 
-def lay_out(params: Any, mesh: Mesh) -> Any:
+def lay_out(params: Tree, mesh: Mesh) -> Tree:
   """Parameters by the partition rules of `mesh`, from another of its devices.
 
   In two steps: first all devices exchange parts of the dimension that `tensor`
@@ -259,7 +263,7 @@ def _prompts_are_split() -> bool:
 
 
 def _fitting(
-  rule: PartitionSpec, shape: tuple[int, ...], mesh: Mesh
+  rule: PartitionSpec, shape: tuple[int, ...], mesh: Mesh | AbstractMesh
 ) -> PartitionSpec:
   """The rule without the axes that do not divide their dimension."""
   return PartitionSpec(
@@ -279,7 +283,9 @@ def _rule(name: str) -> PartitionSpec:
   )
 
 
-def create_sharded(create: Any, params: Any, mesh: jax.sharding.Mesh) -> Any:
+def create_sharded(
+  create: Callable[[Params], Tree], params: Params, mesh: Mesh
+) -> Tree:
   """`create(params)` in the shardings of the partition rules."""
   shardings = parameter_shardings(jax.eval_shape(create, params), mesh)
   return jax.jit(create, out_shardings=shardings)(params)

@@ -7,27 +7,30 @@ last ones demonstrations: ZJU-OmniAI/GFT at 763384d, ray_trainer.py:1357.)
 """
 
 import sys
-from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
 from gft_jax.batch import SELF, GroupBatch, Prompts, Responses
 from gft_jax.ops import advantages
+from gft_jax.types import Array, Tree
 
 
 def join(
-  given: Responses, given_origin: np.ndarray, sampled: Responses | None
-) -> tuple[Responses, np.ndarray]:
+  given: Responses,
+  given_origin: Int[np.ndarray, 'B E'],
+  sampled: Responses | None,
+) -> tuple[Responses, Int[np.ndarray, 'B G']]:
   """Puts given and sampled answers side by side on the group axis.
 
   Args:
-    given: answers of the dataset, [B, E, T]; E may be 0.
-    given_origin: [B, E] int32.
-    sampled: the policy's answers [B, S, T], or None for no samples.
+    given: answers of the dataset, E each; E may be 0.
+    given_origin: int32.
+    sampled: the policy's answers, S each, or None for no samples.
 
   Returns:
-    Responses [B, E + S, T] and origin [B, E + S], as numpy arrays. Where some
+    G = E + S responses each and their origin, as numpy arrays. Where some
     tokens of the given do not train, all of the sampled do.
   """
   if sampled is None:
@@ -46,16 +49,16 @@ def join(
 def build(
   prompts: Prompts,
   responses: Responses,
-  origin: np.ndarray,
-  rewards: np.ndarray,
+  origin: Int[Array, 'B G'],
+  rewards: Float[Array, 'B G'],
 ) -> GroupBatch:
   """A scored group batch; a response of length 0 is an empty slot.
 
   Args:
     prompts: B prompts.
-    responses: [B, G, T] from `join`.
-    origin: [B, G] from `join`.
-    rewards: [B, G] float32; ignored at empty slots.
+    responses: G each, from `join`.
+    origin: from `join`.
+    rewards: float32; ignored at empty slots.
 
   Raises:
     ValueError: shapes that disagree, with both.
@@ -75,8 +78,8 @@ def build(
   )
 
 
-def flat(batch: GroupBatch) -> np.ndarray:
-  """[B] bool: groups whose rewards are all equal, so that none has a lesson."""
+def flat(batch: GroupBatch) -> Bool[np.ndarray, ' B']:
+  """Groups whose rewards are all equal, so that none has a lesson."""
   return np.asarray(advantages.is_flat(batch.rewards, batch.member_mask))
 
 
@@ -105,7 +108,7 @@ def refill(batch: GroupBatch, further: GroupBatch) -> GroupBatch:
 NARROWEST = 64
 
 
-def pad_rows(tree: Any, rows: int) -> Any:
+def pad_rows(tree: Tree, rows: int) -> Tree:
   """Repeats the last row until the first axis has `rows` rows."""
 
   def one(x):

@@ -25,12 +25,14 @@ depend on nothing else: not on the row, the batch, or the mesh.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int, Key
 
 from gft_jax.batch import Prompts, Responses
+from gft_jax.types import Array, Model, Params
 
 # Rows below which no more are dropped: a step then costs what reading the
 # parameters costs, and each further size is another loop to compile.
@@ -44,26 +46,26 @@ class Rollout(NamedTuple):
   """State of the decode loop; R rows.
 
   Attributes:
-    step: [] int32, tokens decided so far.
-    slots: [R] int32, which response each row is.
-    keys: [R] JAX keys.
-    tokens: [R, T] int32.
-    logp: [R, T] float32.
-    length: [R] int32.
-    alive: [R] bool, not ended yet.
-    hidden: [R, D], the state that predicts token `step`.
+    step: int32, tokens decided so far.
+    slots: int32, which response each row is.
+    keys: JAX keys.
+    tokens: int32.
+    logp: float32.
+    length: int32.
+    alive: not ended yet.
+    hidden: the state that predicts token `step`.
     cache: what decoding needs, owned by the model.
   """
 
-  step: jax.Array
-  slots: jax.Array
-  keys: jax.Array
-  tokens: jax.Array
-  logp: jax.Array
-  length: jax.Array
-  alive: jax.Array
-  hidden: jax.Array
-  cache: Any
+  step: Int[jax.Array, '']
+  slots: Int[jax.Array, ' R']
+  keys: Key[jax.Array, ' R']
+  tokens: Int[jax.Array, 'R T']
+  logp: Float[jax.Array, 'R T']
+  length: Int[jax.Array, ' R']
+  alive: Bool[jax.Array, ' R']
+  hidden: Float[jax.Array, 'R D']
+  cache: object
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,10 +105,10 @@ class Sampling:
 
 
 def sample_groups(
-  model: Any,
-  params: Any,
+  model: Model,
+  params: Params,
   prompts: Prompts,
-  key: jax.Array,
+  key: Key[jax.Array, ''],
   *,
   group_size: int,
   max_tokens: int,
@@ -119,7 +121,7 @@ def sample_groups(
   Args:
     model: anything with the entrances of the module docstring.
     params: its parameters, a plain pytree.
-    prompts: B prompts, tokens [B, P], perhaps with limits of their own.
+    prompts: B prompts, perhaps with limits of their own.
     key: a JAX key of this rollout, `fold_in(root, step)`.
     group_size: G.
     max_tokens: T; a response that nothing ends has this length.
@@ -187,16 +189,16 @@ def sample_groups(
 @jax.named_scope('next_token')
 def next_token(
   rollout: Rollout,
-  logits: jax.Array,
-  limit: jax.Array | None,
+  logits: Float[Array, 'R V'],
+  limit: Int[Array, ' R'] | None,
   sampling: Sampling,
 ) -> Rollout:
   """Decides one token of every row that is alive.
 
   Args:
     rollout: R rows.
-    logits: [R, V] float32.
-    limit: [R] int32, most tokens of each row, or None.
+    logits: float32.
+    limit: int32, most tokens of each row, or None.
     sampling: how the token is drawn, and whether it ends the row.
   """
   temperature = sampling.temperature
@@ -240,7 +242,7 @@ def next_token(
 def _write_all(
   rollout: Rollout,
   advance: Callable[[Rollout], Rollout],
-  keep_rows: Callable[[Any, jax.Array], Any],
+  keep_rows: Callable[[object, jax.Array], object],
 ) -> Responses:
   """Advances until every row has ended, with fewer and fewer rows.
 
@@ -253,39 +255,44 @@ def _write_all(
     Responses of one axis: tokens [R, T], and so on.
   """
   rows, max_tokens = rollout.tokens.shape
-  written = Responses(
-    tokens=jnp.zeros_like(rollout.tokens),
-    length=jnp.zeros_like(rollout.length),
-    behavior_logp=jnp.zeros_like(rollout.logp),
-  )
+  tokens = jnp.zeros_like(rollout.tokens)
+  length = jnp.zeros_like(rollout.length)
+  logp = jnp.zeros_like(rollout.logp)
   for size in sizes(rows):
     if size < rows:
       rollout = _shrink(rollout, size, keep_rows)
     smaller = size // 2 if size // 2 in sizes(rows) else 0
 
-    def crowded(rollout: Rollout, smaller=smaller) -> jax.Array:
+    def crowded(rollout: Rollout, smaller=smaller) -> Bool[jax.Array, '']:
       alive = jnp.sum(rollout.alive, dtype=jnp.int32)
       return (rollout.step < max_tokens) & (alive > smaller)
 
     rollout = jax.lax.while_loop(crowded, advance, rollout)
     # Rows that leave now are done; the others are written again later.
-    written = Responses(
-      tokens=written.tokens.at[rollout.slots].set(rollout.tokens),
-      length=written.length.at[rollout.slots].set(rollout.length),
-      behavior_logp=written.behavior_logp.at[rollout.slots].set(rollout.logp),
-    )
-  return written
+    tokens = tokens.at[rollout.slots].set(rollout.tokens)
+    length = length.at[rollout.slots].set(rollout.length)
+    logp = logp.at[rollout.slots].set(rollout.logp)
+  return Responses(tokens, length, logp)
 
 
 def _shrink(
-  rollout: Rollout, size: int, keep_rows: Callable[[Any, jax.Array], Any]
+  rollout: Rollout,
+  size: int,
+  keep_rows: Callable[[object, jax.Array], object],
 ) -> Rollout:
   """The rows that are alive, and finished ones up to `size`."""
   kept = jnp.argsort(~rollout.alive, stable=True)[:size]
-  taken = jax.tree.map(
-    lambda x: x[kept], rollout._replace(step=None, cache=None)
+  return Rollout(
+    step=rollout.step,
+    slots=rollout.slots[kept],
+    keys=rollout.keys[kept],
+    tokens=rollout.tokens[kept],
+    logp=rollout.logp[kept],
+    length=rollout.length[kept],
+    alive=rollout.alive[kept],
+    hidden=rollout.hidden[kept],
+    cache=keep_rows(rollout.cache, kept),
   )
-  return taken._replace(step=rollout.step, cache=keep_rows(rollout.cache, kept))
 
 
 def sizes(rows: int) -> tuple[int, ...]:
@@ -297,20 +304,20 @@ def sizes(rows: int) -> tuple[int, ...]:
 
 
 def keep(
-  logits: jax.Array, *, top_k: int, top_p: float, min_p: float
-) -> jax.Array:
+  logits: Float[Array, '*batch V'], *, top_k: int, top_p: float, min_p: float
+) -> Bool[Array, '*batch V']:
   """The tokens that survive the filters, in the order top-k, top-p, min-p.
 
   One sort of the vocabulary at most, and none unless top_k or top_p asks.
 
   Args:
-    logits: [..., V] float32, up to a constant of each row.
+    logits: float32, up to a constant of each row.
     top_k: 0 keeps all.
     top_p: 1 keeps all.
     min_p: 0 keeps all.
 
   Returns:
-    [..., V] bool; the likeliest token always survives.
+    Which survive; the likeliest token always does.
   """
   vocabulary = logits.shape[-1]
   floor = jnp.full((*logits.shape[:-1], 1), -jnp.inf)
@@ -330,7 +337,9 @@ def keep(
   return logits >= floor
 
 
-def draw(weights: jax.Array, uniform: jax.Array) -> jax.Array:
+def draw(
+  weights: Float[Array, '*batch V'], uniform: Float[Array, '*batch']
+) -> Int[Array, '*batch']:
   """Draws by the inverse of the cumulative distribution.
 
   One uniform number per row instead of V of Gumbel noise. It chooses a block of
@@ -338,11 +347,11 @@ def draw(weights: jax.Array, uniform: jax.Array) -> jax.Array:
   cumulative sums are over few numbers.
 
   Args:
-    weights: [..., V], at least 0 and not all 0; they need not be normalised.
-    uniform: [...] in [0, 1).
+    weights: at least 0 and not all 0; they need not be normalised.
+    uniform: in [0, 1).
 
   Returns:
-    [...] int32.
+    int32.
   """
   *lead, vocabulary = weights.shape
   size = min(BLOCK, vocabulary)
@@ -356,8 +365,8 @@ def draw(weights: jax.Array, uniform: jax.Array) -> jax.Array:
 
 
 def _inverse(
-  weights: jax.Array, uniform: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+  weights: Float[Array, '*batch U'], uniform: Float[Array, '*batch']
+) -> tuple[Int[Array, '*batch'], Float[Array, '*batch']]:
   """Where the cumulative sum of `weights` passes the share `uniform` of it.
 
   A parallel cumulative sum in float32 is not quite monotone, so weights of 0
@@ -365,11 +374,11 @@ def _inverse(
   since uniform * maximum stays below the maximum for uniform < 1.
 
   Args:
-    weights: [..., U], one of them at least above 0.
-    uniform: [...] in [0, 1).
+    weights: one of them at least above 0.
+    uniform: in [0, 1).
 
   Returns:
-    [...] index, and [...] in [0, 1), how far into its weight the share reaches.
+    The index, and in [0, 1), how far into its weight the share reaches.
   """
   cumulative = jnp.where(weights > 0, jnp.cumsum(weights, axis=-1), 0.0)
   threshold = uniform[..., None] * jnp.max(cumulative, axis=-1, keepdims=True)
@@ -384,9 +393,9 @@ def _inverse(
 
 
 def _ends_with(
-  tokens: jax.Array, step: jax.Array, sequence: tuple[int, ...]
-) -> jax.Array:
-  """[R] bool: the tokens [R, T] up to `step` end with the sequence."""
+  tokens: Int[Array, 'R T'], step: Int[Array, ''], sequence: tuple[int, ...]
+) -> Bool[Array, ' R']:
+  """Whether the tokens up to `step` end with the sequence."""
   rows, size = tokens.shape
   count = len(sequence)
   if count > size:
@@ -399,8 +408,10 @@ def _ends_with(
   return (start >= 0) & same.all(axis=-1)
 
 
-def _member_keys(key: jax.Array, index: jax.Array, group_size: int):
-  """[B G] keys from record ids [B]."""
+def _member_keys(
+  key: Key[jax.Array, ''], index: Int[Array, ' B'], group_size: int
+) -> Key[jax.Array, ' B*{group_size}']:
+  """One key for each response, of the record ids."""
   fold = jax.random.fold_in
   members = jnp.arange(group_size)
 
@@ -410,8 +421,10 @@ def _member_keys(key: jax.Array, index: jax.Array, group_size: int):
   return jax.vmap(of_prompt)(index).reshape(-1)
 
 
-def _uniform(keys: jax.Array, step: jax.Array) -> jax.Array:
-  """[R] uniform numbers in [0, 1) for one position."""
+def _uniform(
+  keys: Key[jax.Array, ' R'], step: Int[Array, '']
+) -> Float[Array, ' R']:
+  """Uniform numbers in [0, 1) for one position."""
 
   def one(key):
     return jax.random.uniform(jax.random.fold_in(key, step))

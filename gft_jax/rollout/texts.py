@@ -1,16 +1,16 @@
 """Tokens <-> text on the host, and where a stop string ends an answer."""
 
 import bisect
-from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+from jaxtyping import Bool
 
 from gft_jax.batch import Responses
+from gft_jax.types import Tokenizer
 
 
 def cut_at_stop_strings(
-  tokenizer: Any, responses: Responses, stop_strings: tuple[str, ...]
+  tokenizer: Tokenizer, responses: Responses, stop_strings: tuple[str, ...]
 ) -> Responses:
   """Ends each response with the token that completes a stop string.
 
@@ -20,11 +20,11 @@ def cut_at_stop_strings(
   if not stop_strings:
     return responses
   shape = responses.length.shape
-  length = responses.length.reshape(-1).copy()
-  tokens = responses.tokens.reshape(len(length), -1)
+  length = np.array(responses.length).reshape(-1)
+  tokens = np.asarray(responses.tokens).reshape(len(length), -1)
 
   def stopped(row, count):
-    return _holds(tokenizer.decode(tokens[row, :count]), stop_strings)
+    return _holds(_text(tokenizer, tokens[row, :count]), stop_strings)
 
   for row, count in enumerate(length):
     if stopped(row, count):
@@ -41,15 +41,15 @@ def cut_at_stop_strings(
 
 
 def decode_responses(
-  tokenizer: Any,
+  tokenizer: Tokenizer,
   responses: Responses,
   stop_ids: tuple[int, ...],
   stop_strings: tuple[str, ...] = (),
-) -> tuple[list[list[str]], np.ndarray]:
+) -> tuple[list[list[str]], Bool[np.ndarray, 'B G']]:
   """Response tokens -> texts without special tokens, and who finished.
 
   Returns:
-    [B][G] texts and [B, G] bool: the last token is a stop token, or the text
+    [B][G] texts, and who finished: the last token is a stop token, or the text
     holds a stop string. A response that ran into the length limit is not
     finished.
   """
@@ -75,20 +75,28 @@ def decode_responses(
   return texts, finished
 
 
-def token_pieces(tokenizer: Any, tokens: Sequence[int]) -> list[str]:
+def token_pieces(
+  tokenizer: Tokenizer, tokens: list[int] | np.ndarray
+) -> list[str]:
   """The text of each token; together they are the decoded tokens.
 
   Tokens of a byte-level vocabulary may hold parts of a character: the last of
   them gets it, and the others ''. Takes time quadratic in the length.
   """
-  whole = tokenizer.decode(tokens)
+  whole = _text(tokenizer, tokens)
   found, end = [], 0
   for count in range(1, len(tokens)):
-    text = tokenizer.decode(tokens[:count])
+    text = _text(tokenizer, tokens[:count])
     # A character that lacks some of its bytes is decoded as U+FFFD.
     start, end = end, max(end, len(text.rstrip('\ufffd')))
     found.append(whole[start:end])
   return [*found, whole[end:]] if len(tokens) else []
+
+
+def _text(tokenizer: Tokenizer, tokens: list[int] | np.ndarray) -> str:
+  text = tokenizer.decode(tokens)
+  assert isinstance(text, str), 'the tokens of one answer'
+  return text
 
 
 def _holds(text: str, strings: tuple[str, ...]) -> bool:

@@ -171,7 +171,8 @@ def test_every_part_of_every_device_finds_its_own(shards, parts, prompt):
   def there_and_back(batch, values):
     rows = batch.packing.rows
     run = values if rows is None else rows.tokens
-    states = packing.trained_states(batch, run[..., None])[..., 0]
+    hidden = run[..., None].astype(jnp.float32)
+    states = packing.trained_states(batch, hidden)[..., 0]
     own = packing.gather_trained(batch, (batch.responses.tokens, values))
     return packing.scatter_trained(batch, (*own, states))
 

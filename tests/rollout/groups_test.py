@@ -70,7 +70,7 @@ def test_sampled_answers_train_whole_beside_given_ones_that_do_not():
 def test_build_masks_empty_slots_and_ignores_their_reward():
   rewards_ = np.array([[1.0, np.nan], [0.0, 0.5]])
   batch = groups.build(
-    PROMPTS, responses_of([[3, 0], [1, 2]]), np.zeros((2, 2)), rewards_
+    PROMPTS, responses_of([[3, 0], [1, 2]]), np.zeros((2, 2), int), rewards_
   )
   assert batch.member_mask.tolist() == [[True, False], [True, True]]
   assert batch.rewards.tolist() == [[1.0, 0.0], [0.0, 0.5]]
@@ -127,7 +127,7 @@ def test_build_names_both_shapes():
     groups.build(
       PROMPTS,
       responses_of([[1, 1], [1, 1]]),
-      np.zeros((2, 2)),
+      np.zeros((2, 1), int),
       np.zeros((2, 1)),
     )
 
