@@ -1,6 +1,6 @@
 """The log-probability head, forward and backward, beside the dense one.
 
-  python experiments/benchmarks/logprobs.py --tokens 2048 --width 512 \\
+  python experiments/speed/logprobs.py --tokens 2048 --width 512 \\
     --vocab 151936
 
 `ours` makes the gradient in the forward pass (fused_token_loss), `chunked`

@@ -1,6 +1,6 @@
 """How the cost grows with G, T, P, V and B: one figure.
 
-  python experiments/benchmarks/growth.py --out growth.png
+  python experiments/speed/growth.py --out growth.png
 
 Each curve changes one number of the base shape (B 2, G 8, P 256, T 128, V 8,192,
 width 256, 4 layers, float32). Panels: the training step, a rollout, and the

@@ -1,6 +1,6 @@
 """From the command to the first optimizer step, and one iteration by phase.
 
-  python experiments/benchmarks/end_to_end.py --turns 3
+  python experiments/speed/end_to_end.py --turns 3
 
 A turn is two fresh processes of experiments/train.py on the recipe below: the
 first finds no compiled programs, the second finds those of the first. Prints

@@ -1,6 +1,6 @@
 """Rollouts: useful tokens a second, beside Tunix and transformers.
 
-  python experiments/benchmarks/rollout.py --prompts 4 --group 8 --prompt 512 \\
+  python experiments/speed/rollout.py --prompts 4 --group 8 --prompt 512 \\
     --tokens 128 --stops 0 --engines ours tunix transformers \\
     --python tunix=TUNIX_VENV/bin/python
 

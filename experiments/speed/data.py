@@ -1,6 +1,6 @@
 """Preparing rows and grading answers: how many a second, and how it grows.
 
-  python experiments/benchmarks/data.py --rows 25000 50000 100000 \\
+  python experiments/speed/data.py --rows 25000 50000 100000 \\
     --answers 2500 5000 10000 --workers 1 2
 
 Every point is a fresh process on a cold cache, with a peak memory of its own.

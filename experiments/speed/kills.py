@@ -1,6 +1,6 @@
 """What kill -9 at a random moment costs, against the checkpoint interval.
 
-  python experiments/benchmarks/kills.py --every 10 40 80 --kills 9
+  python experiments/speed/kills.py --every 10 40 80 --kills 9
 
 For each interval a run of experiments/train.py on the recipe of end_to_end.py is
 killed again and again, at random moments spread over the interval, and started
@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-RECIPE = 'experiments/benchmarks/end_to_end.py'
+RECIPE = 'experiments/speed/end_to_end.py'
 
 
 class Run:

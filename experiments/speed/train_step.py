@@ -1,6 +1,6 @@
 """One optimizer step of GFT, beside a plain torch step with transformers.
 
-  python experiments/benchmarks/train_step.py --prompts 2 --group 8 \\
+  python experiments/speed/train_step.py --prompts 2 --group 8 \\
     --prompt 256 --tokens 128 --vocab 8192
 
 Random weights, AdamW under a global-norm clip. The torch step repeats
@@ -10,7 +10,7 @@ are geometric with that mean, and cut at --tokens.
 
 With --lora-rank 16 the engine `lora` trains adapters beside frozen weights:
 
-  python experiments/benchmarks/train_step.py --lora-rank 16 \\
+  python experiments/speed/train_step.py --lora-rank 16 \\
     --engines ours lora
 """
 
