@@ -1,18 +1,14 @@
 """The recipes of the paper, value by value.
 
 Sources: sections 1.8 and 3 of the survey of the public code, whose commits
-experiments/paper.py names.
+gft_jax/recipes/paper.py names.
 """
-
-import pathlib
-import sys
 
 import pytest
 
+from gft_jax import recipes
 from gft_jax.config import for_stage
 from gft_jax.training import objectives
-
-EXPERIMENTS = pathlib.Path(__file__).parents[1] / 'experiments'
 
 # Recipe -> objective, steps, prompts a step, (experts, teachers, samples),
 # updates a step, peak learning rate, schedule, warm-up, b2, weight decay.
@@ -44,23 +40,12 @@ LOSSES = {
 }
 
 
-@pytest.fixture
-def recipe(monkeypatch):
-  monkeypatch.syspath_prepend(EXPERIMENTS)
-  import command
-
-  yield (
-    lambda name: (
-      (
-        command.load_recipe(str(EXPERIMENTS / f'configs/paper/{name}.py'), [])
-      ).config
-    )
-  )
-  sys.modules.pop('command', None)
+def recipe(name):
+  return recipes.find(f'paper/{name}').config
 
 
 @pytest.mark.parametrize('name', RECIPES)
-def test_a_method_has_its_published_values(recipe, name):
+def test_a_method_has_its_published_values(name):
   config = recipe(name)
   (stage,) = config.stages
   settings = for_stage(config, stage)
@@ -98,7 +83,7 @@ def test_a_method_has_its_published_values(recipe, name):
   assert settings.reward.function == 'math'
 
 
-def test_sweeps_and_pipelines_are_gft_but_for_what_they_vary(recipe):
+def test_sweeps_and_pipelines_are_gft_but_for_what_they_vary():
   thresholds = recipe('thresholds')
   taus = [for_stage(thresholds, s).loss.tau for s in thresholds.stages]
   assert sorted(taus) == [0.1, 0.3, 0.5, 0.7, 0.9]

@@ -1,4 +1,6 @@
-"""What the recipes of configs/paper share: the paper's model, data and methods.
+"""The recipes `paper/NAME`: the paper's model, data and methods.
+
+  python experiments/train.py --config paper/gft --workdir runs/gft
 
 The model is Qwen2.5-Math-1.5B on 16 TPU chips; `--set model.path=...` takes the
 paper's others (experiments/pods/README.md says on which chips they fit).
@@ -25,6 +27,8 @@ Not taken over, so that methods differ in their objective alone:
 * A cosine ends at a fiftieth of its peak (optimizer.py), where theirs end at 0.
 """
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 from gft_jax.config import (
@@ -40,6 +44,11 @@ from gft_jax.config import (
   Stage,
 )
 
+# Steps of a phase of a pipeline; answers of a group; thresholds of a sweep.
+PHASE = 90
+GROUP = 8
+TAUS = (0.1, 0.3, 0.5, 0.7, 0.9)
+
 
 class Method(NamedTuple):
   """A row of Table 1.
@@ -48,11 +57,13 @@ class Method(NamedTuple):
     objective: a row of objectives.OBJECTIVES.
     steps: rollouts, or batches of demonstrations.
     overrides: what differs from GFT.
+    chips: that the batch divides by.
   """
 
   objective: str
   steps: int
   overrides: tuple[str, ...] = ()
+  chips: int = 16
 
 
 # The policy's own answers alone; and one expert beside seven of them.
@@ -119,6 +130,7 @@ METHODS = {
       'optimizer.micro_batches=1',
       'optimizer.mini_batches=8',
     ),
+    chips=8,  # each of 8 updates sees 8 answers
   ),
   # Two updates a rollout: exp_scripts/train.sh of ElliottYan/LUFFY at 01f4ae0.
   'luffy': Method(
@@ -148,13 +160,13 @@ def stage(
   It starts from the model unless `start` names a stage, and its curves have six
   points.
   """
-  objective, own, overrides = METHODS[method]
+  objective, own, overrides, _ = METHODS[method]
   steps = steps or own
   overrides = (*overrides, f'eval.every={steps // 6}', *more)
   return Stage(name or method, start, objective, steps, overrides)
 
 
-def config(*stages: Stage, mesh: MeshConfig | None = None) -> Config:
+def config(*stages: Stage, chips: int = 16) -> Config:
   """GFT as the paper trains it, in these stages."""
   return Config(
     model=ModelConfig(
@@ -176,9 +188,70 @@ def config(*stages: Stage, mesh: MeshConfig | None = None) -> Config:
     optimizer=OptimizerConfig(
       learning_rate=1e-6, mini_batches=4, micro_batches=2
     ),
-    mesh=mesh or MeshConfig(fsdp=16),
+    mesh=MeshConfig(fsdp=chips),
     eval=EvalConfig(
       splits=('test',), max_response=2048, batch_size=32, kl_prompts=32
     ),
     stages=stages,
   )
+
+
+def method(name: str) -> Config:
+  """One row of METHODS."""
+  return config(stage(name), chips=METHODS[name].chips)
+
+
+def pipelines() -> Config:
+  """SFT, GFT and GRPO, alone and one after another: Figures 1b and 4.
+
+  A phase of SFT is 90 batches of 256, 39 of them warm-up. The paper's bar of
+  SFT alone is that of Table 1, 100,000 answers: paper/sft. Whether its chains
+  begin with all of them or with a phase is not published.
+  """
+
+  def phase(method: str, name: str, start: str = '') -> Stage:
+    return stage(method, name=name, start=start, steps=PHASE)
+
+  return config(
+    phase('sft', 'sft'),
+    phase('gft', 'gft'),
+    phase('grpo', 'grpo'),
+    phase('grpo', 'sft_grpo', 'sft'),
+    phase('gft', 'sft_gft', 'sft'),
+    phase('grpo', 'gft_grpo', 'gft'),
+    phase('grpo', 'sft_gft_grpo', 'sft_gft'),
+  )
+
+
+def compositions() -> Config:
+  """GFT with eight demonstrations to none in a group of eight: Table 5.
+
+  A demonstration is the expert's or a teacher's.
+  """
+
+  def group(demonstrations: int) -> Stage:
+    return stage(
+      'gft',
+      f'group.experts={min(demonstrations, 1)}',
+      f'group.teachers={max(demonstrations - 1, 0)}',
+      f'group.samples={GROUP - demonstrations}',
+      name=f'group_{demonstrations}_{GROUP - demonstrations}',
+    )
+
+  return config(*map(group, (8, 6, 4, 2, 0)))
+
+
+def thresholds() -> Config:
+  """GFT with every τ of a sweep: Figure 6, whose own grid is not published."""
+  return config(
+    *(stage('gft', f'loss.tau={tau}', name=f'tau_{tau}') for tau in TAUS)
+  )
+
+
+RECIPES: dict[str, Callable[[], Config]] = {
+  name: functools.partial(method, name) for name in METHODS
+} | {
+  'pipelines': pipelines,
+  'compositions': compositions,
+  'thresholds': thresholds,
+}
