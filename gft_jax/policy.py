@@ -3,10 +3,11 @@
 import dataclasses
 import functools
 import pathlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from transformers import PreTrainedTokenizerBase
 
 from gft_jax import huggingface
 from gft_jax.config import Config, ConfigError, MeshConfig
@@ -41,11 +42,11 @@ class Policy(NamedTuple):
     frozen: the other parameters of the model, or None; see models.lora.
   """
 
-  model: Any
-  params: Any
-  tokenizer: Any
+  model: transformer.Transformer
+  params: Params
+  tokenizer: PreTrainedTokenizerBase
   eos_ids: tuple[int, ...]
-  frozen: Any | None = None
+  frozen: Params | None = None
 
 
 class LoadedStage(NamedTuple):
