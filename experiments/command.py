@@ -4,32 +4,22 @@ No jax here: spawned reward workers import the script that started them.
 """
 
 import argparse
-import dataclasses
-import functools
-import json
 import os
 import pathlib
-import re
-import runpy
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Callable
 
+from gft_jax import recipes
 from gft_jax.config import (
   Config,
   ConfigError,
   fields_with_meaning,
-  for_stage,
-  from_dict,
-  nearest,
+  overridden,
   override,
 )
-
-# The reward of the form module:function that is part of the package.
-IN_HOUSE = 'gft_jax.data.gym:score'
 
 # Four processes on two cores took more than a second to fail one after the other.
 LAST_WORDS_S = 5
@@ -47,7 +37,11 @@ def add_config(
 ) -> None:
   """--config and --set, and in --help every field with its meaning."""
   arguments.add_argument(
-    '--config', required=required, help='a file with get_config() -> Config'
+    '--config',
+    required=required,
+    metavar='NAME_OR_FILE',
+    help='a recipe, such as quickstart or embedded/gft, or a file with'
+    ' get_config() -> Config',
   )
   add_set(arguments, 'overrides one setting; may be repeated')
   lines = ['settings for --set:']
@@ -77,7 +71,7 @@ def add_model(arguments: argparse.ArgumentParser) -> None:
 
 
 def add_best(arguments: argparse.ArgumentParser) -> None:
-  """--best, for scripts with --workdir and --stage; see `check_stage`."""
+  """--best, for scripts with --workdir and --stage; see workdir.check_stage."""
   arguments.add_argument(
     '--best',
     action='store_true',
@@ -99,28 +93,9 @@ def model_config(options: argparse.Namespace) -> Config:
         '--stage and --best belong to --workdir, not to --model'
       )
     return override(Config(), f'model.path={options.model}')
+  from gft_jax.run.workdir import stage_config
+
   return stage_config(options.workdir, options.stage, options.best)
-
-
-def stage_config(workdir: str, name: str | None, best: bool) -> Config:
-  """The config of a run, as one of its stages samples, grades and evaluates.
-
-  The data are those of the run: its evaluations are of them for every stage.
-
-  Raises:
-    ConfigError: no run, or no such stage.
-  """
-  config = read_config(workdir)
-  check_stage(config, name, best)
-  (stage,) = (stage for stage in config.stages if stage.name == name)
-  own = for_stage(config, stage)
-  return dataclasses.replace(
-    config,
-    sampler=own.sampler,
-    reward=own.reward,
-    loss=own.loss,
-    eval=own.eval,
-  )
 
 
 def check_writable(flag: str, path: str | pathlib.Path) -> None:
@@ -135,117 +110,27 @@ def check_writable(flag: str, path: str | pathlib.Path) -> None:
 
 
 def load_model(options: argparse.Namespace, config: Config):
-  """The engine.Policy of the config and the parameters to use."""
-  from gft_jax.policy import load_policy, restore_stage
+  """The policy.Policy of the config and the parameters to use."""
+  from gft_jax.policy import load_policy, load_stage
 
-  policy = load_policy(config)
   if options.model:
+    policy = load_policy(config)
     return policy, policy.params
-  params, _ = restore_stage(
-    policy, options.workdir, options.stage, best=options.best
+  _, policy, params, _ = load_stage(
+    options.workdir, options.stage, best=options.best, config=config
   )
   return policy, params
 
 
-class Recipe(NamedTuple):
-  """A config file.
-
-  Attributes:
-    config: what its get_config() gave, under the overrides.
-    claims: its claims(evaluations) -> {sentence: holds}, or None.
-  """
-
-  config: Config
-  claims: Callable[[dict[str, dict[str, float]]], dict[str, bool]] | None
-
-
-def load_recipe(path: str, assignments: list[str]) -> Recipe:
-  """Runs a config file and applies the overrides.
+def load_recipe(name_or_file: str, assignments: list[str]) -> recipes.Recipe:
+  """The recipe of --config, under the overrides.
 
   Raises:
-    ConfigError: no such file (names the nearest), no get_config in it, or an
-      override that does not fit.
+    ConfigError: no such recipe or file (names the nearest), no get_config in
+      it, or an override that does not fit.
   """
-  file = pathlib.Path(path)
-  if not file.is_file():
-    known = pathlib.Path(__file__).parent.glob('configs/**/*.py')
-    raise ConfigError(
-      f'--config {path}: no such file' + nearest(path, map(str, known))
-    )
-  names = runpy.run_path(str(file))
-  if 'get_config' not in names:
-    raise ConfigError(f'--config {path}: it has no get_config()')
-  config = overridden(names['get_config'](), assignments)
-  return Recipe(config, names.get('claims'))
-
-
-def overridden(config: Config, assignments: Iterable[str]) -> Config:
-  """The config under the assignments, the last of a setting last."""
-  return functools.reduce(override, assignments, config)
-
-
-def read_config(workdir: str) -> Config:
-  """The config of a run.
-
-  Raises:
-    ConfigError: not a workdir.
-  """
-  path = pathlib.Path(workdir) / 'config.json'
-  if not path.is_file():
-    raise ConfigError(f'--workdir {workdir}: no config.json; not a run')
-  try:
-    return from_dict(Config, json.loads(path.read_text()))
-  except (ValueError, TypeError, AttributeError) as error:
-    raise ConfigError(f'{path} is not the config of a run: {error}') from error
-
-
-def check_rewards(
-  config: Config, workdir: str | None, given: list[str]
-) -> None:
-  """The config of a run is data, and a reward of one's own is code.
-
-  Args:
-    config: that a script will grade by.
-    workdir: whose config.json it comes from, if any.
-    given: the user's own assignments.
-
-  Raises:
-    ConfigError: a reward 'module:function' that the user has not named.
-  """
-  if not workdir:
-    return
-  from gft_jax.rewards.grader import parts_of
-
-  named = {IN_HOUSE, *re.findall(r'[\w.:]+', ' '.join(given))}
-  for setting in ('reward.function', 'eval.reward'):
-    group, _, field = setting.partition('.')
-    function = getattr(getattr(config, group), field)
-    for part in parts_of(function) if function else ():
-      if ':' in part.name and part.name not in named:
-        raise ConfigError(
-          f'{workdir}/config.json has the reward {part.name}, which is code; if'
-          f" you trust it, name it yourself: --set {setting}='{function}'"
-        )
-
-
-def check_stage(config: Config, name: str | None, best: bool = False) -> None:
-  """Raises ConfigError where a run has no such stage, or none is named.
-
-  Also where the best of its steps is asked for, and it kept none.
-  """
-  names = [stage.name for stage in config.stages]
-  if not name:
-    raise ConfigError(f'--workdir needs --stage, one of {", ".join(names)}')
-  if name not in names:
-    raise ConfigError(
-      f'--stage {name!r} is not one of {", ".join(names)}'
-      + nearest(name, names)
-    )
-  (stage,) = (stage for stage in config.stages if stage.name == name)
-  if best and not for_stage(config, stage).checkpoint.best:
-    raise ConfigError(
-      f'--best: stage {name} kept no best step; train with checkpoint.best='
-    )
+  config, claims = recipes.load(name_or_file)
+  return recipes.Recipe(overridden(config, assignments), claims)
 
 
 def run(work: Callable[[], None]) -> int:

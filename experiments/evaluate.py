@@ -30,18 +30,13 @@ rule of a benchmark is its own where reward.function is not set.
   python experiments/evaluate.py --compare OUT_BEFORE OUT_AFTER
 """
 
-import hashlib
 import json
-import math
 import pathlib
 import sys
 
 import command
 
-from gft_jax.config import Config, ConfigError, override
-
-# Answers that are written together, where nobody sets eval.batch_size.
-ROWS = 128
+from gft_jax.config import Config, ConfigError, overridden, override
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -75,39 +70,38 @@ def main(arguments: list[str] | None = None) -> int:
 
 def evaluate(options) -> None:
   from gft_jax import evaluate
-  from gft_jax.policy import load_policy, restore_stage
+  from gft_jax.policy import load_policy, load_stage, restore_stage
   from gft_jax.report import tables
+  from gft_jax.rewards.trust import check_rewards
 
-  given = (options.workdir, options.config, options.model)
-  if sum(map(bool, given)) != 1:
-    raise ConfigError('give --workdir and --stage, or --config, or --model')
-  if options.best and not options.workdir:
-    raise ConfigError('--best belongs to --workdir')
-  if options.workdir:
-    config = command.stage_config(options.workdir, options.stage, options.best)
-  elif options.config:
-    config = command.load_recipe(options.config, []).config
-  else:
-    config = override(Config(), f'model.path={options.model}')
+  config = config_of(options)
   assignments = [*flags(options), *options.set]
-  config = command.overridden(config, assignments)
-  if not options.benchmarks:  # Those have rewards of their own.
-    command.check_rewards(config, options.workdir, options.set)
+  config = overridden(config, assignments)
+  names = evaluate.named_benchmarks(options.benchmarks)
+  if not names:  # Benchmarks have rewards of their own.
+    check_rewards(config, options.workdir, options.set)
   # A mistake in the last file stops before the first is asked.
-  rows = read_benchmarks(options)
-  policy = load_policy(config)
-  params = policy.params
+  rows = evaluate.read_benchmarks(names, options.data, options.limit)
   if options.workdir:
-    params, _ = restore_stage(
-      policy, options.workdir, options.stage, best=options.best
+    _, policy, params, _ = load_stage(
+      options.workdir, options.stage, best=options.best, config=config
     )
+  else:
+    policy = load_policy(config)
+    params = policy.params
   name = (options.stage or 'model') + '-best' * options.best
   out = pathlib.Path(
     options.out or f'{options.workdir or "."}/evaluation-{name}'
   )
   command.check_writable('--out', out)
   if rows:
-    ask_benchmarks(config, assignments, out, policy, params, rows, options)
+    metrics = evaluate.ask_benchmarks(
+      config, assignments, out, policy, params, rows, options.limit
+    )
+    table = tables.benchmark_table(metrics)
+    print(tables.markdown(table), end='')
+    print_failures(metrics)
+    print(f'{out}/evaluation.json, table.md, table.tex, generations/')
     return
   if options.workdir and config.eval.base:
     base, _ = restore_stage(policy, options.workdir, config.eval.base)
@@ -115,9 +109,28 @@ def evaluate(options) -> None:
   metrics = evaluate.evaluate_policy(config, out, policy, params)
   # What this folder has of benchmarks stays.
   file = out / 'evaluation.json'
-  file.write_text(json.dumps(of_benchmarks(file) | metrics, indent=1))
+  kept = evaluate.metrics_of_benchmarks(file)
+  file.write_text(json.dumps(kept | metrics, indent=1))
   print(tables.table({name: metrics}))
   print(f'{out}/evaluation.json')
+
+
+def config_of(options) -> Config:
+  """The settings of the run, of the recipe or of the folder."""
+  given = (options.workdir, options.config, options.model)
+  if sum(map(bool, given)) != 1:
+    raise ConfigError('give --workdir and --stage, or --config, or --model')
+  if options.best and not options.workdir:
+    raise ConfigError('--best belongs to --workdir')
+  if options.limit is not None and options.limit < 1:
+    raise ConfigError(f'--limit {options.limit} is less than 1')
+  if options.limit and not options.benchmarks:
+    raise ConfigError('--limit is of --benchmarks; see eval.prompts')
+  if options.config:
+    return command.load_recipe(options.config, []).config
+  if options.model:
+    return override(Config(), f'model.path={options.model}')
+  return command.model_config(options)
 
 
 def flags(options) -> list[str]:
@@ -137,100 +150,6 @@ def flags(options) -> list[str]:
   return assignments
 
 
-def read_benchmarks(options) -> dict[str, list[dict[str, str]]]:
-  """Name -> rows of the benchmarks that are asked for."""
-  from gft_jax.data import benchmarks
-
-  if options.limit is not None and options.limit < 1:
-    raise ConfigError(f'--limit {options.limit} is less than 1')
-  names = named(options)
-  if options.limit and not names:
-    raise ConfigError('--limit is of --benchmarks; see eval.prompts')
-  if names == ['all']:
-    known = benchmarks.BENCHMARKS
-    names = [n for n in known if benchmarks.find(options.data, n).is_file()]
-    if not names:
-      raise ConfigError(
-        f'--benchmarks all: none of {", ".join(known)} (.jsonl or .parquet) is'
-        f' in --data {options.data}'
-      )
-  return {
-    name: benchmarks.rows(name, benchmarks.find(options.data, name))[
-      : options.limit
-    ]
-    for name in names
-  }
-
-
-def named(options) -> list[str]:
-  from gft_jax.data import benchmarks
-
-  if options.benchmarks == '':
-    raise ConfigError("--benchmarks '' names none")
-  names = options.benchmarks.split(',') if options.benchmarks else []
-  return names if names == ['all'] else [*map(benchmarks.canonical, names)]
-
-
-def ask_benchmarks(
-  config: Config,
-  assignments: list[str],
-  out: pathlib.Path,
-  policy,
-  params,
-  rows: dict[str, list[dict[str, str]]],
-  options,
-) -> None:
-  """Asks one after the other; what is finished is on disk at any time."""
-  from gft_jax import evaluate
-  from gft_jax.evaluation import generations
-  from gft_jax.report import tables
-  from gft_jax.rewards.grader import Grader, evaluation_reward
-
-  config = for_benchmarks(config, assignments)
-  asked = {name: for_one(config, assignments, name) for name in rows}
-  questions = {
-    name: evaluate.questions_of(asked[name], policy, name, rows[name])
-    for name in rows
-  }
-  facts = {
-    'weights': generations.fingerprint(params),
-    '--limit': options.limit or 'none',
-  } | {f'questions of {name}': digest(rows[name], asked[name]) for name in rows}
-  for one in asked.values():  # A mistake in a reward is no beginning.
-    Grader(evaluation_reward(one)).close()
-  generations.check_settings(out, config, facts)
-  # What this folder has of other benchmarks stays in its tables, and what it
-  # has of held-out splits stays out of them.
-  file = out / 'evaluation.json'
-  metrics = of_benchmarks(file)
-  others = {k: v for k, v in read(file).items() if k not in metrics}
-  for name in rows:
-    metrics |= evaluate.evaluate_benchmark(
-      asked[name], out, policy, params, questions[name]
-    )
-    table = tables.benchmark_table(metrics)
-    file.write_text(json.dumps(others | metrics, indent=1))
-    write_table(out / 'table', table)
-  print(tables.markdown(table), end='')
-  print_failures(metrics)
-  print(f'{out}/evaluation.json, table.md, table.tex, generations/')
-
-
-def read(file: pathlib.Path) -> dict[str, float]:
-  return json.loads(file.read_text()) if file.exists() else {}
-
-
-def of_benchmarks(file: pathlib.Path) -> dict[str, float]:
-  """What an evaluation.json says of public benchmarks."""
-  from gft_jax.data import benchmarks
-
-  return {
-    name: value
-    for name, value in read(file).items()
-    if name.split('/')[1] in benchmarks.BENCHMARKS
-  }
-
-
 def print_failures(metrics: dict[str, float]) -> None:
   """One line for each cause for which answers count as wrong."""
   for name, count in metrics.items():
@@ -238,49 +157,6 @@ def print_failures(metrics: dict[str, float]) -> None:
     if mark and cause != 'parse':  # An answer without an answer is normal.
       where = name.split('/')[1]
       print(f'{where}: {count} answers could not be graded: {cause}')
-
-
-def for_benchmarks(config: Config, assignments: list[str]) -> Config:
-  """Settings that suit questions of any length; what the user set stands."""
-  from gft_jax.parallel.mesh import check_rows, prompt_holders
-
-  devices = math.lcm(*prompt_holders(config.mesh))
-  batch = min(32, ROWS // config.eval.samples) // devices * devices
-  defaults = [
-    *('data.max_prompt=2048', 'eval.max_response=1024', 'reward.workers=2'),
-    f'eval.batch_size={max(batch, devices)}',
-  ]
-  config = command.overridden(config, [*defaults, *assignments])
-  check_rows('eval.batch_size', config.eval.batch_size, config.mesh)
-  return config
-
-
-def for_one(config: Config, assignments: list[str], name: str) -> Config:
-  """Those of one benchmark, likewise."""
-  from gft_jax.data import benchmarks
-
-  benchmark = benchmarks.BENCHMARKS[name]
-  own = [
-    f'data.instruction={config.data.instruction or benchmark.instruction}',
-    *(f'reward.function={benchmark.reward}', 'eval.reward='),
-  ]
-  return command.overridden(config, [*own, *assignments])
-
-
-def digest(rows: list[dict[str, str]], config: Config) -> str:
-  """Of the questions and of what their benchmark alone decides."""
-  from gft_jax.rewards.grader import evaluation_reward
-
-  rule = evaluation_reward(config).function
-  text = json.dumps([rows, config.data.instruction, rule])
-  return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def write_table(path: pathlib.Path, table) -> None:
-  from gft_jax.report import tables
-
-  path.with_suffix('.md').write_text(tables.markdown(table))
-  path.with_suffix('.tex').write_text(tables.latex(table))
 
 
 def regrade(options) -> None:
@@ -295,7 +171,7 @@ def regrade(options) -> None:
   if path.stem in benchmarks.BENCHMARKS:
     own = benchmarks.BENCHMARKS[path.stem].reward
     defaults.append(f'reward.function={own}')
-  config = command.overridden(Config(), [*defaults, *options.set])
+  config = overridden(Config(), [*defaults, *options.set])
   reward = evaluation_reward(config)
   metrics = generations.regrade(path, reward, config.eval.ks)
   found = {f'eval/{path.stem}/{k}': v for k, v in metrics.items()}
@@ -304,6 +180,7 @@ def regrade(options) -> None:
 
 
 def compare(options) -> None:
+  from gft_jax.evaluate import named_benchmarks
   from gft_jax.evaluation import generations
   from gft_jax.report import tables
 
@@ -314,7 +191,7 @@ def compare(options) -> None:
   for folder, names in zip((before, after), kept):
     if not names:
       raise ConfigError(f'--compare: no finished benchmark in {folder}')
-  names = named(options)
+  names = named_benchmarks(options.benchmarks)
   if names in ([], ['all']):
     names = sorted(kept[0] & kept[1])
     for name in sorted(kept[0] ^ kept[1]):
@@ -331,7 +208,7 @@ def compare(options) -> None:
     out = pathlib.Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     (out / 'comparison.json').write_text(json.dumps(found, indent=1))
-    write_table(out / 'comparison', table)
+    tables.write(out / 'comparison', table)
 
 
 if __name__ == '__main__':

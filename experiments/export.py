@@ -8,13 +8,9 @@ model.lora are merged into the weights; --adapter writes them alone, as a folder
 for PEFT.
 """
 
-import dataclasses
-import pathlib
 import sys
 
 import command
-
-from gft_jax.config import ConfigError, MeshConfig
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,41 +30,18 @@ def main(arguments: list[str] | None = None) -> int:
   options = parser.parse_args(arguments)
 
   def work():
-    import jax
-
-    from gft_jax import huggingface
-    from gft_jax.huggingface import peft, tensor_files
-    from gft_jax.models import lora
-    from gft_jax.policy import load_policy, restore_stage
+    from gft_jax.huggingface import tensor_files
+    from gft_jax.policy import export_stage
 
     command.check_writable('--out', options.out)
-    size = tensor_files.bytes_of(options.max_shard_size)
-    config = command.read_config(options.workdir)
-    command.check_stage(config, options.stage, options.best)
-    if options.adapter and not config.model.lora.rank:
-      raise ConfigError(
-        '--adapter: the run has no adapters (model.lora.rank=0); without the'
-        ' flag its weights are exported'
-      )
-    if config.mesh.size > jax.device_count():
-      # A run of a pod is exported where its weights fit one device.
-      config = dataclasses.replace(config, mesh=MeshConfig())
-    policy = load_policy(config)
-    params, step = restore_stage(
-      policy, options.workdir, options.stage, best=options.best
+    step = export_stage(
+      options.workdir,
+      options.stage,
+      options.out,
+      best=options.best,
+      adapter=options.adapter,
+      max_shard_size=tensor_files.bytes_of(options.max_shard_size),
     )
-    if options.adapter:
-      base = str(pathlib.Path(config.model.path).expanduser())
-      peft.save(options.out, policy.model, params, base=base)
-    else:
-      huggingface.save(
-        options.out,
-        policy.model,
-        lora.merge(policy.model, policy.frozen, params),
-        policy.tokenizer,
-        source=config.model.path or None,
-        max_shard_size=size,
-      )
     print(f'{options.out}: stage {options.stage}, step {step}')
 
   return command.run(work)

@@ -36,6 +36,7 @@ from gft_jax.config import (
   ConfigError,
   RewardConfig,
   nearest,
+  overridden,
   override,
   require,
 )
@@ -88,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.config:
       config = command.load_recipe(options.config, []).config
     config = override(config, f'reward.workers={os.cpu_count()}')
-    config = command.overridden(config, options.set)
+    config = overridden(config, options.set)
     if options.path:
       config = override(config, f'data.path={options.path}')
       if not config.data.eval_path:  # All rows: none are held out.

@@ -9,8 +9,8 @@ pass@k. Start it again and it goes on where it stopped; more seeds may be added.
 A run that diverges ends there, and the others go on.
 
 Writes to --out (by default WORKDIR/summary) README.md and index.html with every
-figure, table and verdict, results.json with the numbers, a PNG and an SVG of
-each figure. Every run has its own report: WORKDIR/SEED/FAMILY/report/index.html.
+figure, table and verdict, results.json with the numbers, and a PNG of each figure
+(with --svg an SVG too). Every run has its own report: WORKDIR/SEED/FAMILY/report/index.html.
 """
 
 import dataclasses
@@ -27,12 +27,10 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import command
-import compare
-import embedded
 
 from gft_jax.config import Architecture, Config, Stage, require
+from gft_jax.recipes import embedded
 
-RECIPES = pathlib.Path(__file__).parent / 'configs' / 'embedded'
 WORKED = 'gft_jax.data.arithmetic:worked'
 STATE = 'reproduction.json'
 
@@ -104,13 +102,16 @@ def main(arguments: list[str] | None = None) -> int:
   parser.add_argument(
     '--draw', action='store_true', help='only draw: run nothing'
   )
+  parser.add_argument(
+    '--svg', action='store_true', help='an SVG of each figure too'
+  )
   command.add_set(
     parser, 'overrides a setting of every run, where no stage has its own'
   )
   options = parser.parse_args(arguments)
 
   def work():
-    import figures
+    from figures import summary
 
     workdir = pathlib.Path(options.workdir)
     out = pathlib.Path(options.out or workdir / 'summary')
@@ -126,7 +127,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not options.draw:
       for run in runs:
         perform(run)
-    found = figures.read(
+    found = summary.read(
       {seed: [run.folder for run in runs] for seed, runs in plans.items()},
       {seed: workdir / str(seed) / 'answers' for seed in seeds},
     )
@@ -134,7 +135,8 @@ def main(arguments: list[str] | None = None) -> int:
     words += ['--scale', options.scale, '--seeds', *map(str, seeds)]
     words += ['--set', *options.set] if options.set else []
     about = {'command': shlex.join(words), 'seeds': ', '.join(map(str, seeds))}
-    figures.write(out, found, about | provenance(runs))
+    about |= provenance(runs)
+    summary.write(out, found, about, svg=options.svg)
     print(f'{out}/README.md')
 
   return command.run(work)
@@ -157,9 +159,11 @@ class Run(NamedTuple):
 def families(scale: Scale) -> dict[str, tuple[Stage, ...]]:
   """Name of a run -> its stages; the first start from the base policy."""
 
+  from gft_jax import arms
+
   def arm(recipe, name='', start='', more: Iterable[str] = ()):
-    shared, (stage,) = compare.read_arms([str(RECIPES / f'{recipe}.py')], [])
-    stage = compare.limited(shared, stage, 'prompts', 0)
+    shared, (stage,) = arms.read_arms([f'embedded/{recipe}'], [])
+    stage = arms.limited(shared, stage, arms.ArmBudget('prompts'))
     return Stage(
       name or recipe,
       start,
@@ -252,13 +256,15 @@ def plan(
   Raises:
     ConfigError: an assignment that the scale, the seeds or the arms decide.
   """
+  from gft_jax import arms
+
   for assignment in assignments:
     name = assignment.partition('=')[0].strip()
     require(
       not any(f'{name}.'.startswith(f'{decided}.') for decided in DECIDED),
       f'--set {assignment}: {name} is decided by the reproduction',
     )
-  shared, _ = compare.read_arms([str(RECIPES / 'gft.py')], assignments)
+  shared, _ = arms.read_arms(['embedded/gft'], assignments)
   (stage,) = shared.stages
   base = dataclasses.replace(
     shared,
@@ -301,6 +307,7 @@ def perform(run: Run) -> None:
   """Trains and asks; what is done is not done again."""
   import jax
 
+  from gft_jax import arms
   from gft_jax.loop import train
 
   state = state_of(run.folder)
@@ -314,7 +321,7 @@ def perform(run: Run) -> None:
   started = time.time()
   try:
     if run.folder.name == 'base':
-      compare.base_policy(run.config, run.folder)
+      arms.base_policy(run.config, run.folder)
     else:
       train(run.config, run.folder)
       answer(run)

@@ -1,7 +1,9 @@
-"""Runs, or resumes, the recipe of a config file.
+"""Runs, or resumes, a recipe.
 
-  python experiments/train.py --config experiments/configs/NAME.py \\
-    --workdir DIR --set a.b=c
+  python experiments/train.py --config NAME_OR_FILE --workdir DIR --set a.b=c
+
+NAME is a recipe of gft_jax/recipes, such as quickstart or embedded/gft; FILE has
+get_config() -> Config.
 
 The same command continues an interrupted run. For a run of several processes
 see experiments/pods/. Exit codes: 0 done; 1 stopped by a non-finite step, a full

@@ -15,7 +15,7 @@ import sys
 
 import command
 
-from gft_jax.config import Config, ConfigError, override
+from gft_jax.config import Config, ConfigError, overridden, override
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.epochs < 1:
       raise ConfigError(f'--epochs {options.epochs} is less than 1')
     config = override(Config(), f'model.path={options.model}')
-    config = command.overridden(config, options.set)
+    config = overridden(config, options.set)
     pairs = preferences.read_pairs(options.pairs)
     metrics = preferences.train_reward_model(
       config, pairs, options.workdir, options.epochs

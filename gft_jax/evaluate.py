@@ -2,22 +2,34 @@
 
 import contextlib
 import dataclasses
+import hashlib
+import json
+import math
 import pathlib
 from collections.abc import Generator, Mapping, Sequence
+from typing import TypeAlias
 
 from gft_jax import data
-from gft_jax.config import Config
+from gft_jax.config import Config, ConfigError, overridden, require
+from gft_jax.data import benchmarks
 from gft_jax.engine import Engine, open_engine
-from gft_jax.evaluation import benchmark
+from gft_jax.evaluation import benchmark, generations
 from gft_jax.evaluation.benchmark import Questions, ask_benchmark
 from gft_jax.evaluation.held_out import HeldOutEvaluation
-from gft_jax.parallel.mesh import check_rows
+from gft_jax.parallel.mesh import check_rows, prompt_holders
 from gft_jax.plan import check_lengths, held_out_of, loader_of
 from gft_jax.policy import Policy
-from gft_jax.rewards.grader import evaluation_reward
+from gft_jax.report import tables
+from gft_jax.rewards.grader import Grader, evaluation_reward
 from gft_jax.run.workdir import coefficients_file
 from gft_jax.training import objectives
 from gft_jax.types import Numbers, Params
+
+# Rows of a public benchmark: prompt, answer.
+Rows: TypeAlias = Sequence[Mapping[str, str]]
+
+# Answers that are written together, where nobody sets eval.batch_size.
+ROWS = 128
 
 
 def evaluate_policy(
@@ -97,6 +109,145 @@ def evaluate_benchmark(
       engine, params, questions, config, outdir / 'generations'
     )
   return {f'eval/{questions.name}/{k}': v for k, v in metrics.items()}
+
+
+def read_benchmarks(
+  names: Sequence[str], folder: str | pathlib.Path, limit: int | None = None
+) -> dict[str, Rows]:
+  """Name -> rows of public benchmarks.
+
+  Args:
+    names: as `named_benchmarks` gives them; ['all']: every one whose file is
+      there.
+    folder: of NAME.jsonl and NAME.parquet.
+    limit: the first rows of each alone.
+
+  Raises:
+    ConfigError: a file is absent, or a row of it makes no question.
+  """
+  if names == ['all']:
+    known = benchmarks.BENCHMARKS
+    names = [n for n in known if benchmarks.find(folder, n).is_file()]
+    require(
+      bool(names),
+      f'--benchmarks all: none of {", ".join(known)} (.jsonl or .parquet) is'
+      f' in --data {folder}',
+    )
+  return {
+    name: benchmarks.rows(name, benchmarks.find(folder, name))[:limit]
+    for name in names
+  }
+
+
+def named_benchmarks(text: str | None) -> list[str]:
+  """'amc,math500' -> the names that tables use; 'all' stays, None is none.
+
+  Raises:
+    ConfigError: it names none, or one that is not known.
+  """
+  if text == '':
+    raise ConfigError("--benchmarks '' names none")
+  names = text.split(',') if text else []
+  return names if names == ['all'] else [*map(benchmarks.canonical, names)]
+
+
+def for_benchmarks(config: Config, assignments: Sequence[str]) -> Config:
+  """Settings that suit questions of any length; what the user set stands."""
+  devices = math.lcm(*prompt_holders(config.mesh))
+  batch = min(32, ROWS // config.eval.samples) // devices * devices
+  defaults = [
+    *('data.max_prompt=2048', 'eval.max_response=1024', 'reward.workers=2'),
+    f'eval.batch_size={max(batch, devices)}',
+  ]
+  config = overridden(config, [*defaults, *assignments])
+  check_rows('eval.batch_size', config.eval.batch_size, config.mesh)
+  return config
+
+
+def for_one(config: Config, assignments: Sequence[str], name: str) -> Config:
+  """The settings of one benchmark: its own instruction and reward, likewise."""
+  own = benchmarks.BENCHMARKS[name]
+  settings = [
+    f'data.instruction={config.data.instruction or own.instruction}',
+    *(f'reward.function={own.reward}', 'eval.reward='),
+  ]
+  return overridden(config, [*settings, *assignments])
+
+
+def ask_benchmarks(
+  config: Config,
+  assignments: Sequence[str],
+  outdir: pathlib.Path,
+  policy: Policy,
+  params: Params,
+  rows: Mapping[str, Rows],
+  limit: int | None = None,
+) -> Numbers:
+  """Asks one benchmark after the other; what is finished is on disk.
+
+  `outdir` gets generations/, settings.json, evaluation.json, table.md and
+  table.tex. What it has of other benchmarks stays in its tables, and what it has
+  of held-out splits stays out of them.
+
+  Args:
+    config: the settings before those that suit benchmarks.
+    assignments: what the user set, which stands.
+    outdir: a folder; one that was begun goes on under the same settings.
+    policy: its model and tokenizer.
+    params: what answers.
+    rows: of `read_benchmarks`.
+    limit: under which the rows were read.
+
+  Returns:
+    'eval/NAME/...' -> number, of all benchmarks in `outdir`.
+
+  Raises:
+    ConfigError: a mistake in any of them, before the first is asked; or
+      `outdir` was begun under other settings.
+  """
+  config = for_benchmarks(config, assignments)
+  asked = {name: for_one(config, assignments, name) for name in rows}
+  questions = {
+    name: questions_of(asked[name], policy, name, rows[name]) for name in rows
+  }
+  facts = {
+    'weights': generations.fingerprint(params),
+    '--limit': limit or 'none',
+  } | {f'questions of {name}': digest(rows[name], asked[name]) for name in rows}
+  for one in asked.values():  # A mistake in a reward is no beginning.
+    Grader(evaluation_reward(one)).close()
+  generations.check_settings(outdir, config, facts)
+  file = outdir / 'evaluation.json'
+  metrics = metrics_of_benchmarks(file)
+  others = {k: v for k, v in read_metrics(file).items() if k not in metrics}
+  for name in rows:
+    metrics |= evaluate_benchmark(
+      asked[name], outdir, policy, params, questions[name]
+    )
+    file.write_text(json.dumps(others | metrics, indent=1))
+    tables.write(outdir / 'table', tables.benchmark_table(metrics))
+  return metrics
+
+
+def read_metrics(file: pathlib.Path) -> Numbers:
+  """What an evaluation.json holds; {} where there is none."""
+  return json.loads(file.read_text()) if file.exists() else {}
+
+
+def metrics_of_benchmarks(file: pathlib.Path) -> Numbers:
+  """What an evaluation.json says of public benchmarks."""
+  return {
+    name: value
+    for name, value in read_metrics(file).items()
+    if name.split('/')[1] in benchmarks.BENCHMARKS
+  }
+
+
+def digest(rows: Rows, config: Config) -> str:
+  """Of the questions and of what their benchmark alone decides."""
+  rule = evaluation_reward(config).function
+  text = json.dumps([rows, config.data.instruction, rule])
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""What is trained: model, parameters, tokenizer, and the random keys."""
+"""What is trained: loaded, restored from a run, and written for others."""
 
 import dataclasses
 import functools
@@ -10,15 +10,20 @@ import jax.numpy as jnp
 from transformers import PreTrainedTokenizerBase
 
 from gft_jax import huggingface
-from gft_jax.config import Config, ConfigError, require
+from gft_jax.config import Config, ConfigError, MeshConfig, require
 from gft_jax.data import arithmetic
-from gft_jax.huggingface import hub
+from gft_jax.huggingface import hub, peft
 from gft_jax.models import lora, transformer
 from gft_jax.parallel import sharding
 from gft_jax.parallel.mesh import make_mesh
 from gft_jax.parallel.sharding import create_sharded
 from gft_jax.run import checkpoint
-from gft_jax.run.workdir import stage_directory
+from gft_jax.run.workdir import (
+  check_stage,
+  read_config,
+  stage_config,
+  stage_directory,
+)
 from gft_jax.types import Params
 
 # Named random streams; see `key_of`.
@@ -42,6 +47,22 @@ class Policy(NamedTuple):
   tokenizer: PreTrainedTokenizerBase
   eos_ids: tuple[int, ...]
   frozen: Params | None = None
+
+
+class LoadedStage(NamedTuple):
+  """A stage of a run, as it is loaded again.
+
+  Attributes:
+    config: its settings.
+    policy: its model and tokenizer, with the parameters where the run starts.
+    params: what the stage has reached.
+    step: its step.
+  """
+
+  config: Config
+  policy: Policy
+  params: Params
+  step: int
 
 
 def key_of(seed: int, stream: str, step: int) -> jax.Array:
@@ -69,6 +90,80 @@ def restore_stage(
     return checkpoint.restore_params(directory, policy.params, best=best)
   except FileNotFoundError as error:
     raise ConfigError(str(error)) from None
+
+
+def load_stage(
+  workdir: str | pathlib.Path,
+  stage: str,
+  *,
+  best: bool = False,
+  config: Config | None = None,
+) -> LoadedStage:
+  """A stage of a run, ready to sample and to be measured.
+
+  Args:
+    workdir: of the run.
+    stage: its name.
+    best: the step with the largest `checkpoint.best`, not the last.
+    config: settings to load it under; by default those of the stage.
+
+  Raises:
+    ConfigError: no run, no such stage, or no checkpoint of it that verifies.
+  """
+  config = config or stage_config(workdir, stage, best)
+  policy = load_policy(config)
+  params, step = restore_stage(policy, workdir, stage, best=best)
+  return LoadedStage(config, policy, params, step)
+
+
+def export_stage(
+  workdir: str | pathlib.Path,
+  stage: str,
+  directory: str | pathlib.Path,
+  *,
+  best: bool = False,
+  adapter: bool = False,
+  max_shard_size: int = 5 * 10**9,
+) -> int:
+  """Writes a stage of a run as a folder for `transformers`; returns its step.
+
+  Adapters of `model.lora` are merged into the weights. A run of more devices
+  than are here is loaded onto one.
+
+  Args:
+    workdir: of the run.
+    stage: its name.
+    directory: to write; see `huggingface.save`.
+    best: the step with the largest `checkpoint.best`, not the last.
+    adapter: write the adapters alone, as a folder for PEFT.
+    max_shard_size: bytes of a file of weights; more go into several files.
+
+  Raises:
+    ConfigError: as `load_stage`, or `adapter` of a run without adapters.
+  """
+  config = read_config(workdir)
+  check_stage(config, stage, best)
+  if adapter and not config.model.lora.rank:
+    raise ConfigError(
+      '--adapter: the run has no adapters (model.lora.rank=0); without the'
+      ' flag its weights are exported'
+    )
+  if config.mesh.size > jax.device_count():
+    config = dataclasses.replace(config, mesh=MeshConfig())
+  _, policy, params, step = load_stage(workdir, stage, best=best, config=config)
+  if adapter:
+    base = str(pathlib.Path(config.model.path).expanduser())
+    peft.save(directory, policy.model, params, base=base)
+  else:
+    huggingface.save(
+      directory,
+      policy.model,
+      lora.merge(policy.model, policy.frozen, params),
+      policy.tokenizer,
+      source=config.model.path or None,
+      max_shard_size=max_shard_size,
+    )
+  return step
 
 
 def load_policy(config: Config) -> Policy:

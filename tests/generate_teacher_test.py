@@ -1,6 +1,5 @@
 """experiments/generate_teacher.py as a user calls it."""
 
-import collections
 import json
 import os
 import pathlib
@@ -10,7 +9,6 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 
 from gft_jax.data import files
@@ -193,34 +191,3 @@ def test_wrong_answers_can_be_left_out(script, whole, tmp_path, capsys):
   found = [json.loads(line) for line in right.read_text().splitlines()]
   assert [row['teacher'] for row in found] == expected
   assert 0 < sum(map(len, expected)) < sum(len(r['teacher']) for r in rows)
-
-
-def test_conversations_come_out_as_they_went_in(script, tmp_path):
-  source, out = tmp_path / 'a.jsonl', tmp_path / 'b.jsonl'
-  turns = [
-    {'role': role, 'content': role[:3]}
-    for role in ('system', 'user', 'assistant', 'user', 'assistant')
-  ]
-  source.write_text(
-    json.dumps({'prompt': turns[:2], 'answer': '1', 'expert': turns[2:]})
-    + '\n'
-    + json.dumps({'prompt': 'p', 'answer': '2', 'expert': 'e'})
-    + '\n'
-  )
-  rows = dict(files.rows(source, files.column_map(source, '')))
-  out.write_bytes(b''.join(script.line(row, ['ä']) for row in rows.values()))
-  again = dict(files.rows(out, files.column_map(out, '')))
-  assert again == {i: row | {'teacher': ['ä']} for i, row in rows.items()}
-  assert [t['role'] for t in again[1]['prompt_turns']] == ['system', 'user']
-
-
-def test_answers_that_may_not_teach_are_counted(script):
-  left_out = collections.Counter()
-  kept = script.kept(
-    [['a', 'b', ' \n'], ['c', 'd', 'e']],
-    np.array([[True, False, True], [True, True, True]]),
-    np.array([[1.0, 1.0, 1.0], [0.0, 0.5, 2.0]]),
-    left_out,
-  )
-  assert kept == [['a'], ['e']]
-  assert left_out == {'cut at --max-tokens': 1, 'empty': 1, 'wrong': 2}

@@ -21,10 +21,12 @@ FLOORS = (
   ('policy', 'programs'),
   ('engine',),
   ('collect', 'evaluation', 'report'),
-  ('plan',),
-  ('evaluate', 'stage'),
+  ('plan', 'generate'),
+  ('evaluate', 'stage', 'teacher'),
   ('stage_evaluation',),
   ('loop', 'preferences'),
+  ('recipes',),
+  ('arms', 'diagnosis'),
 )
 LEVEL = {room: level for level, floor in enumerate(FLOORS) for room in floor}
 

@@ -1,6 +1,7 @@
 """The pages do what they say: code runs, commands and settings exist."""
 
 import importlib
+import itertools
 import json
 import math
 import pathlib
@@ -12,6 +13,7 @@ import sys
 import jax
 import pytest
 
+from gft_jax import recipes
 from gft_jax.config import (
   Config,
   MeshConfig,
@@ -89,6 +91,9 @@ def test_commands_name_scripts_flags_and_settings_that_exist(page):
       continue
     source = with_imports(ROOT / script)
     taking = False
+    for flag, word in itertools.pairwise(arguments):
+      if flag == '--config' and word not in (*written, 'FILE.py'):
+        assert word in recipes.NAMES or (ROOT / word).is_file(), word
     for word in arguments:
       if word.startswith('--'):
         # A benchmark makes flags of the numbers of its shape.
@@ -121,6 +126,18 @@ def test_settings_in_the_text_exist(page):
         check(word)
   named = re.findall(r"objective='(\w+)'", text)
   assert set(named) <= set(objectives.OBJECTIVES)
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_recipes_in_the_text_exist(page):
+  text = re.sub(FENCED, '', page.read_text(), flags=re.S)
+  named = re.findall(r'`((?:embedded|paper)/[a-z]\w*)`', text)
+  for group, arms in re.findall(r' (\w+)/\{([\w,]+)\}', page.read_text()):
+    named += [f'{group}/{arm}' for arm in arms.split(',')]
+  assert set(named) <= set(recipes.NAMES)
+  if page == ROOT / 'experiments' / 'README.md':
+    arms = {name for name in recipes.NAMES if name.startswith('embedded/')}
+    assert arms <= set(named)
 
 
 def test_every_reduction_has_a_row_for_those_who_come():

@@ -15,13 +15,12 @@ from gft_jax.config import for_stage, to_dict
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.append(str(ROOT / 'experiments'))
 
-import figures  # noqa: E402
 import reproduce  # noqa: E402
-from figures import results  # noqa: E402
+from figures import results, summary, verdicts  # noqa: E402
 
 SCALE = reproduce.SCALES['embedded']
 SEEDS = (0, 1, 2)
-NAMES = [module.__name__.rpartition('.')[2] for module in figures.ITEMS]
+NAMES = [module.__name__.rpartition('.')[2] for module in summary.ITEMS]
 
 
 def arms_of(scale):
@@ -125,11 +124,11 @@ def test_what_a_reproduction_decides_cannot_be_set(tmp_path, capsys):
   ],
 )
 def test_a_verdict_needs_an_interval_without_zero(margins, verdict):
-  assert results.Claim('', margins).verdict() == verdict
+  assert verdicts.Claim('', margins).verdict() == verdict
 
 
 def test_the_sentence_has_the_paired_interval():
-  sentence = results.Claim('A above B', (0.1, 0.2, 0.3)).sentence()
+  sentence = verdicts.Claim('A above B', (0.1, 0.2, 0.3)).sentence()
   # t(0.975, 2) = 4.303 times 0.1 / sqrt(3).
   verdict = '**cannot be seen at this scale**'
   assert sentence == f'A above B: {verdict} (+0.200 ± 0.248)'
@@ -254,7 +253,8 @@ def test_the_summary_has_every_item_and_its_numbers(workdir, tmp_path):
   items = found['items']
   assert list(items) == NAMES
   for name in NAMES:
-    drawn = (tmp_path / f'{name}.svg').exists()
+    drawn = (tmp_path / f'{name}.png').exists()
+    assert not (tmp_path / f'{name}.svg').exists()
     assert drawn == (name == 'regimes' or name.startswith('figure')), name
     assert drawn == (f'({name}.png)' in page)
     if drawn:
@@ -301,7 +301,7 @@ def test_the_summary_has_every_item_and_its_numbers(workdir, tmp_path):
 
 def test_the_same_records_give_the_same_bytes(workdir, tmp_path):
   for name in 'ab':
-    assert draw(workdir, tmp_path / name) == 0
+    assert draw(workdir, tmp_path / name, '--svg') == 0
   drawn = sorted((tmp_path / 'a').iterdir())
   assert len(drawn) == 7 * 2 + 3
   for path in drawn:
@@ -379,7 +379,9 @@ def test_the_committed_summary_is_what_the_code_draws(workdir, tmp_path):
       assert part(item) == part(drawn[name]), name
     for claim in item['claims']:
       assert f'{claim["claim"]}: **{claim["verdict"]}** (' in page
-      again = results.Claim('', claim['margins by seed'], claim['of the paper'])
+      again = verdicts.Claim(
+        '', claim['margins by seed'], claim['of the paper']
+      )
       assert again.verdict() == claim['verdict']
 
 
@@ -437,8 +439,8 @@ def test_a_small_reproduction_runs_and_goes_on(tmp_path, monkeypatch):
   monkeypatch.setitem(reproduce.SCALES, 'embedded', scale)
   monkeypatch.setattr(reproduce, 'families', lambda scale: few)
   monkeypatch.setattr(reproduce, 'PASSES', {'methods': ('gft',)})
-  items = (figures.figure_2, figures.figure_5, figures.table_3)
-  monkeypatch.setattr(figures, 'ITEMS', items)
+  items = (summary.figure_2, summary.figure_5, summary.table_3)
+  monkeypatch.setattr(summary, 'ITEMS', items)
   arguments = ['--workdir', str(tmp_path), '--seeds', '3', '--set']
   arguments += ['eval.prompts=8', 'eval.kl_prompts=8', 'eval.batch_size=8']
 
@@ -451,17 +453,17 @@ def test_a_small_reproduction_runs_and_goes_on(tmp_path, monkeypatch):
   assert reproduce.state_of(tmp_path / '3' / 'base')['done']
   assert not reproduce.state_of(tmp_path / '3' / 'methods')['done']
   assert reproduce.main(arguments) == 0
-  summary = tmp_path / 'summary'
-  before = (summary / 'results.json').read_bytes()
+  out = tmp_path / 'summary'
+  before = (out / 'results.json').read_bytes()
   records = (tmp_path / '3' / 'methods' / 'metrics.jsonl').read_bytes()
-  page = (summary / 'index.html').read_text()
+  page = (out / 'index.html').read_text()
   assert 'What each method does to an answer' in page
   for arm in ('base', 'gft'):
     answers = json.loads((tmp_path / f'3/answers/{arm}.json').read_text())
     assert 0 <= answers['eval/ood_length/pass@4'] <= 1
     assert 0 <= answers['hesitates'] <= 1
   assert reproduce.main(arguments) == 0
-  assert (summary / 'results.json').read_bytes() == before
+  assert (out / 'results.json').read_bytes() == before
   after = (tmp_path / '3' / 'methods' / 'metrics.jsonl').read_bytes()
   assert after == records
   found = json.loads(before)['items']

@@ -39,8 +39,8 @@ METHODS = {
 }
 # What is named by the user, or by this package itself, and runs as such.
 ALLOWED = {
-  ('experiments/command.py', 'imports runpy'),  # load_recipe: --config
-  ('experiments/command.py', 'calls run_path'),
+  ('gft_jax/recipes/catalogue.py', 'imports runpy'),  # load: --config
+  ('gft_jax/recipes/catalogue.py', 'calls run_path'),
   ('gft_jax/rewards/grader.py', 'calls import_module'),  # reward.function
   ('gft_jax/__init__.py', 'calls import_module'),  # names of this package
   ('gft_jax/data/__init__.py', 'calls import_module'),
@@ -233,21 +233,3 @@ def test_an_export_imports_no_reward(tmp_path, monkeypatch, capsys):
   assert export.main(flags) == 2
   assert 'checkpoint' in capsys.readouterr().err  # It got as far as that.
   assert 'marker_of_a_reward' not in sys.modules
-
-
-def test_a_reward_that_the_user_names_is_used(monkeypatch):
-  monkeypatch.syspath_prepend(str(ROOT / 'experiments'))
-  import command
-
-  own = override(Config(), 'reward.function=own:f + 0.1 * length')
-  for trusted in ('own:f', 'own:f + 0.1 * length'):
-    command.check_rewards(own, 'run', [f'reward.function={trusted}'])
-  with pytest.raises(ConfigError, match='has the reward own:f'):
-    command.check_rewards(own, 'run', ['reward.function=own:fit'])
-  # The module alone would be imported too.
-  bare = override(own, 'reward.function=this:')
-  with pytest.raises(ConfigError, match='has the reward this:,'):
-    command.check_rewards(bare, 'run', [])
-  command.check_rewards(own, None, [])  # of a config file of the user
-  gym = override(own, f'reward.function={command.IN_HOUSE}')
-  command.check_rewards(gym, 'run', [])

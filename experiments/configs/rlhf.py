@@ -20,8 +20,6 @@ Evaluations count right answers: they show what optimising a learned reward is
 worth, and where it stops being worth anything.
 """
 
-import embedded
-
 from gft_jax.config import (
   CheckpointConfig,
   Config,
@@ -33,6 +31,7 @@ from gft_jax.config import (
   RewardConfig,
   Stage,
 )
+from gft_jax.recipes import embedded
 
 
 def get_config() -> Config:

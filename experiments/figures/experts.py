@@ -1,6 +1,7 @@
 """Beyond the paper: the style of the expert decides its first claims."""
 
-from figures.results import KL, SPLITS, Claim, Item, Results, accuracy_table
+from figures.results import KL, SPLITS, Results, accuracy_table
+from figures.verdicts import Claim, Item
 
 ARMS = {
   'base': 'base',

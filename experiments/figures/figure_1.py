@@ -3,17 +3,11 @@
 import numpy as np
 from matplotlib.figure import Figure
 
-from figures.results import (
-  COLOURS,
-  SPLITS,
-  Claim,
-  Item,
-  Results,
-  interval,
-  legend,
-  points,
-)
+from figures.drawing import COLOURS, legend, points
+from figures.results import SPLITS, Results
+from figures.verdicts import Claim, Item
 from gft_jax.report import tables
+from gft_jax.report.comparison import interval
 
 ARMS = {'sft': 'SFT', 'grpo': 'GRPO', 'sft_grpo': 'SFT → GRPO'}
 

@@ -3,8 +3,10 @@
 import numpy as np
 from matplotlib.figure import Figure
 
-from figures.results import Claim, Item, Results, interval
+from figures.results import Results
+from figures.verdicts import Claim, Item
 from gft_jax.report import figures, tables
+from gft_jax.report.comparison import interval
 
 BEFORE, AFTER = 'before rectification, 1/p', 'after, C/p'
 # The least weight that the paper's example calls large.

@@ -4,15 +4,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator
 
-from figures.results import (
-  COLOURS,
-  Claim,
-  Item,
-  Results,
-  accuracy_table,
-  band,
-  legend,
-)
+from figures.drawing import COLOURS, band, legend
+from figures.results import Results, accuracy_table
+from figures.verdicts import Claim, Item
 
 ARMS = {
   'gft': 'GFT',

@@ -3,16 +3,9 @@
 import numpy as np
 from matplotlib.figure import Figure
 
-from figures.results import (
-  COLOURS,
-  SPLITS,
-  Claim,
-  Item,
-  Results,
-  accuracy_table,
-  band,
-  points,
-)
+from figures.drawing import COLOURS, band, points
+from figures.results import SPLITS, Results, accuracy_table
+from figures.verdicts import Claim, Item
 from gft_jax.report import figures
 
 PIPELINES = {

@@ -3,8 +3,11 @@
 import numpy as np
 from matplotlib.figure import Figure
 
-from figures.results import COLOURS, KL, Claim, Item, Results, interval, points
+from figures.drawing import COLOURS, points
+from figures.results import KL, Results
+from figures.verdicts import Claim, Item
 from gft_jax.report import tables
+from gft_jax.report.comparison import interval
 
 MARKERS = {'sft': 's', 'grpo': 'D', 'gft': 'o'}
 ARMS = {'sft': 'SFT', 'grpo': 'GRPO', 'gft': 'GFT'}

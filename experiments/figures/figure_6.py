@@ -3,7 +3,9 @@
 import numpy as np
 from matplotlib.figure import Figure
 
-from figures.results import Claim, Item, Results, accuracy_table, points
+from figures.drawing import points
+from figures.results import Results, accuracy_table
+from figures.verdicts import Claim, Item
 from gft_jax.report import figures
 
 # Arm -> τ; without DCR no token is rectified, as at τ = 0.

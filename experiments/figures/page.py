@@ -1,10 +1,10 @@
 """The summary as one page that opens from disk and can be sent to somebody."""
 
 import html
-import pathlib
 import re
 
-from figures.results import READING, TASK, Item
+from figures.prose import READING, TASK
+from figures.verdicts import Item
 from gft_jax.report import figures
 from gft_jax.report import groups as report_groups
 from gft_jax.report import page as report_page
@@ -19,17 +19,20 @@ COLOURS = {
 
 
 def page(
-  out: pathlib.Path,
+  vectors: dict[str, bytes],
   items: dict[str, Item],
   about: dict[str, str],
   groups: dict[str, report_groups.GroupSamples],
 ) -> str:
-  """The page; the SVG of every figure stands in `out`.
+  """The page, with every figure in it.
 
   Args:
+    vectors: item -> the SVG of its figure.
+    items: what the page shows, by name.
+    about: the lines of its head.
     groups: what stands above them -> groups of a stage.
   """
-  parts = [_section(out, name, item) for name, item in items.items()]
+  parts = [_section(vectors, name, item) for name, item in items.items()]
   shown = [
     report_groups.section(groups[title], title, opened=i == 0)
     for i, title in enumerate(groups)
@@ -52,7 +55,7 @@ def page(
   )
 
 
-def _section(out: pathlib.Path, name: str, item: Item) -> str:
+def _section(vectors: dict[str, bytes], name: str, item: Item) -> str:
   heads = ''.join(f'<th>{html.escape(cell)}</th>' for cell in item.table.head)
   rows = ''.join(
     f'<tr><th scope="row">{html.escape(first)}</th>'
@@ -66,9 +69,8 @@ def _section(out: pathlib.Path, name: str, item: Item) -> str:
     for claim in item.claims
   )
   drawing = ''
-  if item.figure:
-    vector = (out / f'{name}.svg').read_bytes()
-    drawing = picture(name, vector, item.title)
+  if name in vectors:
+    drawing = picture(name, vectors[name], item.title)
   return (
     f'<h2>{html.escape(item.title)}</h2>{drawing}'
     f'<div class="wide"><table><thead><tr>{heads}</tr></thead>'

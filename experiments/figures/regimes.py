@@ -3,16 +3,9 @@
 import numpy as np
 from matplotlib.figure import Figure
 
-from figures.results import (
-  COLOURS,
-  KL,
-  Claim,
-  Item,
-  Results,
-  accuracy_table,
-  legend,
-  points,
-)
+from figures.drawing import COLOURS, legend, points
+from figures.results import KL, Results, accuracy_table
+from figures.verdicts import Claim, Item
 
 # Regime -> the arm with and the arm without DCR.
 REGIMES = {

@@ -2,15 +2,8 @@
 
 import numpy as np
 
-from figures.results import (
-  ENTROPY,
-  KL,
-  SPLITS,
-  Claim,
-  Item,
-  Results,
-  accuracy_table,
-)
+from figures.results import ENTROPY, KL, SPLITS, Results, accuracy_table
+from figures.verdicts import Claim, Item
 
 ARMS = {
   'base': 'base',

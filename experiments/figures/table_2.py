@@ -1,6 +1,7 @@
 """Table 2: the ablation of group advantages and dynamic coefficients."""
 
-from figures.results import Claim, Item, Results, accuracy_table
+from figures.results import Results, accuracy_table
+from figures.verdicts import Claim, Item
 
 ARMS = {
   'base': 'base',

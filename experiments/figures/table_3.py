@@ -1,6 +1,7 @@
 """Table 3: what post-training forgets."""
 
-from figures.results import SPLITS, Claim, Item, Results, accuracy_table
+from figures.results import SPLITS, Results, accuracy_table
+from figures.verdicts import Claim, Item
 
 ARMS = {'base': 'base', 'sft': 'SFT', 'grpo': 'GRPO', 'gft': 'GFT'}
 FORGOTTEN = ('ood_length', 'ood_operator')

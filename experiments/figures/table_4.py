@@ -1,7 +1,9 @@
 """Table 4: pass@k, the unbiased estimate."""
 
-from figures.results import SPLITS, Claim, Item, Results, interval
+from figures.results import SPLITS, Results
+from figures.verdicts import Claim, Item
 from gft_jax.report import tables
+from gft_jax.report.comparison import interval
 
 ARMS = {
   'base': 'base',

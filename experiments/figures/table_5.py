@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from figures.results import Claim, Item, Results, accuracy_table
+from figures.results import Results, accuracy_table
+from figures.verdicts import Claim, Item
 
 # Arm -> demonstrations : samples; one demonstration is the expert's.
 ARMS = {

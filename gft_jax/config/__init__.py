@@ -17,6 +17,7 @@ from gft_jax.config.overrides import (
   fields_with_meaning,
   for_stage,
   from_dict,
+  overridden,
   override,
   to_dict,
 )
@@ -65,6 +66,7 @@ __all__ = [
   'nearest',
   'not_negative',
   'one_of',
+  'overridden',
   'override',
   'positive',
   'profiled_steps',

@@ -2,9 +2,10 @@
 
 import ast
 import dataclasses
+import functools
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, TypeGuard, TypeVar
 
 from gft_jax.config.checks import ConfigError, nearest, require
@@ -35,11 +36,14 @@ def override(config: Settings, assignment: str) -> Settings:
   return _replace(config, path.strip().split('.'), text.strip(), path.strip())
 
 
+def overridden(config: Config, assignments: Iterable[str]) -> Config:
+  """The config under assignments `a.b=c`; the last of a setting counts."""
+  return functools.reduce(override, assignments, config)
+
+
 def for_stage(config: Config, stage: Stage) -> Config:
   """The settings of one stage: the top level under its overrides."""
-  for assignment in stage.overrides:
-    config = override(config, assignment)
-  return config
+  return overridden(config, stage.overrides)
 
 
 def to_dict(config: 'DataclassInstance') -> dict[str, object]:

@@ -45,10 +45,9 @@ def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
       if figure is None:
         continue
       figure.savefig(folder / f'{name}.png')
-      figure.set_layout_engine('none')  # found once, it serves both files
+      figure.set_layout_engine('none')  # found once, it serves both
       vector = io.BytesIO()
       figure.savefig(vector, format='svg', metadata={'Date': None})
-      (folder / f'{name}.svg').write_bytes(vector.getvalue())
       parts.append(picture(name, vector.getvalue(), caption))
   page = folder / 'index.html'
   page.write_text(_page(run, parts), encoding='utf-8')

@@ -1,6 +1,5 @@
 """A run directory, read: its settings, records, weights and groups."""
 
-import json
 import pathlib
 import re
 from collections.abc import Mapping
@@ -8,9 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gft_jax.config import Config, from_dict, require
+from gft_jax.config import Config, require
 from gft_jax.report import groups as report_groups
 from gft_jax.run import writers
+from gft_jax.run.workdir import read_config
 from gft_jax.types import Record
 
 USEFUL = ('sample', 'reward', 'update')
@@ -112,9 +112,7 @@ def goodput(run: Run) -> dict[str, float]:
 
 def read_run(workdir: pathlib.Path) -> Run:
   """Reads a run directory; raises ConfigError if there is nothing to tell."""
-  path = workdir / 'config.json'
-  require(path.is_file(), f'{path} does not exist: not a run')
-  config = from_dict(Config, json.loads(path.read_text()))
+  config = read_config(workdir)
   records: dict[str, list[Record]] = {}
   for record in writers.read_metrics(workdir):
     records.setdefault(record['stage'], []).append(record)

@@ -194,3 +194,9 @@ def _number(record: Record, name: str) -> tuple[str, str]:
     return f'{record[name]:.3f}', ''
   low, high = record[f'{name}_low'], record[f'{name}_high']
   return f'{record[name]:.3f}', f'{low:.3f}–{high:.3f}'
+
+
+def write(path: pathlib.Path, table: Table) -> None:
+  """PATH.md and PATH.tex."""
+  path.with_suffix('.md').write_text(markdown(table))
+  path.with_suffix('.tex').write_text(latex(table))

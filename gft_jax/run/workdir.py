@@ -13,8 +13,11 @@ import jax
 from gft_jax.config import (
   Config,
   ConfigError,
+  Stage,
   differences,
+  for_stage,
   from_dict,
+  nearest,
   require,
   to_dict,
 )
@@ -22,16 +25,70 @@ from gft_jax.parallel import processes
 from gft_jax.run.files import write_whole
 
 
+def read_config(workdir: str | pathlib.Path) -> Config:
+  """The settings of a run.
+
+  Raises:
+    ConfigError: there is no config.json, or it does not hold settings.
+  """
+  path = pathlib.Path(workdir) / 'config.json'
+  require(path.is_file(), f'--workdir {workdir}: no config.json; not a run')
+  try:
+    return from_dict(Config, json.loads(path.read_text()))
+  except (ValueError, TypeError, AttributeError) as error:
+    raise ConfigError(
+      f'{path} is not the config of a run ({error}); restore it, or use another'
+      ' --workdir'
+    ) from error
+
+
+def check_stage(config: Config, name: str | None, best: bool = False) -> Stage:
+  """The stage of that name.
+
+  Raises:
+    ConfigError: none is named, the run has no such stage, or `best` asks for
+      the best of its steps, and it kept none.
+  """
+  stages = {stage.name: stage for stage in config.stages}
+  if not name:
+    raise ConfigError(f'--workdir needs --stage, one of {", ".join(stages)}')
+  require(
+    name in stages,
+    f'--stage {name!r} is not one of {", ".join(stages)}'
+    + nearest(name, stages),
+  )
+  require(
+    not best or bool(for_stage(config, stages[name]).checkpoint.best),
+    f'--best: stage {name} kept no best step; train with checkpoint.best=',
+  )
+  return stages[name]
+
+
+def stage_config(
+  workdir: str | pathlib.Path, name: str | None, best: bool = False
+) -> Config:
+  """The settings of a run, as one of its stages samples, grades, evaluates.
+
+  The data are those of the run: its evaluations are of them for every stage.
+
+  Raises:
+    ConfigError: no run, no such stage, or no best step; see `check_stage`.
+  """
+  config = read_config(workdir)
+  own = for_stage(config, check_stage(config, name, best))
+  return dataclasses.replace(
+    config,
+    sampler=own.sampler,
+    reward=own.reward,
+    loss=own.loss,
+    eval=own.eval,
+  )
+
+
 def check_workdir(workdir: pathlib.Path, config: Config) -> None:
   """Refuses a workdir that was begun under another config, log.* aside."""
-  path = workdir / 'config.json'
-  if path.exists():
-    try:
-      begun = from_dict(Config, json.loads(path.read_text()))
-    except (ValueError, TypeError, AttributeError) as error:
-      raise ConfigError(
-        f'{path} is damaged ({error}); restore it, or use a new --workdir'
-      ) from error
+  if (workdir / 'config.json').exists():
+    begun = read_config(workdir)
     changed = differences(dataclasses.replace(begun, log=config.log), config)
     if changed:
       raise ConfigError(

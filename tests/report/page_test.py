@@ -91,9 +91,7 @@ def full_run(folder):
 
 
 def drawn(folder):
-  names = {path.stem for path in (folder / 'report').glob('*.png')}
-  assert names == {path.stem for path in (folder / 'report').glob('*.svg')}
-  return names
+  return {path.stem for path in (folder / 'report').glob('*.png')}
 
 
 class Page(html.parser.HTMLParser):
@@ -150,8 +148,9 @@ def test_the_page_stands_alone(run):
     prefix, data = source.split(',')
     assert prefix == 'data:image/svg+xml;base64'
     embedded.add(base64.b64decode(data))
-  files = {p.read_bytes() for p in (folder / 'report').glob('*.svg')}
-  assert embedded == files
+  assert len(embedded) == len(ALL)
+  assert all(b'</svg>' in drawing for drawing in embedded)
+  assert not list((folder / 'report').glob('*.svg'))
   outside = re.findall(r'(?:src|href)="(?!data:)', path.read_text())
   assert not outside
 

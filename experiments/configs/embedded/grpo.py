@@ -4,11 +4,11 @@ Paper item: the row GRPO of Table 1. Command:
   python experiments/train.py --config experiments/configs/embedded/grpo.py \
     --workdir runs/grpo
 Hardware: 2 CPU cores; see experiments/README.md for times and numbers.
+Also found as `--config embedded/grpo`.
 """
 
-import embedded
-
 from gft_jax.config import Config
+from gft_jax.recipes import embedded
 
 
 def get_config() -> Config:

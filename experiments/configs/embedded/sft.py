@@ -4,11 +4,11 @@ Paper item: the row SFT of Table 1; Table 2 without GAL and DCR. Command:
   python experiments/train.py --config experiments/configs/embedded/sft.py \
     --workdir runs/sft
 Hardware: 2 CPU cores; see experiments/README.md for times and numbers.
+Also found as `--config embedded/sft`.
 """
 
-import embedded
-
 from gft_jax.config import Config
+from gft_jax.recipes import embedded
 
 
 def get_config() -> Config:

@@ -3,14 +3,14 @@
 Paper item: the row without GAL of Table 2, and Figure 3. Command:
   python experiments/train.py --config experiments/configs/paper/gft_no_gal.py \
     --workdir runs/gft_no_gal
-Hardware: 16 TPU chips; see experiments/pods/README.md. Never run here: no weights,
-data or accelerator at hand. Values and sources: experiments/paper.py.
+Hardware: 16 TPU chips; see experiments/pods/README.md. Never run here: no
+weights, data or accelerator at hand. Values and sources:
+gft_jax/recipes/paper.py.
 """
 
-import paper
-
+from gft_jax import recipes
 from gft_jax.config import Config
 
 
 def get_config() -> Config:
-  return paper.config(paper.stage('gft_no_gal'))
+  return recipes.find('paper/gft_no_gal').config

@@ -3,14 +3,14 @@
 Paper item: the rows SFT of Tables 1, 2 and 3, and Figures 1 and 5. Command:
   python experiments/train.py --config experiments/configs/paper/sft.py \
     --workdir runs/sft
-Hardware: 16 TPU chips; see experiments/pods/README.md. Never run here: no weights,
-data or accelerator at hand. Values and sources: experiments/paper.py.
+Hardware: 16 TPU chips; see experiments/pods/README.md. Never run here: no
+weights, data or accelerator at hand. Values and sources:
+gft_jax/recipes/paper.py.
 """
 
-import paper
-
+from gft_jax import recipes
 from gft_jax.config import Config
 
 
 def get_config() -> Config:
-  return paper.config(paper.stage('sft'))
+  return recipes.find('paper/sft').config

@@ -3,14 +3,14 @@
 Paper item: the row SFT(mix) of Table 1. Command:
   python experiments/train.py --config experiments/configs/paper/sft_mix.py \
     --workdir runs/sft_mix
-Hardware: 16 TPU chips; see experiments/pods/README.md. Never run here: no weights,
-data or accelerator at hand. Values and sources: experiments/paper.py.
+Hardware: 16 TPU chips; see experiments/pods/README.md. Never run here: no
+weights, data or accelerator at hand. Values and sources:
+gft_jax/recipes/paper.py.
 """
 
-import paper
-
+from gft_jax import recipes
 from gft_jax.config import Config
 
 
 def get_config() -> Config:
-  return paper.config(paper.stage('sft_mix'))
+  return recipes.find('paper/sft_mix').config
