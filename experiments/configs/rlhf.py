@@ -11,8 +11,8 @@ Command:
     --out runs/gft
   python experiments/train_reward_model.py --model runs/gft \
     --pairs runs/quickstart/evaluation-gft/generations/train.jsonl \
-    --workdir runs/reward_model --epochs 4 --set data.max_response=52 \
-    data.batch_size=64 optimizer.learning_rate=1e-3
+    --workdir runs/reward_model --epochs 4 --set data.max_prompt=16 \
+    data.max_response=52 data.batch_size=64 optimizer.learning_rate=1e-3
   python experiments/train.py --config experiments/configs/rlhf.py \
     --workdir runs/rlhf
 
@@ -20,11 +20,11 @@ Evaluations count right answers: they show what optimising a learned reward is
 worth, and where it stops being worth anything.
 """
 
+import dataclasses
+
 from gft_jax.config import (
   CheckpointConfig,
   Config,
-  DataConfig,
-  EvalConfig,
   LossConfig,
   ModelConfig,
   OptimizerConfig,
@@ -37,11 +37,11 @@ from gft_jax.recipes import embedded
 def get_config() -> Config:
   return Config(
     model=ModelConfig(path='runs/gft'),
-    data=DataConfig(batch_size=16, max_prompt=14, max_response=40),
+    data=embedded.DATA,
     optimizer=OptimizerConfig(learning_rate=1e-4),
     checkpoint=CheckpointConfig(every=15),
     reward=RewardConfig(function='model', model='runs/reward_model/model'),
     loss=LossConfig(kl_weight=2.0),
-    eval=EvalConfig(reward='arithmetic'),
+    eval=dataclasses.replace(embedded.EVALUATION, reward='arithmetic', base=''),
     stages=(Stage('rlhf', '', 'grpo', 45, embedded.OWN_SAMPLES),),
   )

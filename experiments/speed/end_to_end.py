@@ -22,10 +22,12 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 def get_config():
   """A small GFT run: 16 prompts x (1 expert + 3 teachers + 4 own answers)."""
-  from gft_jax.config import Config, DataConfig, EvalConfig, LogConfig, Stage
+  from gft_jax.config import Config, EvalConfig, LogConfig, Stage
+  from gft_jax.recipes import embedded
 
   return Config(
-    data=DataConfig(batch_size=16, max_prompt=14, max_response=40),
+    data=embedded.DATA,
+    reward=embedded.REWARD,
     eval=EvalConfig(splits=(), kl_prompts=0),
     log=LogConfig(report=False, progress=False, tensorboard=False),
     stages=(Stage('gft', '', 'gft', 30),),

@@ -10,6 +10,7 @@ the prompts, the paper's convention (100k samples against 10k x 8).
 Hardware: 2 CPU cores; see experiments/README.md for times and numbers.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 from gft_jax.config import (
@@ -19,6 +20,7 @@ from gft_jax.config import (
   EvalConfig,
   GroupConfig,
   OptimizerConfig,
+  RewardConfig,
   Stage,
 )
 
@@ -56,16 +58,26 @@ OWN_SAMPLES = ('group.experts=0', 'group.teachers=0', 'group.samples=8')
 EXPERT_AND_SAMPLES = ('group.teachers=0', 'group.samples=7')
 
 
+# The task itself: a prompt has up to 14 tokens, a teacher's answer up to 40, and
+# longer chains need 52.
+DATA = DataConfig(batch_size=PROMPTS, max_prompt=14, max_response=40)
+REWARD = RewardConfig(function='arithmetic')
+EVALUATION = EvalConfig(
+  splits=('test', 'ood_length', 'ood_operator'), max_response=52, base='base'
+)
+
+
 def config(
   name: str, objective: str, overrides: tuple[str, ...] = ()
 ) -> Config:
   """The base policy, and one arm that starts from it."""
   return Config(
-    data=DataConfig(batch_size=PROMPTS, max_prompt=14, max_response=40),
+    data=DATA,
     group=GroupConfig(experts=1, teachers=3, samples=4),
+    reward=REWARD,
     optimizer=OptimizerConfig(learning_rate=1e-4),
     checkpoint=CheckpointConfig(every=20),
-    eval=EvalConfig(base='base', prompts=256),
+    eval=dataclasses.replace(EVALUATION, prompts=256),
     stages=(
       Stage('base', '', 'sft', 1100, PRETRAINING),
       Stage(name, 'base', objective, STEPS, overrides),

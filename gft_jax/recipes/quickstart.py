@@ -14,8 +14,6 @@ as the recipes embedded/ARM do.)
 from gft_jax.config import (
   CheckpointConfig,
   Config,
-  DataConfig,
-  EvalConfig,
   GroupConfig,
   OptimizerConfig,
   Stage,
@@ -29,11 +27,12 @@ DEMONSTRATIONS = (*embedded.DEMONSTRATIONS, 'data.batch_size=128')
 
 def get_config() -> Config:
   return Config(
-    data=DataConfig(batch_size=16, max_prompt=14, max_response=40),
+    data=embedded.DATA,
     group=GroupConfig(experts=1, teachers=3, samples=4),
+    reward=embedded.REWARD,
     optimizer=OptimizerConfig(learning_rate=1e-4),
     checkpoint=CheckpointConfig(every=15),
-    eval=EvalConfig(base='base'),
+    eval=embedded.EVALUATION,
     stages=(
       Stage('base', '', 'sft', 900, embedded.PRETRAINING),
       Stage('sft', 'base', 'sft', STEPS, DEMONSTRATIONS),
