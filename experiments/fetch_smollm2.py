@@ -12,7 +12,6 @@ import argparse
 import hashlib
 import json
 import pathlib
-import re
 import subprocess
 import sys
 import tempfile
@@ -97,9 +96,8 @@ def convert(reader: gguf.GGUFReader, folder: pathlib.Path) -> None:
   }
   tensors = {}
   for tensor in reader.tensors:
-    layer, kind = re.fullmatch(
-      r'(?:blk\.(\d+)\.)?(\w+)\.weight', tensor.name
-    ).groups()
+    *block, kind, _ = tensor.name.split('.')
+    layer = block[-1] if block else None
     array = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
     if kind in heads:
       array = unpermute(array, heads[kind])
@@ -163,7 +161,9 @@ def tokenizer(
   """Byte-level BPE that splits digits first (GGUF's pre-tokenizer smollm)."""
   ids = {token: i for i, token in enumerate(tokens)}
   bpe = tokenizers.Tokenizer(
-    models.BPE(ids, [tuple(merge.split(' ')) for merge in merges])
+    models.BPE(
+      ids, [(a, b) for a, _, b in (merge.partition(' ') for merge in merges)]
+    )
   )
   bpe.pre_tokenizer = pre_tokenizers.Sequence(
     [

@@ -249,12 +249,12 @@ def own_answers(
       examples.prompts,
       examples.answers,
       texts,
-      length > 0,
+      np.asarray(length) > 0,
       finished,
     )
     right.append(scored.values >= 1)
   return {
-    'answers sampled': int(np.concatenate(same).size),
+    'answers sampled': np.concatenate(same).size,
     'share that is the demonstration': float(np.concatenate(same).mean()),
     'share that is right': float(np.concatenate(right).mean()),
   }

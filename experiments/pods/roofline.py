@@ -98,8 +98,8 @@ def traffic(text: str, ladder: int = 0) -> Traffic:
   """
   bodies = _computations(text)
   climbed = False
-  counts: dict[str, int] = collections.Counter()
-  sizes: dict[str, float] = collections.Counter()
+  counts = collections.defaultdict[str, int](int)
+  sizes = collections.defaultdict[str, float](float)
   memory = 0.0
 
   def visit(name: str, times: int) -> None:

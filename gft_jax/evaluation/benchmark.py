@@ -214,10 +214,10 @@ def _ask(
         tokens=np.array([[*x, *[0] * (width - len(x))] for x in ids], np.int32),
         length=length,
         index=part.astype(np.int32),
-        limit=np.minimum(settings.max_response, room - length),
       )
-      prompts = groups.pad_rows(prompts, size)
-      prompts.limit[len(part) :] = 1  # Rows that nobody has asked for.
+      limit = np.ones(size, np.int32)  # For the rows that nobody has asked for.
+      limit[: len(part)] = np.minimum(settings.max_response, room - length)
+      prompts = groups.pad_rows(prompts, size).replace(limit=limit)
       responses = engine.sample(
         params,
         prompts,

@@ -113,7 +113,7 @@ def draw(
 
 def _bars(ax: Axes, values: Mapping[str, float], label: str) -> None:
   names = list(values)
-  ax.barh(range(len(names)), values.values(), height=0.6, color=figures.BLUE)
+  ax.barh(range(len(names)), [*values.values()], height=0.6, color=figures.BLUE)
   ax.set_yticks(range(len(names)), names)
   ax.invert_yaxis()
   ax.set_xlabel(label)

@@ -107,7 +107,7 @@ def groups_of(
   logp: np.ndarray,
   advantages: np.ndarray | None,
   kept: np.ndarray | None,
-  pieces: Callable[[Sequence[int]], list[str]],
+  pieces: Callable[[list[int]], list[str]],
 ) -> list[Group]:
   """What is kept of B groups.
 
@@ -118,7 +118,7 @@ def groups_of(
     logp: [B, G, T] under the untempered policy.
     advantages: [B, G], or None for an objective without rewards.
     kept: [B, G, T] bool, tokens that are not rectified, or None.
-    pieces: token ids -> the text of each; see groups.pieces.
+    pieces: token ids -> the text of each; see texts.token_pieces.
   """
   origins = {number: name for name, number in ORIGINS.items()}
   trained = batch.responses.trained
