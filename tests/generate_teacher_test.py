@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from gft_jax.data import files
+from gft_jax.data.columns import ROLES, column_map
 
 ROOT = pathlib.Path(__file__).parents[1]
 SCRIPT = ROOT / 'experiments/generate_teacher.py'
@@ -47,8 +48,8 @@ def test_what_is_written_is_a_dataset(script, whole, tmp_path, capsys):
   out = tmp_path / 'a.jsonl'
   assert script.main(flags(whole, out, 30)) == 0
   said = capsys.readouterr().out
-  columns = files.column_map(out, '')
-  assert columns == {role: role for role in files.ROLES[:4]}
+  columns = column_map(out, '')
+  assert columns == {role: role for role in ROLES[:4]}
   rows = [row for _, row in files.rows(out, columns)]
   given = [len(row['teacher']) for row in rows]
   assert len(rows) == 30 and 0 < sum(given) < 90 and max(given) == 3
@@ -207,9 +208,9 @@ def test_conversations_come_out_as_they_went_in(script, tmp_path):
     + json.dumps({'prompt': 'p', 'answer': '2', 'expert': 'e'})
     + '\n'
   )
-  rows = dict(files.rows(source, files.column_map(source, '')))
+  rows = dict(files.rows(source, column_map(source, '')))
   out.write_bytes(b''.join(script.line(row, ['ä']) for row in rows.values()))
-  again = dict(files.rows(out, files.column_map(out, '')))
+  again = dict(files.rows(out, column_map(out, '')))
   assert again == {i: row | {'teacher': ['ä']} for i, row in rows.items()}
   assert [t['role'] for t in again[1]['prompt_turns']] == ['system', 'user']
 
