@@ -1,4 +1,4 @@
-"""Records -> a tokenised split: `load` drops what does not fit and counts it."""
+"""Rows -> a tokenised split; what does not fit is dropped and counted."""
 
 import collections
 import itertools
@@ -219,8 +219,8 @@ def encode_prompts(
 
 
 def encode_groups(
-  prompts: list[str],
-  texts: list[list[str]],
+  prompts: Sequence[str],
+  texts: Sequence[Sequence[str]],
   tokenizer: transformers.PreTrainedTokenizerBase,
 ) -> tuple[Ragged, Ragged]:
   """Texts of B prompts with G answers each, in the tokenizer's own template.
