@@ -12,6 +12,7 @@ from gft_jax.config import LossConfig
 from gft_jax.ops import diagnostics, masking
 from gft_jax.ops.masking import WeightedMean
 from gft_jax.training.objectives import Objective, View
+from gft_jax.types import Record
 
 Metrics = dict[str, WeightedMean]
 Maxima = dict[str, jax.Array]
@@ -33,7 +34,7 @@ def floats_of(metrics: Metrics, maxima: Maxima) -> dict[str, float]:
 
 
 def check_finite(
-  stage: str, step: int, record: dict[str, float], names: Sequence[str]
+  stage: str, step: int, record: Record, names: Sequence[str]
 ) -> None:
   """Raises NonFiniteError where one of the named numbers is not finite."""
   for name in names:
