@@ -358,7 +358,7 @@ def test_groups_are_asked_in_the_shape_of_demonstrations():
   whole = groups.build(
     Prompts(np.ones((3, 4), np.int32), np.full(3, 4), np.array([7, 8, 9])),
     Responses(tokens, length, np.zeros(tokens.shape, np.float32)),
-    np.zeros((3, 2)),
+    np.zeros((3, 2), int),
     np.zeros((3, 2), np.float32),
   )
   engine = Naming()
