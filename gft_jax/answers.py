@@ -135,14 +135,12 @@ def mathematics(prompt: str, answer: str, response: str) -> float:
   letter = re.fullmatch(_LETTER, answer.strip())
   if (text and stated == text) or (letter and _chosen(response) == letter[1]):
     return 1.0
-  gold = math_verify.parse(
-    _as_latex(_readable(answer)), parsing_timeout=None, raise_on_error=True
-  )
+  # pyrefly: ignore[bad-argument-type]  # None is no time-out; its int is not all.
+  parse = functools.partial(math_verify.parse, parsing_timeout=None)
+  gold = parse(_as_latex(_readable(answer)), raise_on_error=True)
   if not gold:
     raise GoldError(f'no expression in the reference answer {answer!r}')
-  found = math_verify.parse(
-    _readable(response), parsing_timeout=None, raise_on_error=True
-  )
+  found = parse(_readable(response), raise_on_error=True)
   if not found:
     raise AnswerError('no expression in the response')
   return float(

@@ -13,7 +13,7 @@ from flax.training.train_state import TrainState
 
 from gft_jax.collect import Collector
 from gft_jax.config import Config, Stage
-from gft_jax.data.pipeline import Batches
+from gft_jax.data.dataset import Batches
 from gft_jax.engine import Engine
 from gft_jax.plan import Job
 from gft_jax.policy import Policy, restore_stage

@@ -15,7 +15,7 @@ import numpy as np
 Array: TypeAlias = jax.Array | np.ndarray
 # A plain pytree of parameters: names -> arrays, or -> further names.
 Params: TypeAlias = Mapping[str, object]
-# Any tree of arrays; what comes back has the same structure.
+# A tree of arrays; what comes back has the same structure.
 Tree = TypeVar('Tree')
 
 # metrics.jsonl: 'stage', 'step', and 'group/name' -> finite number.

@@ -12,6 +12,7 @@ import time
 import pytest
 
 from gft_jax.data import files
+from gft_jax.data.columns import ROLES, column_map
 
 ROOT = pathlib.Path(__file__).parents[1]
 SCRIPT = ROOT / 'experiments/generate_teacher.py'
@@ -45,8 +46,8 @@ def test_what_is_written_is_a_dataset(script, whole, tmp_path, capsys):
   out = tmp_path / 'a.jsonl'
   assert script.main(flags(whole, out, 30)) == 0
   said = capsys.readouterr().out
-  columns = files.column_map(out, '')
-  assert columns == {role: role for role in files.ROLES[:4]}
+  columns = column_map(out, '')
+  assert columns == {role: role for role in ROLES[:4]}
   rows = [row for _, row in files.rows(out, columns)]
   given = [len(row['teacher']) for row in rows]
   assert len(rows) == 30 and 0 < sum(given) < 90 and max(given) == 3

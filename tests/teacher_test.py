@@ -7,6 +7,7 @@ import numpy as np
 
 from gft_jax import teacher
 from gft_jax.data import files
+from gft_jax.data.columns import column_map
 
 
 def test_conversations_come_out_as_they_went_in(tmp_path):
@@ -21,9 +22,9 @@ def test_conversations_come_out_as_they_went_in(tmp_path):
     + json.dumps({'prompt': 'p', 'answer': '2', 'expert': 'e'})
     + '\n'
   )
-  rows = dict(files.rows(source, files.column_map(source, '')))
+  rows = dict(files.rows(source, column_map(source, '')))
   out.write_bytes(b''.join(teacher.line(row, ['ä']) for row in rows.values()))
-  again = dict(files.rows(out, files.column_map(out, '')))
+  again = dict(files.rows(out, column_map(out, '')))
   assert again == {i: row | {'teacher': ['ä']} for i, row in rows.items()}
   assert [t['role'] for t in again[1]['prompt_turns']] == ['system', 'user']
 

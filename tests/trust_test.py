@@ -17,6 +17,7 @@ import pytest
 from gft_jax import huggingface
 from gft_jax.config import Config, ConfigError, override, to_dict
 from gft_jax.data import files
+from gft_jax.data.columns import column_map
 from gft_jax.huggingface import tokenizer as tokenizer_lib
 from gft_jax.run import checkpoint
 
@@ -148,7 +149,7 @@ def test_what_is_read_unpickles_and_starts_nothing(tmp_path):
   def read():
     checkpoint.restore(tmp_path / 'run', state)
     huggingface.load(folder)
-    assert len(list(files.rows(file, files.column_map(file, '')))) == 1
+    assert len(list(files.rows(file, column_map(file, '')))) == 1
 
   read()  # Imports, which execute modules.
   told['active'] = True

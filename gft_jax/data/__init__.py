@@ -1,17 +1,21 @@
 """Prompts with their expert and teacher answers, as batches of token ids.
 
-The doors: `load` gives a `Dataset`, `Dataset.batches` batches without end and
-with a position that can be saved, `Dataset.first` fixed rows for evaluation. They
-load on first use (PEP 562), for Grain and TFDS take seconds to import.
+Takes a file, a hub's dataset or a task by name, and a tokenizer, and gives
+rows that were checked, counted and tokenised once (`load`). `Dataset.batches`
+gives batches without end, with a position that can be saved, and
+`Dataset.first` gives fixed rows for evaluation. Never samples, never grades,
+and never drops a row without its reason.
+
+The names load on first use (PEP 562), for Grain and TFDS take seconds to import.
 """
 
 import importlib
 
 _HOME = {
-  'Batches': 'gft_jax.data.pipeline',
-  'Dataset': 'gft_jax.data.pipeline',
-  'Examples': 'gft_jax.data.pipeline',
-  'Statistics': 'gft_jax.data.pipeline',
+  'Batches': 'gft_jax.data.dataset',
+  'Dataset': 'gft_jax.data.dataset',
+  'Examples': 'gft_jax.data.dataset',
+  'Statistics': 'gft_jax.data.dataset',
   'encode_prompts': 'gft_jax.data.pipeline',
   'load': 'gft_jax.data.pipeline',
   'unknown_id': 'gft_jax.data.pipeline',

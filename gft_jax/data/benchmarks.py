@@ -149,7 +149,8 @@ class _Template(string.Formatter):
   {column:choices}  a list of texts as one more line, or nothing where it is null
   """
 
-  def format_field(self, value: Any, kind: str) -> str:
+  def format_field(self, value: Any, format_spec: str) -> str:
+    kind = format_spec
     letters = string.ascii_uppercase
     if kind in ('options', 'list', 'choices') and value is not None:
       if not isinstance(value, list) or len(value) > len(letters):
@@ -172,7 +173,7 @@ class _Template(string.Formatter):
     return value
 
 
-def _render(template: str, raw: dict[str, Any]) -> str:
+def _render(template: str, raw: dict) -> str:
   try:
     text = _Template().vformat(template, (), raw).strip()
   except KeyError as error:

@@ -19,14 +19,14 @@ import json
 import pathlib
 import shutil
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from gft_jax import answers
 from gft_jax.config import DataConfig, one_of, require
-from gft_jax.data import arithmetic, files, hub
+from gft_jax.data import arithmetic, columns, files, hub
 
 # The name of the embedded task, and its expert after a slash.
 EMBEDDED = 'arithmetic'
@@ -201,18 +201,18 @@ def _file_source(
   config: DataConfig, path: str, file: pathlib.Path, part: str
 ) -> Source:
   """`part` is all, or train or test for the two sides of the cut."""
-  columns = '' if path.startswith(f'{GYM}/') else config.columns
-  columns = files.column_map(file, columns)
+  named = '' if path.startswith(f'{GYM}/') else config.columns
+  roles = columns.column_map(file, named)
   builder = _prepared(
     GroupFile,
     config.cache,
     _digest(
       file,
       *(pathlib.Path(code.__file__) for code in (files, answers)),
-      repr(sorted(columns.items())),
+      repr(sorted(roles.items())),
     ),
     path=file,
-    columns=columns,
+    columns=roles,
   )
   metadata = builder.info.metadata
   good = builder.info.splits['rows'].num_examples
@@ -236,7 +236,8 @@ def _file_source(
 @functools.lru_cache(maxsize=8)
 def _read(folder: str, split: str) -> list[dict]:
   """Rows of a prepared split as text, kept for the other stages."""
-  records = tfds.builder_from_directory(folder).as_data_source(split)
+  # pyrefly: ignore[bad-argument-type]  # Of TFDS it sees only a decorator.
+  records: Any = tfds.builder_from_directory(folder).as_data_source(split)
   return [_as_text(r) for r in records.__getitems__(range(len(records)))]
 
 

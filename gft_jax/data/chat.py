@@ -17,6 +17,7 @@ from transformers.utils import chat_template_utils
 from gft_jax.config import require
 from gft_jax.data.files import BadRow
 from gft_jax.huggingface.tokenizer import DAY
+from gft_jax.types import Json
 
 # Texts that are tokenised together: their offsets take far more than their ids.
 PART = 1024
@@ -150,9 +151,11 @@ def encode(
 
 
 def _render(turns: Turns, tokenizer: Tokenizer, *, prompt: bool = False) -> str:
-  return tokenizer.apply_chat_template(
+  text = tokenizer.apply_chat_template(
     turns, tokenize=False, add_generation_prompt=prompt, **DAY
   )
+  assert isinstance(text, str)  # Tokens where they are asked for.
+  return text
 
 
 def _marks(tokenizer: Tokenizer) -> bool:
@@ -164,11 +167,12 @@ def _marked(
   turns: Turns, tokenizer: Tokenizer
 ) -> tuple[str, list[tuple[int, int]]]:
   """The text, and the spans that the template marks."""
+  names: Json = {**DAY, **tokenizer.special_tokens_map}
   texts, spans = chat_template_utils.render_jinja_template(
     [turns],
     chat_template=tokenizer.get_chat_template(),
     return_assistant_tokens_mask=True,
-    **DAY,
-    **tokenizer.special_tokens_map,
+    **names,
   )
+  # pyrefly: ignore[bad-return]  # transformers says str of a list of pairs.
   return texts[0], spans[0]

@@ -3,10 +3,9 @@
 A row has a prompt, a reference answer for the grader, an expert's solution and
 a list of teachers' solutions, or `messages`: a whole conversation, whose turns
 up to the first of the assistant are the prompt and whose others are the
-expert's. A prompt and an expert may be lists of turns {role, content}, too. A
-column is named per role, or guessed from NAMES; a dot leads into a nested
-column. Where no column holds the answer, it is read from the expert's text;
-see `final_answer`.
+expert's. A prompt and an expert may be lists of turns {role, content}, too.
+`columns` says which column is which. Where no column holds the answer, it is
+read from the expert's text; see `final_answer`.
 """
 
 import csv
@@ -18,28 +17,10 @@ import pathlib
 import re
 import sys
 from collections.abc import Iterator
-from typing import Any
 
 from gft_jax.answers import MARK, last_boxed
 from gft_jax.config import ConfigError, nearest, require
 
-ROLES = ('prompt', 'answer', 'expert', 'teacher', 'messages')
-# Names that are taken for a role, the likeliest first. The dotted ones are the
-# columns of verl, to which the official code adds the teachers (ZJU-OmniAI/GFT
-# at 763384d, verl/utils/dataset/rl_dataset.py:299).
-NAMES = {
-  'prompt': ('prompt', 'question', 'problem', 'input'),
-  'answer': ('answer', 'final_answer', 'target', 'reward_model.ground_truth'),
-  'expert': (
-    'expert',
-    'solution',
-    'completion',
-    'response',
-    'extra_info.answer',
-  ),
-  'teacher': ('teacher', 'model_answer', 'extra_info.model_answer'),
-  'messages': ('messages',),
-}
 # Rows that tell which columns a file has, and whether they hold conversations.
 FIRST_ROWS = 1000
 # What a row has of a conversation; see `rows`.
@@ -65,47 +46,6 @@ def check_exists(path: pathlib.Path) -> None:
   )
 
 
-def column_map(path: pathlib.Path, columns: str) -> dict[str, str]:
-  """The column of each role in a file; a role without a column is absent.
-
-  Args:
-    path: a .jsonl, .json, .csv or .parquet file.
-    columns: 'prompt=question,expert=answer', or empty to guess.
-
-  Raises:
-    ConfigError: no such file, role or column, or no column for the prompt or
-      for both the answer and the expert.
-  """
-  check_exists(path)
-  first: dict[str, Any] = {}
-  why = ''
-  for number, raw in itertools.islice(raw_rows(path), FIRST_ROWS):
-    if isinstance(raw, BadRow):
-      why = why or f' that can be read; row {number} {raw}'
-    else:
-      for name, value in _nested(raw):
-        first.setdefault(name, value)
-  require(bool(first), f'{path} has no rows{why}')
-  found = _named(columns, first, path) if columns else _guessed(first)
-  present = ', '.join(first)
-  whole = 'messages' in found
-  require(
-    not (whole and {'prompt', 'expert'} & found.keys()),
-    'data.columns: messages holds the prompt and the expert; name no others',
-  )
-  require(
-    whole or 'prompt' in found,
-    f'{path}: no column for the prompt among {present};'
-    ' set data.columns=prompt=NAME',
-  )
-  require(
-    whole or 'answer' in found or 'expert' in found,
-    f'{path}: no column for the answer among {present};'
-    ' set data.columns=prompt=NAME,answer=NAME',
-  )
-  return found
-
-
 def rows(
   path: pathlib.Path, columns: dict[str, str]
 ) -> Iterator[tuple[int, dict | BadRow]]:
@@ -120,7 +60,7 @@ def rows(
 
   Args:
     path: a .jsonl, .json, .csv or .parquet file; blank lines are not rows.
-    columns: role -> column, of `column_map`.
+    columns: role -> column, of `columns.column_map`.
 
   Raises:
     ConfigError: the file as a whole cannot be read.
@@ -156,54 +96,10 @@ def _siblings(folder: pathlib.Path) -> list[str]:
   return [p.name for p in folder.iterdir()] if folder.is_dir() else []
 
 
-def _named(columns: str, first: dict, path: pathlib.Path) -> dict[str, str]:
-  found = {}
-  for pair in columns.split(','):
-    role, _, name = (part.strip() for part in pair.partition('='))
-    require(
-      role in ROLES and bool(name),
-      f'data.columns: {pair!r} is not role=column with a role among'
-      f' {", ".join(ROLES)}' + nearest(role, ROLES),
-    )
-    require(
-      name in first,
-      f'{path}: no column {name!r}; columns: {", ".join(first)}'
-      + nearest(name, first),
-    )
-    found[role] = name
-  return found
-
-
-def _guessed(first: dict) -> dict[str, str]:
-  found = {
-    role: next(name for name in names if name in first)
-    for role, names in NAMES.items()
-    if any(name in first for name in names)
-  }
-  # GSM8K calls the worked solution its answer.
-  if 'answer' in found and 'expert' not in found:
-    if MARK in str(decoded(first[found['answer']])):
-      found['expert'] = found.pop('answer')
-  # NuminaMath-CoT has its two columns in a conversation once more.
-  both = 'prompt' in found and ('answer' in found or 'expert' in found)
-  for role in ('messages',) if both else ('prompt', 'expert'):
-    if 'messages' in found:
-      found.pop(role, None)
-  return found
-
-
-def _nested(raw: dict, prefix: str = '') -> Iterator[tuple[str, Any]]:
-  """Columns and, with dots, what lies in them."""
-  for name, value in raw.items():
-    yield prefix + name, value
-    if isinstance(value, dict):
-      yield from _nested(value, f'{prefix}{name}.')
-
-
-def _value(raw: dict, name: str) -> Any:
+def _value(raw: dict, name: str) -> object:
   if name in raw:
     return raw[name]
-  value: Any = raw
+  value: object = raw
   for part in name.split('.'):
     value = value.get(part) if isinstance(value, dict) else None
   return value
@@ -234,7 +130,8 @@ def _raw_json(path: pathlib.Path) -> Iterator[tuple[int, dict | BadRow]]:
   raw = _loaded(path.read_bytes())
   if isinstance(raw, BadRow):
     raise ConfigError(f'{path} {raw}')
-  require(isinstance(raw, list), f'{path} is not a list of JSON objects')
+  if not isinstance(raw, list):
+    raise ConfigError(f'{path} is not a list of JSON objects')
   return enumerate(map(_object, raw), 1)
 
 
@@ -242,12 +139,12 @@ def _parsed(line: bytes) -> dict | BadRow:
   return _object(_loaded(line))
 
 
-def _object(raw: Any) -> dict | BadRow:
+def _object(raw: object) -> dict | BadRow:
   expected = isinstance(raw, dict | BadRow)
   return raw if expected else BadRow('is not a JSON object')
 
 
-def _loaded(text: bytes) -> Any:
+def _loaded(text: bytes) -> object:
   try:
     # A file from Windows may begin with a byte order mark.
     return json.loads(text.decode('utf-8-sig'), object_pairs_hook=_unique)
@@ -259,7 +156,7 @@ def _loaded(text: bytes) -> Any:
     return BadRow('is not JSON')
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
   found = dict(pairs)
   if len(found) < len(pairs):
     seen = set()
@@ -383,7 +280,7 @@ def _row(raw: dict | BadRow, columns: dict[str, str]) -> dict:
   teacher = [] if row.get('teacher') is None else _list(row['teacher'])
   if not isinstance(teacher, list):
     raise BadRow(f'teacher is a {type(teacher).__name__}, not a list')
-  found = {
+  found: dict = {
     'prompt': prompt,
     'answer': answer,
     'expert': expert,
@@ -396,7 +293,7 @@ def _row(raw: dict | BadRow, columns: dict[str, str]) -> dict:
   return found
 
 
-def _prompt(value: Any) -> tuple[str, list[dict]]:
+def _prompt(value: object) -> tuple[str, list[dict]]:
   """What the user asks last, and all turns where there are others."""
   if not isinstance(value, list):
     return text_of('prompt', value), []
@@ -406,7 +303,7 @@ def _prompt(value: Any) -> tuple[str, list[dict]]:
   return turns[-1]['content'], turns if len(turns) > 1 else []
 
 
-def _expert(value: Any) -> tuple[str, list[dict]]:
+def _expert(value: object) -> tuple[str, list[dict]]:
   """What the expert says last, and all turns where there are others."""
   if not isinstance(value, list):
     return text_of('expert', value), []
@@ -428,7 +325,7 @@ def _halves(turns: list[dict]) -> tuple[list[dict], list[dict]]:
   return turns[:first], turns[first:]
 
 
-def _turns(role: str, value: Any) -> list[dict]:
+def _turns(role: str, value: object) -> list[dict]:
   """A conversation of {role, content}, checked; other keys are left out."""
   if value is None:
     raise BadRow(f'{role} is missing')
@@ -454,7 +351,7 @@ def _turns(role: str, value: Any) -> list[dict]:
   return turns
 
 
-def _list(value: Any) -> Any:
+def _list(value: object) -> object:
   """The list in a text of JSON, as in a cell of CSV; else the value."""
   value = decoded(value)
   if not isinstance(value, str) or not value.startswith('['):
@@ -463,7 +360,7 @@ def _list(value: Any) -> Any:
   return found if isinstance(found, list) else value
 
 
-def text_of(role: str, value: Any) -> str:
+def text_of(role: str, value: object) -> str:
   """The text of a cell; raises BadRow where there is none."""
   value = decoded(value)
   if value is None:
@@ -483,7 +380,7 @@ def text_of(role: str, value: Any) -> str:
   return value
 
 
-def decoded(value: Any) -> Any:
+def decoded(value: object) -> object:
   """Text of bytes; what is not UTF-8 stays recognisable as such."""
   if not isinstance(value, bytes):
     return value
@@ -494,10 +391,11 @@ def decoded(value: Any) -> Any:
     return value.decode(errors='surrogateescape')
 
 
-def number_as_text(value: Any) -> Any:
+def number_as_text(value: object) -> object:
   """Text of a finite number; anything else as it is."""
   if isinstance(value, decimal.Decimal):
-    value = int(value) if value == value.to_integral_value() else float(value)
+    whole = value == value.to_integral_value()
+    return number_as_text(int(value) if whole else float(value))
   if isinstance(value, float) and value.is_integer():
     return str(int(value))
   if isinstance(value, bool) or not isinstance(value, (int, float)):

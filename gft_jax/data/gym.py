@@ -22,7 +22,6 @@ import json
 import os
 import pathlib
 import re
-from typing import Any
 
 from gft_jax.config import ConfigError, nearest, require
 
@@ -150,7 +149,7 @@ def extracted(response: str) -> str:
 
 
 def _row(
-  entry: dict[str, Any], task: str, seed: int, size: int, index: int
+  entry: dict, task: str, seed: int, size: int, index: int
 ) -> dict[str, str]:
   answer = entry['answer']
   named = {'task': task, 'seed': seed, 'size': size, 'index': index}

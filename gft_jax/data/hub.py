@@ -37,10 +37,10 @@ def fetched(path: str, cache: pathlib.Path) -> pathlib.Path:
   match = re.fullmatch(
     r'hub:([\w.-]+/[\w.-]+)(?::([\w.-]*))?(?::([\w.-]+))?', path
   )
-  require(
-    match is not None,
-    f'data.path={path!r} is not spelled hub:OWNER/NAME[:CONFIG[:SPLIT]]',
-  )
+  if match is None:
+    raise ConfigError(
+      f'data.path={path!r} is not spelled hub:OWNER/NAME[:CONFIG[:SPLIT]]'
+    )
   name, config, split = match.groups()
   split = split or 'train'
   parts = (*name.split('/'), config or 'default', split)

@@ -1,26 +1,16 @@
-"""Records -> batches of token ids, through Grain, without worker processes.
-
-`load` tokenises a split once, drops what does not fit and counts it. The
-iterator then only shuffles numbers of rows and pads; its position is a few
-numbers in JSON, so that a run continues with exactly the batch it was due.
-"""
+"""Records -> a tokenised split: `load` drops what does not fit and counts it."""
 
 import collections
-import dataclasses
-import hashlib
 import itertools
-import sys
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
 
-import grain
 import numpy as np
 import transformers
 
-from gft_jax import data
-from gft_jax.batch import EXPERT, TEACHER, Prompts, Responses
+from gft_jax.batch import Prompts, Responses
 from gft_jax.config import DataConfig, GroupConfig, require
 from gft_jax.data import builders, chat, files
+from gft_jax.data.dataset import Dataset, Examples, Ids, Ragged, Row
 from gft_jax.huggingface.tokenizer import chat_prompts, missing_call
 
 # Widths of what `encode_groups` encodes.
@@ -29,273 +19,6 @@ MULTIPLE = 64
 
 # Texts that are tokenised together.
 ENCODED = 4096
-
-
-@dataclasses.dataclass(frozen=True)
-class Examples:
-  """Prompts with their given answers; the slots are experts, then teachers.
-
-  Attributes:
-    tokens: [B, P] int32, padded on the right with 0.
-    length: [B] int32.
-    index: [B] int32, the row of the dataset.
-    given_tokens: [B, S, T] int32 for S = experts + teachers slots.
-    given_length: [B, S] int32, EOS included; 0 is an empty slot.
-    given_origin: [S] int32, EXPERT or TEACHER.
-    prompts: B texts as in the dataset, before template and instruction; of a
-      conversation the user's last turn.
-    answers: B reference answers for the grader.
-    given_texts: B lists of S texts without EOS; '' is an empty slot. Of an
-      answer of several turns it is the last.
-    given_trained: [B, S, T] bool, the tokens that train, where some answers
-      hold turns of a user; None: all do.
-  """
-
-  tokens: np.ndarray
-  length: np.ndarray
-  index: np.ndarray
-  given_tokens: np.ndarray
-  given_length: np.ndarray
-  given_origin: np.ndarray
-  prompts: list[str]
-  answers: list[str]
-  given_texts: list[list[str]]
-  given_trained: np.ndarray | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Statistics:
-  """What became of a split.
-
-  Attributes:
-    rows: rows that are used.
-    dropped: reason -> numbers of the rows that are not.
-    empty_slots: reason -> slots for given answers that are empty.
-    tokens: 'prompt', 'expert', 'teacher' -> lengths of those used, [n] int32.
-  """
-
-  rows: int
-  dropped: dict[str, list[int]]
-  empty_slots: dict[str, int]
-  tokens: dict[str, np.ndarray]
-
-
-class Ragged:
-  """Rows of token ids of different lengths in one flat array."""
-
-  def __init__(self, rows: Sequence[Sequence[int]]) -> None:
-    self.length = np.fromiter(map(len, rows), np.int32, len(rows))
-    self.start = np.cumsum(self.length, dtype=np.int64) - self.length
-    # One id at least, for the padding of empty rows to read.
-    self.tokens = np.concatenate(
-      [np.asarray(row, np.int32) for row in ([0], *rows)]
-    )
-
-  def padded(
-    self, rows: np.ndarray, width: int
-  ) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens [..., width] padded with 0 and lengths [...] of rows [...]."""
-    length, at = self.length[rows], np.arange(width)
-    real = at < length[..., None]
-    where = np.where(real, 1 + self.start[rows][..., None] + at, 0)
-    return self.tokens[where], length
-
-
-class _Row(NamedTuple):
-  """A row that fits; `given` is (text, ids) per slot.
-
-  `trained` says for each token of the expert, the first slot, whether it
-  trains; None: all do.
-  """
-
-  index: int
-  prompt: str
-  answer: str
-  ids: list[int]
-  given: list[tuple[str, Sequence[int]]]
-  trained: np.ndarray | None
-
-
-class Dataset:
-  """A tokenised split; rows are read by position.
-
-  Attributes:
-    name: of the file or the task, for messages.
-    statistics: counts of what is used and what is not.
-    fingerprint: changes with any token of any row.
-  """
-
-  def __init__(
-    self,
-    name: str,
-    rows: Sequence[_Row],
-    dropped: dict[str, list[int]],
-    empty_slots: dict[str, int],
-    config: DataConfig,
-    group: GroupConfig,
-  ) -> None:
-    """Packs the rows; `load` makes them."""
-    self.name = name
-    self._widths = config.max_prompt, config.max_response
-    self._origin = np.array(
-      [EXPERT] * group.experts + [TEACHER] * group.teachers, np.int32
-    )
-    self._texts = [
-      (row.prompt, row.answer, [text for text, _ in row.given]) for row in rows
-    ]
-    self._index = np.array([row.index for row in rows], np.int32)
-    self._prompts = Ragged([row.ids for row in rows])
-    self._given = Ragged([ids for row in rows for _, ids in row.given])
-    self._trained = None
-    if any(row.trained is not None for row in rows):
-      self._trained = Ragged(
-        [
-          row.trained
-          if slot == 0 and row.trained is not None
-          else [True] * len(ids)
-          for row in rows
-          for slot, (_, ids) in enumerate(row.given)
-        ]
-      )
-
-    lengths = self._given.length.reshape(len(rows), len(self._origin))
-    self.statistics = Statistics(
-      rows=len(rows),
-      dropped=dropped,
-      empty_slots=empty_slots,
-      tokens={
-        'prompt': self._prompts.length,
-        'expert': _real(lengths[:, self._origin == EXPERT]),
-        'teacher': _real(lengths[:, self._origin == TEACHER]),
-      },
-    )
-    digest = hashlib.sha256(self._index)
-    digest.update('\0'.join(row.answer for row in rows).encode())
-    for ragged in filter(None, (self._prompts, self._given, self._trained)):
-      digest.update(ragged.length)
-      digest.update(ragged.tokens)
-    self.fingerprint = digest.hexdigest()[:16]
-
-  def __len__(self) -> int:
-    return len(self._texts)
-
-  def examples(self, positions: np.ndarray) -> Examples:
-    """The rows at `positions` [B] of the tokenised split."""
-    slots = len(self._origin)
-    width_prompt, width_response = self._widths
-    tokens, length = self._prompts.padded(positions, width_prompt)
-    given = positions[:, None] * slots + np.arange(slots)
-    given_tokens, given_length = self._given.padded(given, width_response)
-    trained = None
-    if self._trained is not None:
-      trained = self._trained.padded(given, width_response)[0].astype(bool)
-    texts = [self._texts[i] for i in positions]
-    return Examples(
-      tokens=tokens,
-      length=length,
-      index=self._index[positions],
-      given_tokens=given_tokens,
-      given_length=given_length,
-      given_origin=self._origin,
-      prompts=[prompt for prompt, _, _ in texts],
-      answers=[answer for _, answer, _ in texts],
-      given_texts=[given for _, _, given in texts],
-      given_trained=trained,
-    )
-
-  def first(self, count: int) -> Examples:
-    """The first `count` rows in order, or all where there are fewer."""
-    return self.examples(np.arange(min(count, len(self))))
-
-  def batches(
-    self, size: int, seed: int, shard_index: int = 0, shard_count: int = 1
-  ) -> 'Batches':
-    """Batches without end for one process.
-
-    The rows of step n depend on the seed alone: process k has the k-th of
-    shard_count equal parts of the global batch, so a device sees the same rows
-    whichever process it belongs to. An epoch drops the rows that do not fill a
-    batch, so a batch never holds a row twice; each epoch is shuffled anew.
-
-    Args:
-      size: rows of the global batch.
-      seed: of the order.
-      shard_index: which process this is.
-      shard_count: number of processes that share a batch.
-
-    Raises:
-      ConfigError: the batch does not divide, or exceeds the dataset.
-    """
-    require(
-      size % shard_count == 0,
-      f'data.batch_size={size} is not a multiple of {shard_count} processes',
-    )
-    require(
-      size <= len(self),
-      f'data.batch_size={size} exceeds the {len(self)} rows of the dataset',
-    )
-    schedule = _Schedule(len(self), size, seed)
-    share = size // shard_count
-    local = slice(shard_index * share, (shard_index + 1) * share)
-    batches = grain.MapDataset.source(schedule).map(
-      lambda positions: self.examples(positions[local])
-    )
-    return Batches(batches, self.fingerprint)
-
-
-class _Schedule:
-  """Step -> positions [size] of the global batch, for Grain to read.
-
-  A permutation per epoch, kept until the next: Grain's own shuffle computes
-  every position anew, at 10 to 80 microseconds each.
-  """
-
-  def __init__(self, rows: int, size: int, seed: int) -> None:
-    self._rows, self._size, self._seed = rows, size, seed
-    self._epoch, self._order = -1, np.empty(0, np.int64)
-
-  def __len__(self) -> int:
-    return sys.maxsize
-
-  def __getitem__(self, step: int) -> np.ndarray:
-    epoch, batch = divmod(step, self._rows // self._size)
-    if epoch != self._epoch:
-      generator = np.random.Generator(np.random.PCG64([self._seed, epoch]))
-      self._epoch, self._order = epoch, generator.permutation(self._rows)
-    return self._order[batch * self._size : (batch + 1) * self._size]
-
-
-class Batches(Iterator[Examples]):
-  """An endless iterator with a position that can be saved."""
-
-  def __init__(self, batches: grain.MapDataset, fingerprint: str) -> None:
-    # No read-ahead threads: a batch costs about a millisecond.
-    options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-    self._iterator = iter(batches.to_iter_dataset(options))
-    self._fingerprint = fingerprint
-
-  def __next__(self) -> Examples:
-    return next(self._iterator)
-
-  def get_state(self) -> dict[str, Any]:
-    """The position, in JSON types."""
-    return {
-      'grain': self._iterator.get_state(),
-      'fingerprint': self._fingerprint,
-    }
-
-  def set_state(self, state: dict[str, Any]) -> None:
-    """Continues from `state`.
-
-    Raises:
-      ConfigError: the position is one of other data.
-    """
-    require(
-      state['fingerprint'] == self._fingerprint,
-      f'the data has changed since the checkpoint: fingerprint'
-      f' {self._fingerprint}, not {state["fingerprint"]}; use a new workdir',
-    )
-    self._iterator.set_state(state['grain'])
 
 
 def load(
@@ -353,7 +76,7 @@ def _fit(
   group: GroupConfig,
   tokenizer: transformers.PreTrainedTokenizerBase,
   seed: int,
-) -> tuple[list[_Row], dict[str, list[int]], dict[str, int]]:
+) -> tuple[list[Row], dict[str, list[int]], dict[str, int]]:
   """The rows that fit, dropped rows by reason, empty slots by reason."""
   dropped = collections.defaultdict(list)
   rows, conversations = _written(rows, config, group, tokenizer, dropped)
@@ -382,7 +105,9 @@ def _fit(
   for row, ids, expert, expert_id, trains, teacher in zip(
     rows, prompts, experts, expert_ids, trained, teachers
   ):
-    offered = [(text, next(teacher_ids)) for text in teacher]
+    offered: list[tuple[str, Ids]] = [
+      (text, next(teacher_ids)) for text in teacher
+    ]
     reason = _unfit(ids, expert_id, unknown, config)
     if reason:
       dropped[reason].append(row['row'])
@@ -392,7 +117,7 @@ def _fit(
     if group.experts and not expert:
       empty['rows without an expert'] += 1
     fitting.append(
-      _Row(row['row'], row['prompt'], row['answer'], ids, given, trains)
+      Row(row['row'], row['prompt'], row['answer'], ids, given, trains)
     )
   return fitting, dict(dropped), dict(empty)
 
@@ -494,8 +219,8 @@ def encode_prompts(
 
 
 def encode_groups(
-  prompts: list[str],
-  texts: list[list[str]],
+  prompts: Sequence[str],
+  texts: Sequence[Sequence[str]],
   tokenizer: transformers.PreTrainedTokenizerBase,
 ) -> tuple[Ragged, Ragged]:
   """Texts of B prompts with G answers each, in the tokenizer's own template.
@@ -553,7 +278,7 @@ def unknown_id(tokenizer: transformers.PreTrainedTokenizerBase) -> int | None:
 
 def _unfit(
   prompt: list[int],
-  expert: Sequence[int],
+  expert: Ids,
   unknown: int | None,
   config: DataConfig,
 ) -> str:
@@ -570,13 +295,13 @@ def _unfit(
 
 
 def _choose(
-  offered: list[tuple[str, Sequence[int]]],
+  offered: list[tuple[str, Ids]],
   row: int,
   config: DataConfig,
   group: GroupConfig,
   seed: int,
   empty: dict[str, int],
-) -> list[tuple[str, Sequence[int]]]:
+) -> list[tuple[str, Ids]]:
   """The teachers of a row, (text, ids) per slot; counts the empty slots."""
   fitting = [pair for pair in offered if len(pair[1]) <= config.max_response]
   if len(fitting) > group.teachers:
@@ -593,17 +318,13 @@ def _choose(
   return fitting + [('', [])] * missing
 
 
-def _real(lengths: np.ndarray) -> np.ndarray:
-  return lengths[lengths > 0]
-
-
-def prompts_of(examples: data.Examples) -> Prompts:
+def prompts_of(examples: Examples) -> Prompts:
   return Prompts(
     tokens=examples.tokens, length=examples.length, index=examples.index
   )
 
 
-def given_of(examples: data.Examples) -> Responses:
+def given_of(examples: Examples) -> Responses:
   """The dataset's answers; no policy of ours has sampled them."""
   return Responses(
     tokens=examples.given_tokens,
@@ -613,9 +334,7 @@ def given_of(examples: data.Examples) -> Responses:
   )
 
 
-def in_order(
-  dataset: data.Dataset, count: int, size: int
-) -> Iterator[data.Examples]:
+def in_order(dataset: Dataset, count: int, size: int) -> Iterator[Examples]:
   """The first `count` rows in order; the last batch may be smaller."""
   count = min(count, len(dataset))
   for start in range(0, count, size):

@@ -11,6 +11,7 @@ from typing import Any
 
 from gft_jax.config import Architecture, ConfigError, one_of, require
 from gft_jax.huggingface.json_files import read_json
+from gft_jax.types import Json
 
 FAMILIES = {'llama': 'Llama', 'qwen2': 'Qwen2'}
 
@@ -103,7 +104,7 @@ def read_architecture(
   )
 
 
-def config_of(a: Architecture, *, task: str = 'ForCausalLM') -> dict[str, Any]:
+def config_of(a: Architecture, *, task: str = 'ForCausalLM') -> Json:
   """config.json in the spelling that transformers 4 and 5 both read."""
   family = 'qwen2' if a.qkv_bias else 'llama'
   scaling = None
@@ -131,7 +132,7 @@ def config_of(a: Architecture, *, task: str = 'ForCausalLM') -> dict[str, Any]:
 class _Fields:
   """The fields of a JSON object; each is checked as it is asked for."""
 
-  def __init__(self, path: pathlib.Path, values: dict[str, Any]):
+  def __init__(self, path: pathlib.Path, values: Json):
     self.path = path
     self._values = values
 
@@ -160,7 +161,7 @@ class _Fields:
     self._require(type(value) is bool, name, 'true or false')
     return value
 
-  def table(self, name: str) -> dict[str, Any]:
+  def table(self, name: str) -> Json:
     value = self[name]
     self._require(value is None or isinstance(value, dict), name, 'an object')
     return value or {}

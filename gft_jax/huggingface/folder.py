@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +28,9 @@ from gft_jax.huggingface.tokenizer import (
   save_tokenizer,
   stop_ids,
 )
+from gft_jax.models import lora
 from gft_jax.models.transformer import Transformer
+from gft_jax.types import Json, Params
 
 # Parameter path -> name ({} is the layer) and shape of the torch tensor.
 Tensors = Mapping[str, tuple[str, tuple[int, ...]]]
@@ -45,8 +46,8 @@ def load(
   dtype: str = 'float32',
   param_dtype: str = 'float32',
   remat: str = 'dots',
-  shardings: Callable[[Any], Any] | None = None,
-) -> tuple[Transformer, Any, transformers.PreTrainedTokenizerBase]:
+  shardings: Callable[[Params], Params] | None = None,
+) -> tuple[Transformer, Params, transformers.PreTrainedTokenizerBase]:
   """Reads a model of the Llama or Qwen2 family.
 
   The host holds one parameter at a time. With `shardings` each device is given
@@ -78,8 +79,8 @@ def load_reward_model(
   directory: str | pathlib.Path,
   *,
   dtype: str = 'float32',
-  shardings: Callable[[Any], Any] | None = None,
-) -> tuple[Transformer, Any, transformers.PreTrainedTokenizerBase]:
+  shardings: Callable[[Params], Params] | None = None,
+) -> tuple[Transformer, Params, transformers.PreTrainedTokenizerBase]:
   """Reads a sequence classifier with one label; see `models.reward_model`.
 
   Args and errors are those of `load`. The parameters are float32.
@@ -99,7 +100,7 @@ def load_reward_model(
 def save(
   directory: str | pathlib.Path,
   model: Transformer,
-  params: Any,
+  params: Params,
   tokenizer: transformers.PreTrainedTokenizerBase,
   *,
   source: str | pathlib.Path | None = None,
@@ -143,7 +144,7 @@ def save(
       ' folder',
     )
   architecture = model.architecture
-  leaves = traverse_util.flatten_dict(params, sep='/')
+  leaves = _by_path(params)
   tensors = _tensors(architecture, scored='score' in leaves)
   places = {
     name.format(i): (path, i)
@@ -179,8 +180,8 @@ def _load(
   folder: pathlib.Path,
   model: Transformer,
   more: dict[str, jax.ShapeDtypeStruct],
-  shardings: Callable[[Any], Any] | None,
-) -> tuple[Any, transformers.PreTrainedTokenizerBase]:
+  shardings: Callable[[Params], Params] | None,
+) -> tuple[Params, transformers.PreTrainedTokenizerBase]:
   """Parameters of the model and of what stands on it, and the tokenizer."""
   architecture = model.architecture
   tensors = _tensors(architecture, scored='score' in more)
@@ -201,7 +202,7 @@ def _generation(
   source: pathlib.Path | None,
   tokenizer: transformers.PreTrainedTokenizerBase,
   vocab_size: int,
-) -> dict[str, Any]:
+) -> Json:
   """generation_config.json of the source; the tokenizer gives what it lacks."""
   values = {name: getattr(tokenizer, name) for name in TOKEN_IDS}
   if source is None:
@@ -249,6 +250,11 @@ def _tensors(a: Architecture, *, scored: bool = False) -> Tensors:
 def tensor_name(architecture: Architecture, path: str) -> str:
   """The torch tensor of a parameter, '{}' where the layer's number stands."""
   return _tensors(architecture)[path][0]
+
+
+def _by_path(tree: Params):
+  """'blocks/query/kernel' -> leaf, and so on."""
+  return {'/'.join(path): x for path, x in lora.leaves_of(tree).items()}
 
 
 def _stacked(path: str) -> bool:
@@ -300,14 +306,13 @@ def _read_params(
   folder: pathlib.Path,
   stored: dict[str, StoredTensor],
   tensors: Tensors,
-  shapes: Any,
-  shardings: Callable[[Any], Any] | None,
-) -> Any:
+  shapes: Params,
+  shardings: Callable[[Params], Params] | None,
+) -> Params:
   """Fills a tree of shapes from tensors that `_check` has passed."""
-  flatten = functools.partial(traverse_util.flatten_dict, sep='/')
-  placed = flatten(shardings(shapes)) if shardings else {}
-  leaves = {}
-  for path, leaf in flatten(shapes).items():
+  placed = _by_path(shardings(shapes)) if shardings else {}
+  leaves: dict[str, jax.Array] = {}
+  for path, leaf in _by_path(shapes).items():
     read = functools.partial(_read_part, stored, tensors[path], path, leaf)
     if placed:
       leaves[path] = jax.make_array_from_callback(
@@ -355,11 +360,12 @@ def _read_part(
 
 def _once(
   read: Callable[[tuple[slice, ...]], np.ndarray],
-) -> Callable[[tuple[slice, ...]], np.ndarray]:
+) -> Callable[[tuple[slice, ...] | None], np.ndarray]:
   """`read`, which replicas on other devices do not call again."""
   parts: dict[tuple, np.ndarray] = {}
 
-  def cached(index: tuple[slice, ...]) -> np.ndarray:
+  def cached(index: tuple[slice, ...] | None) -> np.ndarray:
+    assert index is not None  # JAX says which part it wants.
     key = tuple((part.start, part.stop) for part in index)
     if key not in parts:
       parts[key] = read(index)

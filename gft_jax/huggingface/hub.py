@@ -37,11 +37,11 @@ def folder_of(
     require(folder.is_dir(), f'{folder} is a file, not the folder of a model')
     return folder
   match = HUB_ID.fullmatch(str(name))
-  require(
-    bool(match),
-    f'no folder {folder}, and it is not a hub id (owner/name or'
-    ' owner/name@revision)',
-  )
+  if match is None:
+    raise ConfigError(
+      f'no folder {folder}, and it is not a hub id (owner/name or'
+      ' owner/name@revision)'
+    )
   repository, revision = match.groups()
   try:
     path = huggingface_hub.snapshot_download(

@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-from typing import Any
 
 import numpy as np
 import safetensors.numpy
@@ -10,12 +9,13 @@ from flax import traverse_util
 
 from gft_jax import huggingface
 from gft_jax.models.transformer import Transformer
+from gft_jax.types import Params
 
 
 def save(
   directory: str | pathlib.Path,
   model: Transformer,
-  adapters: Any,
+  adapters: Params,
   *,
   base: str,
 ) -> None:

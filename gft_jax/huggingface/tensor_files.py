@@ -9,8 +9,8 @@ import math
 import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
+import jax
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -90,10 +90,8 @@ def scan(directory: pathlib.Path) -> dict[str, StoredTensor]:
 
 def _read_index(path: pathlib.Path) -> dict[str, str]:
   places = read_json(path).get('weight_map')
-  require(
-    isinstance(places, dict) and bool(places),
-    f'{path} has no weight_map from tensors to files',
-  )
+  if not isinstance(places, dict) or not places:
+    raise ConfigError(f'{path} has no weight_map from tensors to files')
   for name, file in places.items():
     # A name alone: an index must not lead out of its folder.
     require(
@@ -122,13 +120,14 @@ def bytes_of(size: str) -> int:
     ConfigError: not a size.
   """
   match = re.fullmatch(r'([1-9]\d*)([KMGT]?B)', size.strip().upper())
-  require(bool(match), f'{size!r} is not a size; right are 5GB or 500MB')
+  if match is None:
+    raise ConfigError(f'{size!r} is not a size; right are 5GB or 500MB')
   return int(match[1]) * UNITS[match[2]]
 
 
 def write(
   directory: pathlib.Path,
-  shapes: Mapping[str, Any],
+  shapes: Mapping[str, jax.ShapeDtypeStruct | np.ndarray],
   read: Callable[[str], np.ndarray],
   max_shard_size: int,
 ) -> None:

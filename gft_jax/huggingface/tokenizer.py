@@ -2,7 +2,6 @@
 
 import pathlib
 import shutil
-from typing import Any
 
 import jinja2
 import transformers
@@ -10,6 +9,7 @@ import transformers
 from gft_jax.config import ConfigError, require
 from gft_jax.huggingface import hub
 from gft_jax.huggingface.json_files import read_json
+from gft_jax.types import Json
 
 TOKEN_IDS = ('bos_token_id', 'eos_token_id', 'pad_token_id')
 FILES = ('tokenizer.json', 'tokenizer.model', 'vocab.json')
@@ -54,9 +54,11 @@ def load_tokenizer(
       f'{directory}: transformers cannot read the tokenizer ({present[0]}):'
       f' {" ".join(str(error).split())}'
     ) from error
+  assert isinstance(tokenizer, transformers.PreTrainedTokenizerBase)
   if settings.get('add_bos_token') and tokenizer.bos_token is not None:
     # DeepSeek's tokenizers say it here alone (swift-transformers issue 161),
     # where transformers 5 does not heed it.
+    # pyrefly: ignore[missing-attribute]  # Some of its tokenizers have it.
     tokenizer.add_bos_token = True
   require(
     tokenizer.eos_token_id is not None,
@@ -97,7 +99,7 @@ def check_vocabulary(
 ) -> None:
   """Raises ConfigError where a token has no row in the embedding."""
   ids = tokenizer.get_vocab()
-  last = max(ids, key=ids.get)
+  last = max(ids, key=ids.__getitem__)
   require(
     ids[last] < vocab_size,
     f'{directory}: the tokenizer has {last!r} with id {ids[last]}, but'
@@ -106,7 +108,7 @@ def check_vocabulary(
   )
 
 
-def read_generation(directory: pathlib.Path) -> dict[str, Any]:
+def read_generation(directory: pathlib.Path) -> Json:
   """generation_config.json, or in its place the ids that config.json has."""
   path = directory / 'generation_config.json'
   if path.is_file():
@@ -188,7 +190,7 @@ def _render(
   **settings,
 ) -> list[str]:
   try:
-    return tokenizer.apply_chat_template(
+    texts = tokenizer.apply_chat_template(
       conversations, tokenize=False, **DAY, **settings
     )
   except (jinja2.TemplateError, TypeError, ValueError) as error:
@@ -197,6 +199,8 @@ def _render(
       f'the chat template of {_name(tokenizer)} fails: {reason}; use'
       ' data.template=plain, or mend it'
     ) from error
+  assert isinstance(texts, list)  # Tokens where they are asked for.
+  return [str(text) for text in texts]
 
 
 def _name(tokenizer: transformers.PreTrainedTokenizerBase) -> str:

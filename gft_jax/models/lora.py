@@ -11,7 +11,7 @@ trees; a model is applied to their `join`.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -82,7 +82,7 @@ def create(
   one = jnp.ones((1, 1), jnp.int32)
 
   def adapters(key):
-    leaves = _leaves(model.init(key, one, one[0])['params'])
+    leaves = leaves_of(model.init(key, one, one[0])['params'])
     return traverse_util.unflatten_dict(
       {path: leaf for path, leaf in leaves.items() if path[-1] in NAMES}
     )
@@ -95,7 +95,7 @@ def join(frozen: Params | None, trained: Params) -> Params:
   """All parameters of a model, as one tree; nothing is copied."""
   if frozen is None:
     return trained
-  return traverse_util.unflatten_dict(_leaves(frozen) | _leaves(trained))
+  return traverse_util.unflatten_dict(leaves_of(frozen) | leaves_of(trained))
 
 
 def merge(model: Adapted, frozen: Params | None, trained: Params) -> Params:
@@ -106,7 +106,7 @@ def merge(model: Adapted, frozen: Params | None, trained: Params) -> Params:
   if frozen is None:
     return trained
   rank, alpha = model.lora.rank, model.lora.alpha
-  merged, adapters = _leaves(frozen), _leaves(trained)
+  merged, adapters = leaves_of(frozen), leaves_of(trained)
   for projection in {path[:-1] for path in adapters}:
     a, b = (np.asarray(adapters[*projection, name]) for name in NAMES)
     kernel = np.asarray(merged[*projection, 'kernel'])
@@ -117,7 +117,6 @@ def merge(model: Adapted, frozen: Params | None, trained: Params) -> Params:
   return traverse_util.unflatten_dict(merged)
 
 
-def _leaves(params: Params) -> dict[tuple[str, ...], Array]:
-  """Path -> leaf."""
-  # pyrefly: ignore[bad-return]  # It reads Flax as giving empty nodes alone.
-  return traverse_util.flatten_dict(params)
+def leaves_of(params: Params) -> dict[tuple[str, ...], Any]:
+  """Path -> leaf: an array, a shape, or a sharding."""
+  return {**traverse_util.flatten_dict(params)}

@@ -183,8 +183,8 @@ class Grader:
     answers: Sequence[str],
     responses: Sequence[str],
     *,
-    finished: Sequence[bool] | None = None,
-    judged: Sequence[float] | None = None,
+    finished: Sequence[bool] | np.ndarray | None = None,
+    judged: Sequence[float] | np.ndarray | None = None,
     timed_out: Iterable[int] = (),
   ) -> Scores:
     """Grades n answers; equal ones are graded once.
@@ -206,8 +206,8 @@ class Grader:
     if finished is None:
       finished = [True] * len(responses)
     cases = [
-      Case(*texts, bool(stopped))
-      for *texts, stopped in zip(
+      Case(prompt, answer, response, bool(stopped))
+      for prompt, answer, response, stopped in zip(
         prompts, answers, responses, finished, strict=True
       )
     ]
@@ -250,12 +250,14 @@ class Grader:
   def _grade(self, cases: list[Case]) -> list[dict[str, _Outcome]]:
     if self._workers is None or not self._functions:
       return [_outcomes(self._functions, case) for case in cases]
-    return [
-      self._failed(_CAUSE_OF_EXIT.get(answer.exitcode, 'crash'))
-      if isinstance(answer, workers_lib.Ended)
-      else {name: _Outcome(*outcome) for name, outcome in answer.items()}
-      for answer in self._workers.map(cases)
-    ]
+    return [self._read(answer) for answer in self._workers.map(cases)]
+
+  def _read(self, answer: object) -> dict[str, _Outcome]:
+    """What a worker says of a case, or how it ended."""
+    if isinstance(answer, workers_lib.Ended):
+      return self._failed(_CAUSE_OF_EXIT.get(answer.exitcode, 'crash'))
+    assert isinstance(answer, dict), answer
+    return {name: _Outcome(*outcome) for name, outcome in answer.items()}
 
 
 def resolve(name: str, settings: RewardConfig) -> Reward:
@@ -277,11 +279,11 @@ def resolve(name: str, settings: RewardConfig) -> Reward:
       ' is its folder on PYTHONPATH?'
     ) from error
   function = getattr(module, function_name, None)
-  require(
-    callable(function),
-    f'reward.function={name!r}: no function {function_name!r} in'
-    f' {module_name}' + nearest(function_name, vars(module)),
-  )
+  if not callable(function):
+    raise ConfigError(
+      f'reward.function={name!r}: no function {function_name!r} in'
+      f' {module_name}' + nearest(function_name, vars(module))
+    )
   return function
 
 
@@ -319,9 +321,13 @@ def _outcome(function: Reward, texts: tuple[str, str, str]) -> _Outcome:
     # A foreign function may raise anything: sys.exit, math-verify's time-out.
     return _Outcome(0.0, 'error')
   # The bound also refuses NaN, and what float32 would turn into infinity.
-  if isinstance(value, numbers.Real | np.bool_) and abs(value) <= _LARGEST:
+  if _is_number(value) and abs(value) <= _LARGEST:
     return _Outcome(float(value), None)
   return _Outcome(0.0, 'invalid')
+
+
+def _is_number(value: object) -> bool:
+  return isinstance(value, numbers.Real | np.bool_)
 
 
 def _start_worker(

@@ -27,7 +27,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 # Processes that may end one after another without an answer between them, for
 # each worker. The first may be the system's doing; workers that cannot start
@@ -65,7 +65,7 @@ class Workers:
     self,
     count: int,
     timeout_s: float,
-    start: Callable[..., Callable[[Any], Any]],
+    start: Callable[..., Callable[..., object]],
     *arguments,
   ):
     """
@@ -86,7 +86,7 @@ class Workers:
     """Kills the processes, also those at work."""
     _end(self._workers)
 
-  def map(self, cases: Sequence[Any]) -> list[Any]:
+  def map(self, cases: Sequence[object]) -> list[object]:
     """The answer to each case, in order, or how its process `Ended`.
 
     A case whose process was killed from outside is tried once more.
@@ -103,8 +103,8 @@ class Workers:
       self.close()  # what is still at work would answer the next call
       raise
 
-  def _map(self, cases: Sequence[Any]) -> list[Any]:
-    answers: dict[int, Any] = {}
+  def _map(self, cases: Sequence[object]) -> list[object]:
+    answers: dict[int, object] = {}
     waiting = collections.deque(range(len(cases)))
     tried: set[int] = set()
     fruitless = 0
@@ -133,7 +133,10 @@ class Workers:
     return [answers[position] for position in range(len(cases))]
 
   def _distribute(
-    self, waiting: collections.deque[int], cases: Sequence[Any], unanswered: int
+    self,
+    waiting: collections.deque[int],
+    cases: Sequence[object],
+    unanswered: int,
   ) -> int:
     """Gives the free workers cases; how many had died since they were free."""
     dead = 0
@@ -149,7 +152,7 @@ class Workers:
       self._workers.append(_spawn(*self._start))
     return dead
 
-  def _wait(self) -> list[tuple['_Worker', Any]]:
+  def _wait(self) -> list[tuple['_Worker', object]]:
     """The workers that have something to say, are dead or late; and what."""
     busy = [worker for worker in self._workers if not worker.free]
     patience = min(worker.deadline for worker in busy) - time.monotonic()
@@ -186,13 +189,13 @@ class _Worker:
   def free(self) -> bool:
     return self.deadline == math.inf
 
-  def give(self, case: Any, position: int, seconds: float) -> None:
+  def give(self, case: object, position: int, seconds: float) -> None:
     self.position, self.deadline = position, time.monotonic() + seconds
     # If it died just now, or of the size of this case, `hear` says so.
     with contextlib.suppress(OSError):
       self.pipe.send_bytes(json.dumps(case).encode())
 
-  def hear(self) -> Any:
+  def hear(self) -> object:
     """Its answer, or how it ended."""
     try:
       answer = json.loads(self.pipe.recv_bytes())
@@ -206,10 +209,15 @@ class _Worker:
     self.deadline = math.inf
     return answer
 
+  @property
+  def _pid(self) -> int:
+    assert self.process.pid is not None  # It has been started.
+    return self.process.pid
+
   def _exitcode(self) -> int | None:
     """As `process.exitcode`, but a dead process keeps its number until `end`."""
     try:
-      found = os.waitid(os.P_PID, self.process.pid, _PEEK)
+      found = os.waitid(os.P_PID, self._pid, _PEEK)
     except ChildProcessError:  # It was collected, by whatever else starts one.
       return self.process.exitcode
     if found is None:
@@ -223,8 +231,8 @@ class _Worker:
       ChildProcessError, ProcessLookupError, PermissionError
     ):
       # It raises where the process was collected: its number may be another's.
-      os.waitid(os.P_PID, self.process.pid, _PEEK)
-      os.killpg(self.process.pid, signal.SIGKILL)
+      os.waitid(os.P_PID, self._pid, _PEEK)
+      os.killpg(self._pid, signal.SIGKILL)
     self.process.kill()
     self.process.join()
     self.pipe.close()
@@ -237,7 +245,7 @@ def _end(workers: list[_Worker]) -> None:
     worker.end()
 
 
-def _spawn(start: Callable[..., Any], *arguments) -> _Worker:
+def _spawn(start: Callable[..., Callable[..., object]], *arguments) -> _Worker:
   context = multiprocessing.get_context('spawn')
   ours, theirs = context.Pipe()
   process = context.Process(target=_serve, args=(theirs, start, *arguments))
@@ -248,7 +256,7 @@ def _spawn(start: Callable[..., Any], *arguments) -> _Worker:
 
 def _serve(
   pipe: multiprocessing.connection.Connection,
-  start: Callable[..., Callable[[Any], Any]],
+  start: Callable[..., Callable[..., object]],
   *arguments,
 ) -> None:
   """What a process does; it ends with its parent, whose end of the pipe closes."""

@@ -11,6 +11,7 @@ import pytest
 
 from gft_jax.config import ConfigError
 from gft_jax.data import files
+from gft_jax.data.columns import column_map
 
 GOOD = {'prompt': 'p', 'answer': '1'}
 
@@ -23,68 +24,6 @@ def write(path, *rows):
 
 def _line(row):
   return json.dumps(row).encode()
-
-
-@pytest.mark.parametrize(
-  'row, expected',
-  [
-    (
-      {'question': '1+1?', 'answer': 'two\n#### 2'},
-      {'prompt': 'question', 'expert': 'answer'},
-    ),
-    (
-      {'question': '1+1?', 'answer': '2'},
-      {'prompt': 'question', 'answer': 'answer'},
-    ),
-    (
-      {'problem': 'p', 'solution': 's', 'answer': '#### is a mark', 'x': 1},
-      {'prompt': 'problem', 'expert': 'solution', 'answer': 'answer'},
-    ),
-    (
-      {'prompt': 'p', 'completion': 'c #### 1', 'model_answer': ['a']},
-      {'prompt': 'prompt', 'expert': 'completion', 'teacher': 'model_answer'},
-    ),
-  ],
-)
-def test_columns_are_guessed(tmp_path, row, expected):
-  path = write(tmp_path / 'a.jsonl', row)
-  assert files.column_map(path, '') == expected
-
-
-def test_a_column_may_be_missing_in_the_first_row(tmp_path):
-  path = write(tmp_path / 'a.jsonl', GOOD, {**GOOD, 'teacher': ['t']})
-  columns = files.column_map(path, '')
-  assert columns['teacher'] == 'teacher'
-  found = [row['teacher'] for _, row in files.rows(path, columns)]
-  assert found == [[], ['t']]
-
-
-def test_columns_are_named(tmp_path):
-  path = write(tmp_path / 'a.jsonl', {'q': '1+1?', 'a': 'two #### 2', 't': []})
-  columns = files.column_map(path, 'prompt=q, expert=a,teacher=t')
-  assert columns == {'prompt': 'q', 'expert': 'a', 'teacher': 't'}
-  assert list(files.rows(path, columns)) == [
-    (
-      1,
-      {'prompt': '1+1?', 'answer': '2', 'expert': 'two #### 2', 'teacher': []},
-    )
-  ]
-
-
-@pytest.mark.parametrize(
-  'columns, message',
-  [
-    ('prompt=questin', "no column 'questin'; columns: question, answer; did"),
-    ('promt=question', "'promt=question' is not role=column.*did you mean pr"),
-    ('question', "'question' is not role=column"),
-    ('answer=answer', 'no column for the prompt among question, answer'),
-    ('prompt=question', 'no column for the answer among question, answer'),
-  ],
-)
-def test_wrong_columns_are_named(tmp_path, columns, message):
-  path = write(tmp_path / 'a.jsonl', {'question': '1+1?', 'answer': '2'})
-  with pytest.raises(ConfigError, match=message):
-    files.column_map(path, columns)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +50,7 @@ def test_malformed_files_are_one_line(tmp_path, name, content, message):
   if content is not None:
     (tmp_path / name).write_bytes(content)
   with pytest.raises(ConfigError, match=message) as caught:
-    files.column_map(tmp_path / name, '')
+    column_map(tmp_path / name, '')
   assert '\n' not in str(caught.value)
 
 
@@ -149,7 +88,7 @@ def test_malformed_files_are_one_line(tmp_path, name, content, message):
 )
 def test_bad_rows_are_named(tmp_path, row, reason):
   path = write(tmp_path / 'a.jsonl', {**GOOD, 'teacher': []}, row, GOOD)
-  found = list(files.rows(path, files.column_map(path, '')))
+  found = list(files.rows(path, column_map(path, '')))
   assert [number for number, _ in found] == [1, 2, 3]
   assert isinstance(found[1][1], files.BadRow)
   assert str(found[1][1]).startswith(reason)
@@ -164,7 +103,7 @@ def test_what_is_read_as_it_is(tmp_path):
     {'prompt': ' p\n', 'answer': 2.5},
     {'prompt': 'p', 'answer': -3},
   )
-  rows = [row for _, row in files.rows(path, files.column_map(path, ''))]
+  rows = [row for _, row in files.rows(path, column_map(path, ''))]
   assert [row['answer'] for row in rows] == ['27', '2.5', '-3']
   assert rows[0]['teacher'] == rows[1]['teacher'] == []
   assert rows[1]['prompt'] == ' p\n'
@@ -346,30 +285,8 @@ def test_public_shapes_need_no_column_map(tmp_path, name, kind):
     path.write_text(json.dumps([raw, raw], indent=1))
   else:
     write(path, raw, raw)
-  found = list(files.rows(path, files.column_map(path, '')))
+  found = list(files.rows(path, column_map(path, '')))
   assert found == [(1, expected), (2, expected)]
-
-
-def test_a_dot_leads_into_a_nested_column(tmp_path):
-  raw = {'q': {'text': 'p'}, 'a.b': 'e', 'reward_model': {'ground_truth': 7}}
-  path = write(tmp_path / 'a.jsonl', raw, {**raw, 'reward_model': None})
-  columns = files.column_map(
-    path, 'prompt=q.text,expert=a.b,answer=reward_model.ground_truth'
-  )
-  (_, good), (_, bad) = files.rows(path, columns)
-  assert (good['prompt'], good['expert'], good['answer']) == ('p', 'e', '7')
-  assert str(bad) == 'answer is missing'
-  with pytest.raises(ConfigError, match='did you mean reward_model'):
-    files.column_map(path, 'prompt=q.text,answer=reward_model.groundtruth')
-
-
-def test_messages_stand_alone_in_a_column_map(tmp_path):
-  path = write(tmp_path / 'a.jsonl', {'chat': turns('a', 'b'), 'q': 'c'})
-  columns = files.column_map(path, 'messages=chat')
-  ((_, row),) = files.rows(path, columns)
-  assert (row['prompt'], row['expert']) == ('a', 'b')
-  with pytest.raises(ConfigError, match='messages holds the prompt and the'):
-    files.column_map(path, 'messages=chat,prompt=q')
 
 
 @pytest.mark.parametrize(
@@ -407,7 +324,7 @@ def test_messages_stand_alone_in_a_column_map(tmp_path):
 def test_bad_conversations_are_named(tmp_path, messages, reason):
   good = {'messages': turns('a', 'b')}
   path = write(tmp_path / 'a.jsonl', good, {'messages': messages}, good)
-  found = list(files.rows(path, files.column_map(path, '')))
+  found = list(files.rows(path, column_map(path, '')))
   assert isinstance(found[1][1], files.BadRow)
   assert str(found[1][1]).startswith(reason)
   assert found[0][1] == found[2][1]
@@ -428,7 +345,7 @@ def test_bad_conversations_are_named(tmp_path, messages, reason):
 )
 def test_bad_halves_of_conversations_are_named(tmp_path, row, reason):
   path = write(tmp_path / 'a.jsonl', row)
-  ((_, bad),) = files.rows(path, files.column_map(path, ''))
+  ((_, bad),) = files.rows(path, column_map(path, ''))
   assert str(bad) == reason
 
 
@@ -448,7 +365,7 @@ def test_csv_is_read_as_it_is(tmp_path):
     + b'5' * 200_000
     + b',\r\n"no end,6,\r\n'
   )
-  found = dict(files.rows(path, files.column_map(path, '')))
+  found = dict(files.rows(path, column_map(path, '')))
   assert found[1] == {
     'prompt': '1+1,\r\n"now"?',
     'answer': '2',
@@ -474,7 +391,7 @@ def test_messages_in_a_cell_are_json(tmp_path):
     csv.writer(file).writerows(
       [['messages'], [json.dumps(turns('a', 'b'))], ['not json'], ['[1']]
     )
-  found = dict(files.rows(path, files.column_map(path, '')))
+  found = dict(files.rows(path, column_map(path, '')))
   assert (found[1]['prompt'], found[1]['expert']) == ('a', 'b')
   assert str(found[2]) == 'messages is a str, not a list of turns'
   assert str(found[3]) == 'messages is a str, not a list of turns'
@@ -489,8 +406,8 @@ def test_parquet_equals_jsonl(tmp_path):
   jsonl = write(tmp_path / 'a.jsonl', *rows)
   table = pa.Table.from_pylist(rows)
   pq.write_table(table, tmp_path / 'a.parquet', row_group_size=2)
-  columns = files.column_map(jsonl, '')
-  assert files.column_map(tmp_path / 'a.parquet', '') == columns
+  columns = column_map(jsonl, '')
+  assert column_map(tmp_path / 'a.parquet', '') == columns
   one, other = (
     [
       (number, str(row) if isinstance(row, files.BadRow) else row)
@@ -510,7 +427,7 @@ def test_parquet_text_that_is_not_utf8_spoils_its_row_only(tmp_path):
   table = pa.table({'prompt': text, 'answer': [1, 2]})
   pq.write_table(table, tmp_path / 'a.parquet')
   path = tmp_path / 'a.parquet'
-  found = dict(files.rows(path, files.column_map(path, '')))
+  found = dict(files.rows(path, column_map(path, '')))
   assert found[1]['prompt'] == 'p'
   assert str(found[2]) == 'prompt is not UTF-8'
 
@@ -525,14 +442,14 @@ def test_nested_text_that_is_not_utf8_spoils_its_row_only(tmp_path):
   content = path.read_bytes()
   assert content.count(b'\1\0\0\0x') == 1
   path.write_bytes(content.replace(b'\1\0\0\0x', b'\1\0\0\0\xff'))
-  found = dict(files.rows(path, files.column_map(path, '')))
+  found = dict(files.rows(path, column_map(path, '')))
   assert found[1]['expert'] == 'b'
   assert str(found[2]) == 'messages: turn 2: content is not UTF-8'
 
 
 def test_every_row_of_gsm8k_is_read(shared):
   path = pathlib.Path(shared / 'data/gsm8k/train.parquet')
-  rows = list(files.rows(path, files.column_map(path, '')))
+  rows = list(files.rows(path, column_map(path, '')))
   assert len(rows) == 7473
   for _, row in rows:
     assert not isinstance(row, files.BadRow)

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from gft_jax.data import benchmarks, files, manifests
+from gft_jax.data.columns import ROLES, column_map
 
 ROOT = pathlib.Path(__file__).parents[2]
 ENTRIES = json.loads((ROOT / 'third_party/datasets.json').read_text())
@@ -30,7 +31,7 @@ def test_the_manifest_is_true(name, shared):
   entry, path = ENTRIES[name], shared / 'data' / name
   assert hashlib.sha256(path.read_bytes()).hexdigest() == entry['sha256']
   pairs = ','.join(f'{role}={name}' for role, name in entry['roles'].items())
-  columns = files.column_map(path, pairs)
+  columns = column_map(path, pairs)
   assert columns == entry['roles']
   assert set(columns.values()) <= set(entry['columns'])
   assert sum(1 for _ in files.rows(path, columns)) == entry['rows']
@@ -50,7 +51,7 @@ def test_an_entry_is_whole(name):
     *('source', 'licence', 'licence_from'),
     *('rows', 'columns', 'roles', 'sha256'),
   }
-  assert set(entry['roles']) <= set(files.ROLES)
+  assert set(entry['roles']) <= set(ROLES)
   if entry['columns'] is not None:
     assert set(entry['roles'].values()) <= set(entry['columns'])
   # What was never at hand says so.

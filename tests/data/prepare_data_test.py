@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from gft_jax.data import files
+from gft_jax.data.columns import column_map
 
 EXPERIMENTS = pathlib.Path(__file__).parents[2] / 'experiments'
 
@@ -164,7 +165,7 @@ def test_reasoning_gym_becomes_a_group_dataset(main, tmp_path):
     path = tmp_path / f'{task}.jsonl'
     arguments = ['--reasoning-gym', task, '--rows', str(rows), '--out']
     assert main([*arguments, str(path)]) == 0
-    columns = files.column_map(path, '')
+    columns = column_map(path, '')
     assert set(columns) == {'prompt', 'answer', 'expert'}
     found = [row for _, row in files.rows(path, columns)]
     assert len(found) == rows

@@ -15,7 +15,7 @@ from numpy.testing import assert_allclose
 
 from gft_jax import batch
 from gft_jax.config import LossConfig, OptimizerConfig
-from gft_jax.data import pipeline
+from gft_jax.data import dataset
 from gft_jax.ops import (
   advantages,
   divergences,
@@ -527,7 +527,7 @@ def test_pad_responses(case):
   assert mask.astype(int).tolist() == expected['mask']
 
   fitting = [a for a in answers if len(a) <= limit]
-  tokens, length = pipeline.Ragged(fitting).padded(
+  tokens, length = dataset.Ragged(fitting).padded(
     np.arange(len(fitting)), limit
   )
   assert tokens.tolist() == [expected['padded'][0], expected['padded'][2]]
