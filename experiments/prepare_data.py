@@ -38,7 +38,7 @@ from gft_jax.config import (
 )
 
 if TYPE_CHECKING:  # Spawned reward workers import this script, without jax.
-  from gft_jax.data.grading import Grades
+  from gft_jax.evaluation.given_answers import Grades
 
 # Rows that are named for one reason; --json has all.
 NAMED = 5
@@ -93,9 +93,9 @@ def main(arguments: list[str] | None = None) -> int:
       config = override(config, f'reward.function={options.reward}')
     graded = options.reward is not None
     if graded:
-      from gft_jax.data import grading
+      from gft_jax.evaluation import given_answers
 
-      grading.check_reward(config.reward)  # a mistake stops here
+      given_answers.check_reward(config.reward)  # a mistake stops here
     if options.json:
       _check_folder('--json', options.json)
     statistics = describe(config, options.tokenizer, options.split)
@@ -148,9 +148,9 @@ def describe(config: Config, tokenizer_path: str, split: str) -> dict[str, Any]:
 
 def pass_rates(config: Config, split: str) -> dict[str, Any]:
   """Grades every given answer of the split, prints and returns the shares."""
-  from gft_jax.data import grading
+  from gft_jax.evaluation import given_answers
 
-  found = grading.grade_given(config, split)
+  found = given_answers.grade_given(config, split)
   for role in ('expert', 'teacher'):
     if role in found:
       _print_grades(role, found[role], config.reward.function)

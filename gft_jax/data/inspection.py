@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 import transformers
+from jaxtyping import Int
 
 from gft_jax.config import Config
 from gft_jax.data import builders, pipeline
@@ -72,8 +73,8 @@ def dropped_rows(
   return found.statistics.dropped
 
 
-def lengths_of(tokens: np.ndarray) -> Lengths:
-  """Describes the lengths [n] of n texts, one at least."""
+def lengths_of(tokens: Int[np.ndarray, ' n']) -> Lengths:
+  """Describes the lengths of n texts, one at least."""
   p50, p95 = np.percentile(tokens, (50, 95), method='nearest')
   return Lengths(
     count=tokens.size,

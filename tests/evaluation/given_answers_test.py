@@ -5,7 +5,7 @@ import json
 import pytest
 
 from gft_jax.config import Config, ConfigError, DataConfig, RewardConfig
-from gft_jax.data import grading
+from gft_jax.evaluation import given_answers
 from gft_jax.rewards.grader import Grader
 
 RIGHT, WRONG = '1+1=2#2', '1+1=3#3'
@@ -28,7 +28,7 @@ def row(expert, *teachers):
 
 def test_each_role_is_graded_by_row(tmp_path):
   rows = [row(RIGHT, RIGHT, '#2'), row(WRONG), row(RIGHT, WRONG, '?')]
-  found = grading.grade_given(config(tmp_path, rows), 'train')
+  found = given_answers.grade_given(config(tmp_path, rows), 'train')
   assert found['expert'] == (3, 2 / 3, {}, {0: 1, 1: 2}, [2])
   assert found['teacher'] == (4, 0.5, {'parse': 1}, {0: 1, 1: 0, 2: 1}, [3])
   # Row 2 gives no teacher's answer, so it is in no count.
@@ -36,29 +36,29 @@ def test_each_role_is_graded_by_row(tmp_path):
 
 
 def test_a_role_without_answers_is_absent(tmp_path):
-  found = grading.grade_given(config(tmp_path, [row(RIGHT)] * 2), 'train')
+  found = given_answers.grade_given(config(tmp_path, [row(RIGHT)] * 2), 'train')
   assert list(found) == ['expert']
 
 
 def test_data_rows_limits_what_is_graded(tmp_path):
   rows = [row(RIGHT), row(WRONG), row(WRONG)]
-  found = grading.grade_given(config(tmp_path, rows, first=1), 'train')
+  found = given_answers.grade_given(config(tmp_path, rows, first=1), 'train')
   assert found['expert'].answers == 1 and found['expert'].pass_rate == 1
 
 
 def test_chunks_do_not_change_the_grades(tmp_path, monkeypatch):
   rows = [row(RIGHT, RIGHT, WRONG), row(WRONG, '#2', '?', RIGHT)] * 3
   settings = config(tmp_path, rows)
-  whole = grading.grade_given(settings, 'train')
-  monkeypatch.setattr(grading, 'CHUNK', 4)
-  assert grading.grade_given(settings, 'train') == whole
+  whole = given_answers.grade_given(settings, 'train')
+  monkeypatch.setattr(given_answers, 'CHUNK', 4)
+  assert given_answers.grade_given(settings, 'train') == whole
 
 
 def test_a_reward_model_grades_no_given_answers(tmp_path):
   settings = config(tmp_path, [row(RIGHT)], 'model')
   for call in (
-    lambda: grading.check_reward(settings.reward),
-    lambda: grading.grade_given(settings, 'train'),
+    lambda: given_answers.check_reward(settings.reward),
+    lambda: given_answers.grade_given(settings, 'train'),
   ):
     with pytest.raises(ConfigError, match='graded by functions of text'):
       call()
@@ -67,5 +67,5 @@ def test_a_reward_model_grades_no_given_answers(tmp_path):
 def test_rows_of_ones_own():
   rows = [{'row': 7, 'prompt': '', 'answer': '2'}] * 2
   with Grader(RewardConfig(function='exact', workers=0)) as grader:
-    found = grading.grade(grader, rows, [['2'], ['3']])
+    found = given_answers.grade(grader, rows, [['2'], ['3']])
   assert found == (2, 0.5, {}, {0: 1, 1: 1}, [7])
