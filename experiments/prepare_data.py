@@ -19,34 +19,29 @@ UTF-8, of another type. Bad rows, and then rows that the limits drop, may be a
 share of data.max_dropped at most. A row without teachers is not bad.
 """
 
-import collections
-import dataclasses
-import hashlib
 import json
 import os
 import pathlib
 import sys
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import command
 
 from gft_jax.config import (
   Config,
   ConfigError,
-  RewardConfig,
   nearest,
   overridden,
   override,
   require,
 )
 
-# Limits that nothing exceeds, to measure before anything is dropped.
-UNLIMITED = 1 << 30
+if TYPE_CHECKING:  # Spawned reward workers import this script, without jax.
+  from gft_jax.evaluation.given_answers import Grades
+
 # Rows that are named for one reason; --json has all.
 NAMED = 5
-# Answers that are graded between two steps of the progress bar.
-CHUNK = 1000
 MANIFEST = pathlib.Path(__file__).parents[1] / 'third_party/datasets.json'
 
 
@@ -98,14 +93,9 @@ def main(arguments: list[str] | None = None) -> int:
       config = override(config, f'reward.function={options.reward}')
     graded = options.reward is not None
     if graded:
-      from gft_jax.rewards.grader import Grader
+      from gft_jax.evaluation import given_answers
 
-      with Grader(config.reward) as grader:  # a mistake stops here
-        require(
-          not grader.asks_model,
-          f'reward.function={config.reward.function!r} asks a reward model;'
-          ' given answers are graded by functions of text',
-        )
+      given_answers.check_reward(config.reward)  # a mistake stops here
     if options.json:
       _check_folder('--json', options.json)
     statistics = describe(config, options.tokenizer, options.split)
@@ -124,41 +114,23 @@ def describe(config: Config, tokenizer_path: str, split: str) -> dict[str, Any]:
     ConfigError: the data cannot be used.
   """
   from gft_jax import data
-  from gft_jax.data import builders
+  from gft_jax.data import inspection
 
   tokenizer = _tokenizer(
     tokenizer_path or config.model.path or config.model.tokenizer
   )
-
-  def load(group=config.group, **limits):
-    settings = dataclasses.replace(config.data, **limits)
-    return data.load(settings, group, tokenizer, split, config.seed).statistics
-
-  anything = dataclasses.replace(config.data, max_dropped=1.0)
-  rows = builders.source(anything, split, config.seed).rows
-  most = max(len(row['teacher']) for row in rows)
-  all_teachers = dataclasses.replace(config.group, teachers=most)
-  measured = load(
-    all_teachers,
-    max_prompt=UNLIMITED,
-    max_response=UNLIMITED,
-    max_dropped=1.0,
-  )
-  lengths = {
-    role: _describe_lengths(tokens)
-    for role, tokens in measured.tokens.items()
-    if tokens.size
-  }
+  lengths = inspection.token_lengths(config, tokenizer, split)
   print(f'{"tokens":10}{"count":>9}{"mean":>9}{"p50":>7}{"p95":>7}{"max":>7}')
-  for role, found in lengths.items():
-    count, mean, *others = found.values()
+  for role, (count, mean, *others) in lengths.items():
     rest = ''.join(f'{value:7}' for value in others)
     print(f'{role:10}{count:9}{mean:9.1f}{rest}')
   try:
-    used = load()
+    used = data.load(
+      config.data, config.group, tokenizer, split, config.seed
+    ).statistics
   except ConfigError:
     # Named before the run is refused; this too is, where nothing is left.
-    _print_dropped(load(max_dropped=1.0).dropped)
+    _print_dropped(inspection.dropped_rows(config, tokenizer, split))
     raise
   print(f'rows used: {used.rows}')
   _print_dropped(used.dropped)
@@ -167,7 +139,7 @@ def describe(config: Config, tokenizer_path: str, split: str) -> dict[str, Any]:
   return {
     'data': config.data.path,
     'split': split,
-    'tokens': lengths,
+    'tokens': {role: found._asdict() for role, found in lengths.items()},
     'rows': used.rows,
     'dropped': used.dropped,
     'empty_slots': used.empty_slots,
@@ -175,26 +147,19 @@ def describe(config: Config, tokenizer_path: str, split: str) -> dict[str, Any]:
 
 
 def pass_rates(config: Config, split: str) -> dict[str, Any]:
-  """Grades every given answer of the split, prints and returns the shares.
+  """Grades every given answer of the split, prints and returns the shares."""
+  from gft_jax.evaluation import given_answers
 
-  An answer passes where its reward is at least 1, as in evaluation.
-  """
-  from gft_jax.data import builders
-  from gft_jax.rewards.grader import Grader
-
-  rows = builders.source(config.data, split, config.seed).rows
-  rows = rows[: config.data.rows or len(rows)]
-  given = {
-    'expert': [[row['expert']] if row['expert'] else [] for row in rows],
-    'teacher': [row['teacher'] for row in rows],
+  found = given_answers.grade_given(config, split)
+  for role in ('expert', 'teacher'):
+    if role in found:
+      _print_grades(role, found[role], config.reward.function)
+    else:
+      print(f'{role}: no answers to grade')
+  return {
+    'reward': config.reward.function,
+    **{role: grades._asdict() for role, grades in found.items()},
   }
-  found: dict[str, Any] = {'reward': config.reward.function}
-  with Grader(config.reward) as grader:
-    for role, answers in given.items():
-      if any(answers):
-        found[role] = _grade(grader, role, rows, answers)
-  _print_pass_rates(found, config.reward)
-  return found
 
 
 def verify(folder: pathlib.Path) -> None:
@@ -204,24 +169,18 @@ def verify(folder: pathlib.Path) -> None:
     ConfigError: no such folder, or one that holds a file of the manifest with
       other bytes or another number of rows, or none of them.
   """
+  from gft_jax.data import manifests
+
   require(folder.is_dir(), f'--verify {folder}: no such folder')
-  manifest = json.loads(MANIFEST.read_text())
-  known, wrong = set(), []
-  for name, entry in manifest.items():
-    paths = sorted(folder.glob(name))
-    known.update(paths)
-    if not paths:
-      print(f'absent   {name}')
-    elif differences := list(_differences(paths, entry)):
-      print(f'differs  {name}: {"; ".join(differences)}')
-      wrong.append(name)
-    else:
-      unsure = '' if entry['sha256'] else ' (no checksum is known)'
-      print(f'same     {name}{unsure}')
-  for path in sorted(folder.rglob('*')):
-    if path.is_file() and path not in known:
-      print(f'unknown  {path.relative_to(folder)}')
-  require(bool(known), f'--verify {folder}: no file of {MANIFEST} is there')
+  same, wrong = 0, []
+  for finding in manifests.compare(folder, manifests.read(MANIFEST)):
+    print(finding)
+    if finding.state == 'differs':
+      wrong.append(finding.name)
+    same += finding.state == 'same'
+  require(
+    bool(same or wrong), f'--verify {folder}: no file of {MANIFEST} is there'
+  )
   require(
     not wrong, f'--verify {folder}: not as in the manifest: {", ".join(wrong)}'
   )
@@ -281,19 +240,6 @@ def _tokenizer(path: str):
   return load_tokenizer(path)
 
 
-def _describe_lengths(lengths) -> dict[str, float]:
-  import numpy as np
-
-  p50, p95 = np.percentile(lengths, (50, 95), method='nearest')
-  return {
-    'count': lengths.size,
-    'mean': float(lengths.mean()),
-    'p50': int(p50),
-    'p95': int(p95),
-    'max': int(lengths.max()),
-  }
-
-
 def _print_dropped(dropped: dict[str, list[int]]) -> None:
   for reason, numbers in dropped.items():
     print(f'dropped: {len(numbers)} {reason}: {_named(numbers)}')
@@ -306,77 +252,17 @@ def _named(numbers: Sequence[int]) -> str:
   return f'row{plural} {first}' + (f' and {more} more' if more > 0 else '')
 
 
-def _grade(
-  grader: Any, role: str, rows: Sequence[dict], answers: list[list[str]]
-) -> dict[str, Any]:
-  """Grades answers[i] to rows[i]."""
-  import numpy as np
-  import tqdm
-
-  cases = [
-    (row['prompt'], row['answer'], text)
-    for row, texts in zip(rows, answers)
-    for text in texts
-  ]
-  passed, failures = [], collections.Counter()
-  with tqdm.tqdm(total=len(cases), desc=role, disable=None) as bar:
-    for start in range(0, len(cases), CHUNK):
-      chunk = cases[start : start + CHUNK]
-      scored = grader.score(*zip(*chunk))
-      passed += (scored.values >= 1).tolist()
-      failures.update(scored.failures)
-      bar.update(len(chunk))
-  sizes = [len(texts) for texts in answers]
-  sums = np.add.reduceat([*passed, 0], np.cumsum([0, *sizes[:-1]]))
-  counts = [int(n) for n, size in zip(sums, sizes) if size]
-  histogram = np.bincount(counts, minlength=max(sizes) + 1)
-  return {
-    'answers': len(cases),
-    'pass_rate': sum(passed) / len(cases),
-    'failures': dict(failures),
-    'rows_by_passes': dict(enumerate(histogram.tolist())),
-    'rows_without_pass': [
-      row['row'] for row, n, size in zip(rows, sums, sizes) if size and not n
-    ],
-  }
-
-
-def _print_pass_rates(found: dict[str, Any], reward: RewardConfig) -> None:
-  for role in ('expert', 'teacher'):
-    if role not in found:
-      print(f'{role}: no answers to grade')
-      continue
-    grades = found[role]
-    print(
-      f'{role}: {grades["pass_rate"]:.2%} of {grades["answers"]} answers pass'
-      f' {reward.function}'
-    )
-    for cause, count in grades['failures'].items():
-      print(f'{role}: {count} could not be graded: {cause}')
-    if role == 'teacher':
-      table = grades['rows_by_passes'].items()
-      print('rows by passes: ' + ', '.join(f'{n}: {rows}' for n, rows in table))
-    if numbers := grades['rows_without_pass']:
-      print(f'{role}: {len(numbers)} rows without a pass: {_named(numbers)}')
-
-
-def _differences(paths: list[pathlib.Path], entry: dict) -> Iterator[str]:
-  """In what the files of one entry of the manifest differ from it."""
-  from gft_jax.data import files
-
-  if entry['sha256']:
-    with paths[0].open('rb') as content:
-      found = hashlib.file_digest(content, 'sha256').hexdigest()
-    if found != entry['sha256']:
-      yield f'sha256 {found}, not {entry["sha256"]}'
-  if entry['rows']:
-    try:
-      rows = sum(1 for path in paths for _ in files.raw_rows(path))
-    except ConfigError as error:
-      yield str(error)
-      return
-    if rows != entry['rows']:
-      yield f'{rows} rows, not {entry["rows"]}'
+def _print_grades(role: str, grades: 'Grades', reward: str) -> None:
+  print(
+    f'{role}: {grades.pass_rate:.2%} of {grades.answers} answers pass {reward}'
+  )
+  for cause, count in grades.failures.items():
+    print(f'{role}: {count} could not be graded: {cause}')
+  if role == 'teacher':
+    table = grades.rows_by_passes.items()
+    print('rows by passes: ' + ', '.join(f'{n}: {rows}' for n, rows in table))
+  if numbers := grades.rows_without_pass:
+    print(f'{role}: {len(numbers)} rows without a pass: {_named(numbers)}')
 
 
 if __name__ == '__main__':

@@ -20,19 +20,41 @@ COLOURS = {
 
 def points(
   ax: Axes,
-  places: Sequence[float],
+  places: Sequence[float] | np.ndarray,
   values: Sequence[np.ndarray],
   *,
+  color: str,
+  fmt: str = 'o',
+  mfc: str | None = None,
+  label: str | None = None,
   horizontal: bool = False,
-  **style,
 ) -> None:
-  """Means over seeds with their intervals, upright or lying."""
+  """Means over seeds with their intervals, upright or lying.
+
+  Args:
+    ax: where they are drawn.
+    places: of the values, on the axis of the arms.
+    values: [seeds] for each place.
+    color: of markers, lines and intervals.
+    fmt: marker and line; 'none' draws the intervals alone.
+    mfc: fills the markers; None: with `color`.
+    label: for the legend; None: in no legend.
+    horizontal: the arms are below each other.
+  """
   means, reaches = zip(*map(interval, values))
-  style = {'fmt': 'o', 'ms': 4, 'capsize': 2, 'lw': 1.2} | style
-  if horizontal:
-    ax.errorbar(means, places, xerr=reaches, **style)
-  else:
-    ax.errorbar(places, means, yerr=reaches, **style)
+  ax.errorbar(
+    means if horizontal else places,
+    places if horizontal else means,
+    xerr=reaches if horizontal else None,
+    yerr=None if horizontal else reaches,
+    color=color,
+    fmt=fmt,
+    mfc=mfc,
+    label=label,
+    ms=4,
+    capsize=2,
+    lw=1.2,
+  )
 
 
 def band(ax: Axes, steps: np.ndarray, values: np.ndarray, **style) -> None:

@@ -17,12 +17,13 @@ def item(results: Results) -> Item:
   weights, bound = results.weights('base'), 1 / results.tau
   body = []
   for label, part in ((BEFORE, 0), (AFTER, 1)):
+    values = [w[part] for w in weights]
     columns = [
-      [np.median(w[part]) for w in weights],
-      [np.quantile(w[part], 0.99) for w in weights],
-      [np.max(w[part]) for w in weights],
-      [np.mean(w[part] > bound) for w in weights],
-      [np.mean(w[part] > LARGE) for w in weights],
+      [float(np.median(v)) for v in values],
+      [float(np.quantile(v, 0.99)) for v in values],
+      [float(np.max(v)) for v in values],
+      [float(np.mean(v > bound)) for v in values],
+      [float(np.mean(v > LARGE)) for v in values],
     ]
     body.append([label, *(str(interval(column)) for column in columns)])
   return Item(
@@ -41,7 +42,7 @@ def item(results: Results) -> Item:
     claims=[
       Claim(
         f'some demonstrated tokens weigh more than {LARGE}: their share',
-        [np.mean(before > LARGE) for before, _ in weights],
+        [float(np.mean(before > LARGE)) for before, _ in weights],
       ),
     ],
     figure=_draw(weights, bound),
@@ -61,12 +62,13 @@ def _draw(weights, bound: float) -> Figure:
   edges = np.sort(np.append(edges, bound))
   figure = Figure(figsize=(4.2, 2.6))
   ax = figure.subplots()
-  for values, label, style in (
-    (before, BEFORE, {'fill': True, 'color': '#C8C8C8'}),
-    (after, AFTER, {'color': figures.GREEN, 'lw': 1.5}),
-  ):
+
+  def shares(values: np.ndarray) -> np.ndarray:
     counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges)
-    ax.stairs(counts / len(values), edges, label=label, **style)
+    return counts / len(values)
+
+  ax.stairs(shares(before), edges, label=BEFORE, fill=True, color='#C8C8C8')
+  ax.stairs(shares(after), edges, label=AFTER, color=figures.GREEN, lw=1.5)
   ax.axvline(bound, color='#333333', lw=0.8, ls=':')
   ax.annotate('1/τ', (bound, 0.6), (4, 0), textcoords='offset points')
   ax.set_xscale('log')

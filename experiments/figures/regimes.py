@@ -92,12 +92,19 @@ def _draw(results: Results) -> Figure:
     )
   ):
     arms = [pair[place] for pair in REGIMES.values()]
-    style = {'color': COLOURS[arm], 'fmt': marker, 'label': label}
     for ax, values in (
       (left, [results.accuracy(arm) for arm in arms]),
       (right, [results.final(arm, KL) for arm in arms]),
     ):
-      points(ax, rows + shift, values, horizontal=True, **style)
+      points(
+        ax,
+        rows + shift,
+        values,
+        color=COLOURS[arm],
+        fmt=marker,
+        label=label,
+        horizontal=True,
+      )
   left.set_yticks(rows, REGIMES)
   left.invert_yaxis()
   left.set_xlim(0, 1.12)

@@ -2,7 +2,7 @@
 
 import math
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -139,7 +139,7 @@ def accuracy_table(
   arms: dict[str, str],
   splits: Sequence[str] = tuple(SPLITS),
   more: dict[str, Callable[[str], np.ndarray]] | None = None,
-  paper: dict[str, dict[str, str]] | None = None,
+  paper: Mapping[str, Mapping[str, str]] | None = None,
 ) -> tables.Table:
   """Arms in rows, splits in columns, then further numbers, then the paper's.
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from gft_jax.report import tables
@@ -21,7 +22,7 @@ class Claim(NamedTuple):
   """
 
   text: str
-  margins: Sequence[float]
+  margins: Sequence[float] | np.ndarray
   paper: bool = True
 
   def verdict(self) -> str:

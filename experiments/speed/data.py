@@ -50,7 +50,7 @@ def main() -> None:
   options = parser.parse_args()
   if options.measure:
     kind, *sizes = options.measure
-    found = MEASURES[kind](*map(int, sizes), options.reward)
+    found = measure(kind, list(map(int, sizes)), options.reward)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print('@' + json.dumps(found | {'peak_mb': peak}))
     return
@@ -110,7 +110,16 @@ def exponent(points: dict[int, dict], kind: str) -> float:
   return above / (sum((a - x_mean) ** 2 for a in x) or math.nan)
 
 
-def preparation(count: int, unused_reward: str) -> dict:
+def measure(kind: str, sizes: list[int], reward: str) -> dict:
+  """What --measure asks for: seconds, and what they were spent on."""
+  if kind == 'preparation':
+    (count,) = sizes
+    return preparation(count)
+  count, workers = sizes
+  return grading(count, workers, reward)
+
+
+def preparation(count: int) -> dict:
   tokenizer = trained_tokenizer()
   with tempfile.TemporaryDirectory() as folder:
     prepared(20, tokenizer, folder)  # imports
@@ -222,9 +231,6 @@ def case(i: int) -> tuple[str, str, str]:
     (rf'{i}\sqrt{{2}}', rf'\sqrt{{2}} \cdot {i}'),
   )[i % 5]
   return f'question {i}', answer, rf'so it is \boxed{{{written}}}'
-
-
-MEASURES = {'preparation': preparation, 'grading': grading}
 
 
 if __name__ == '__main__':

@@ -34,7 +34,9 @@ def get_config():
   )
 
 
-def start(folder: pathlib.Path, workdir: str) -> tuple[float, list[dict]]:
+def start(
+  folder: pathlib.Path, workdir: str
+) -> tuple[float, list[dict[str, float]]]:
   """Seconds to the first metrics, and the metrics of each step."""
   metrics = folder / workdir / 'metrics.jsonl'
   begin = time.perf_counter()
@@ -65,7 +67,8 @@ def main() -> None:
   )
   parser.add_argument('--turns', type=int, default=3)
   turns = parser.parse_args().turns
-  first = {'cold': [], 'warm': []}
+  first: dict[str, list[float]] = {'cold': [], 'warm': []}
+  records: list[dict[str, float]] = []
   for _ in range(turns):
     with tempfile.TemporaryDirectory() as folder:
       for name, seconds in first.items():

@@ -17,7 +17,7 @@ import rollout
 import train_step
 
 BASE = {'prompts': 2, 'group': 8, 'prompt': 256, 'tokens': 128, 'vocab': 8192}
-LETTERS = dict(zip(BASE, 'BGPTV'))
+LETTERS: dict[str, str] = dict(zip(BASE, 'BGPTV'))
 FACTORS = (0.25, 0.5, 1, 2)
 
 

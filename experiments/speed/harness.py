@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -174,17 +174,10 @@ def _say(**values: float) -> None:
 def _alternate(
   names: list[str], pythons: dict[str, str], turns: int
 ) -> dict[str, dict[str, Any]]:
-  children, results = {}, {}
+  children: dict[str, _Child] = {}
+  results: dict[str, dict[str, Any]] = {}
   for name in names:
-    command = [pythons.get(name, sys.executable), *sys.argv, '--engine', name]
-    child = subprocess.Popen(
-      command,
-      # The shapes are gft_jax's, also where it is not installed.
-      env=os.environ | {'PYTHONPATH': str(ROOT)},
-      stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE,
-      text=True,
-    )
+    child = _start(name, pythons.get(name, sys.executable))
     children[name] = child
     results[name] = _hear(child) | {'rates': []}
   # The first turn after a process has waited is slower: it does not count.
@@ -195,18 +188,40 @@ def _alternate(
         results[name]['rates'].append(rate)
   for name, child in children.items():
     results[name] |= _ask(child, 'end')
-    child.wait()
+    child.process.wait()
   return results
 
 
-def _ask(child: subprocess.Popen, order: str) -> dict[str, float]:
-  child.stdin.write(order + '\n')
-  child.stdin.flush()
+class _Child(NamedTuple):
+  """The process of an engine, which reads orders and answers with numbers."""
+
+  engine: str
+  process: subprocess.Popen[str]
+  orders: IO[str]
+  answers: IO[str]
+
+
+def _start(engine: str, python: str) -> _Child:
+  process = subprocess.Popen(
+    [python, *sys.argv, '--engine', engine],
+    # The shapes are gft_jax's, also where it is not installed.
+    env=os.environ | {'PYTHONPATH': str(ROOT)},
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    text=True,
+  )
+  assert process.stdin and process.stdout  # For both are pipes.
+  return _Child(engine, process, process.stdin, process.stdout)
+
+
+def _ask(child: _Child, order: str) -> dict[str, float]:
+  child.orders.write(order + '\n')
+  child.orders.flush()
   return _hear(child)
 
 
-def _hear(child: subprocess.Popen) -> dict[str, float]:
-  for line in child.stdout:
+def _hear(child: _Child) -> dict[str, float]:
+  for line in child.answers:
     if line.startswith('@'):
       return json.loads(line[1:])
-  raise SystemExit(f'{child.args[-1]} ended without an answer')
+  raise SystemExit(f'{child.engine} ended without an answer')

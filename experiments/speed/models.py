@@ -78,4 +78,6 @@ def torch(options):
     )
   )
   place = 'cuda' if torch.cuda.is_available() else 'cpu'
-  return model.to(place, getattr(torch, options.dtype))
+  # The `to` of transformers hides from type checkers that it is a method.
+  torch.nn.Module.to(model, place, getattr(torch, options.dtype))
+  return model

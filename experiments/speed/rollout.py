@@ -164,7 +164,8 @@ def transformers(options):
 
   def run():
     with torch.no_grad():
-      output = model.generate(
+      # transformers asks for a plain attribute, and `dtype` is a property.
+      output = model.generate(  # pyrefly: ignore[bad-argument-type]
         prompts,
         attention_mask=torch.ones_like(prompts),
         max_new_tokens=options.tokens,

@@ -15,6 +15,8 @@ With --lora-rank 16 the engine `lora` trains adapters beside frozen weights:
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import harness
 import models
@@ -153,6 +155,7 @@ if __name__ == '__main__':
   )
   models.add_flags(arguments)
   options = arguments.parse_args()
+  engines: dict[str, Callable[[Any], harness.Run]]
   engines = {'ours': ours, 'torch': torch}
   if options.lora_rank:
     engines['lora'] = functools.partial(ours, rank=options.lora_rank)

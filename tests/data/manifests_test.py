@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from gft_jax.data import benchmarks, files
+from gft_jax.data import benchmarks, files, manifests
 from gft_jax.data.columns import ROLES, column_map
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -136,3 +136,39 @@ def test_a_folder_that_cannot_be_verified(main, tmp_path, capsys, name):
   error = capsys.readouterr().err
   assert error.count('\n') == 1
   assert 'no such folder' in error or 'no file of' in error
+
+
+def test_entries_are_read_and_compared(tmp_path):
+  """As a library: findings in the order of the manifest, then the unknown."""
+  content = b'{"a": 1}\n{"a": 2}\n'
+  good = hashlib.sha256(content).hexdigest()
+  entries = {
+    'same.jsonl': {'sha256': good, 'rows': 2, 'note': 'not read'},
+    'parts-*.jsonl': {'sha256': None, 'rows': 4},
+    'edited.jsonl': {'sha256': '0' * 64, 'rows': 3},
+    'damaged.json': {'sha256': None, 'rows': 1},
+    'absent.jsonl': {'sha256': None, 'rows': None},
+  }
+  path = tmp_path / 'manifest.json'
+  path.write_text(json.dumps(entries))
+  folder = tmp_path / 'data'
+  folder.mkdir()
+  for name in ('same', 'parts-0', 'parts-1', 'edited', 'stranger'):
+    (folder / f'{name}.jsonl').write_bytes(content)
+  (folder / 'damaged.json').write_text('[')
+  manifest = manifests.read(path)
+  assert manifest['same.jsonl'] == (good, 2)
+  same, parts, edited, damaged, absent, unknown = manifests.compare(
+    folder, manifest
+  )
+  assert str(same) == 'same     same.jsonl'
+  assert str(parts) == 'same     parts-*.jsonl (no checksum is known)'
+  assert edited.state == 'differs'
+  assert edited.differences == (
+    f'sha256 {good}, not {"0" * 64}',
+    '2 rows, not 3',
+  )
+  assert str(edited).startswith('differs  edited.jsonl: sha256 ')
+  assert damaged.state == 'differs' and 'damaged.json' in damaged.differences[0]
+  assert str(absent) == 'absent   absent.jsonl'
+  assert str(unknown) == 'unknown  stranger.jsonl'

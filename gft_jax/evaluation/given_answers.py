@@ -1,0 +1,118 @@
+"""How often the given answers of a dataset are right, by the reward of a run."""
+
+import collections
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import tqdm
+
+from gft_jax.config import Config, RewardConfig, require
+from gft_jax.data import builders
+from gft_jax.rewards.grader import Grader
+
+# Answers that are graded between two steps of the progress bar.
+CHUNK = 1000
+
+
+class Grades(NamedTuple):
+  """Grades of the answers of one role.
+
+  Attributes:
+    answers: how many were graded.
+    pass_rate: share of those whose reward is at least 1, as in evaluation.
+    failures: cause -> count, of what could not be graded; see `rewards.grader`.
+    rows_by_passes: number of passes -> rows; without rows that give no answer.
+    rows_without_pass: numbers of the rows whose answers all fail.
+  """
+
+  answers: int
+  pass_rate: float
+  failures: dict[str, int]
+  rows_by_passes: dict[int, int]
+  rows_without_pass: list[int]
+
+
+def check_reward(reward: RewardConfig) -> None:
+  """Raises ConfigError unless the reward is a function of text."""
+  with Grader(reward) as grader:
+    _check_text(grader, reward)
+
+
+def grade_given(config: Config, split: str) -> dict[str, Grades]:
+  """Grades every given answer of a split, the first data.rows rows of it.
+
+  Args:
+    config: of the data and of the reward, a function of text.
+    split: see `builders.source`.
+
+  Returns:
+    'expert', 'teacher' -> grades; a role without an answer is absent.
+
+  Raises:
+    ConfigError: the data cannot be used, or not the reward.
+  """
+  rows = builders.source(config.data, split, config.seed).rows
+  rows = rows[: config.data.rows or len(rows)]
+  given = {
+    'expert': [[row['expert']] if row['expert'] else [] for row in rows],
+    'teacher': [row['teacher'] for row in rows],
+  }
+  with Grader(config.reward) as grader:
+    _check_text(grader, config.reward)
+    return {
+      role: grade(grader, rows, answers, role)
+      for role, answers in given.items()
+      if any(answers)
+    }
+
+
+def grade(
+  grader: Grader,
+  rows: Sequence[dict],
+  answers: Sequence[Sequence[str]],
+  name: str = '',
+) -> Grades:
+  """Grades answers[i] to rows[i], one answer at least.
+
+  Args:
+    grader: its reward is a function of text.
+    rows: of a `builders.Source`.
+    answers: for each row.
+    name: of the progress bar.
+  """
+  cases = [
+    (row['prompt'], row['answer'], text)
+    for row, texts in zip(rows, answers)
+    for text in texts
+  ]
+  passed: list[bool] = []
+  failures = collections.Counter[str]()
+  with tqdm.tqdm(total=len(cases), desc=name, disable=None) as bar:
+    for start in range(0, len(cases), CHUNK):
+      chunk = cases[start : start + CHUNK]
+      scored = grader.score(*zip(*chunk))
+      passed += (scored.values >= 1).tolist()
+      failures.update(scored.failures)
+      bar.update(len(chunk))
+  sizes = [len(texts) for texts in answers]
+  sums = np.add.reduceat([*passed, 0], np.cumsum([0, *sizes[:-1]]))
+  counts = [int(n) for n, size in zip(sums, sizes) if size]
+  histogram = np.bincount(counts, minlength=max(sizes) + 1)
+  return Grades(
+    answers=len(cases),
+    pass_rate=sum(passed) / len(cases),
+    failures=dict(failures),
+    rows_by_passes=dict(enumerate(histogram.tolist())),
+    rows_without_pass=[
+      row['row'] for row, n, size in zip(rows, sums, sizes) if size and not n
+    ],
+  )
+
+
+def _check_text(grader: Grader, reward: RewardConfig) -> None:
+  require(
+    not grader.asks_model,
+    f'reward.function={reward.function!r} asks a reward model;'
+    ' given answers are graded by functions of text',
+  )
