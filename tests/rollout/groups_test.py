@@ -120,3 +120,8 @@ def test_build_names_both_shapes():
       np.zeros((2, 1), int),
       np.zeros((2, 1)),
     )
+
+
+def test_pad_rows_repeats_the_last():
+  padded = groups.pad_rows({'a': np.array([[1, 2], [3, 4]])}, 4)
+  assert padded['a'].tolist() == [[1, 2], [3, 4], [3, 4], [3, 4]]
