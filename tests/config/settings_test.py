@@ -1,6 +1,13 @@
 import pytest
 
-from gft_jax.config import Config, ConfigError, Stage, override, profiled_steps
+from gft_jax.config import (
+  Config,
+  ConfigError,
+  LossConfig,
+  Stage,
+  override,
+  profiled_steps,
+)
 
 
 @pytest.mark.parametrize(
@@ -30,3 +37,17 @@ def test_a_profile_that_is_no_range_is_one_line(profile):
   with pytest.raises(ConfigError, match=r'form 3\.\.5 or STAGE:3') as error:
     override(Config(), f'log.profile={profile}')
   assert profile in str(error.value) and '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ('settings', 'message'),
+  [
+    ({'clip_high': -0.5}, 'clip_high=-0.5 must not be negative'),
+    ({'dual_clip': 0.5}, 'dual_clip=0.5 is neither 0 nor above 1'),
+    ({'mu_decay_steps': -3}, 'mu_decay_steps=-3'),
+    ({'kl_weight': -1.0}, 'kl_weight=-1.0'),
+  ],
+)
+def test_a_number_that_cannot_work_is_refused(settings, message):
+  with pytest.raises(ConfigError, match=message):
+    LossConfig(**settings)
