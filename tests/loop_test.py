@@ -667,18 +667,6 @@ def test_time_outs_are_journalled_and_replayed(config, tmp_path):
   assert len(journal.replay('gft/1')) >= 1
 
 
-def test_journal_survives_a_line_cut_by_a_kill(tmp_path):
-  path = tmp_path / 'timeouts.jsonl'
-  Journal(path).record('gft/1', (3, 5))
-  with path.open('a') as file:
-    file.write('\n{"batch": "gft/2", "posi')
-  journal = Journal(path)
-  assert journal.replay('gft/1') == (3, 5)
-  assert journal.replay('gft/2') == ()
-  journal.record('gft/2', (1,))
-  assert Journal(path).replay('gft/2') == (1,)
-
-
 @pytest.mark.slow
 def test_mesh_of_eight_gives_the_same_run(config, whole, tmp_path):
   """Sums over devices round differently, so: to a tolerance."""
