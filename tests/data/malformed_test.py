@@ -236,7 +236,8 @@ def scripts(monkeypatch):
 
 def arguments(script, path, folder):
   """What a user types; all that it may write lies in `folder`."""
-  settings = ['--set', f'data.cache={folder}/cache']
+  settings = ['--set', f'data.cache={folder}/cache', 'data.max_prompt=16']
+  settings += ['data.max_response=40', 'reward.function=arithmetic']
   if script == 'prepare_data':
     return ['--path', str(path), '--json', f'{folder}/out.json', *settings]
   recipe = folder / 'recipe.py'

@@ -68,6 +68,7 @@ def graded_file(tmp_path):
 def test_given_answers_are_graded(main, tmp_path, capsys, flags):
   path, out = graded_file(tmp_path), tmp_path / 'out.json'
   settings = [f'data.cache={tmp_path}/c', f'data.eval_path={path}']
+  settings.append('reward.function=arithmetic')
   arguments = ['--path', str(path), '--json', str(out), '--set', *settings]
   assert main([*arguments, *flags]) == 0
   lines = capsys.readouterr().out.splitlines()[-6:]
@@ -109,6 +110,7 @@ def test_every_bad_row_has_a_number_and_a_reason(main, tmp_path, capsys):
   rows = [good] * 30 + bad + long
   path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
   settings = [f'data.cache={tmp_path}/c', f'data.eval_path={path}']
+  settings.append('data.max_prompt=16')
   arguments = ['--path', str(path), '--set', *settings]
   named = [
     'dropped: 7 prompt is missing: rows 31, 32, 33, 34, 35 and 2 more',
