@@ -135,7 +135,7 @@ def mathematics(prompt: str, answer: str, response: str) -> float:
   letter = re.fullmatch(_LETTER, answer.strip())
   if (text and stated == text) or (letter and _chosen(response) == letter[1]):
     return 1.0
-  # pyrefly: ignore[bad-argument-type]  # None is no time-out; its int is not all.
+  # pyrefly: ignore[bad-argument-type]  # It also takes None: no time-out.
   parse = functools.partial(math_verify.parse, parsing_timeout=None)
   gold = parse(_as_latex(_readable(answer)), raise_on_error=True)
   if not gold:

@@ -93,6 +93,28 @@ def test_imports_point_downward(path):
   assert not breaches(room, source)
 
 
+def test_no_two_rooms_import_each_other():
+  rooms = {room: set() for room in LEVEL}
+  for path in files():
+    if room_of(path):
+      rooms[room_of(path)] |= {*imported_rooms(path.read_text())}
+  both = [(a, b) for a in rooms for b in rooms[a] if a < b and a in rooms[b]]
+  assert not both
+
+
+@pytest.mark.parametrize('path', files(), ids=lambda p: p.stem)
+def test_a_module_and_its_functions_fit_a_reader(path):
+  """500 lines a module, 80 a function, 8 parameters; the settings are a list."""
+  source = path.read_text()
+  assert len(source.splitlines()) <= 500 or path.stem == 'settings'
+  for node in ast.walk(ast.parse(source)):
+    if isinstance(node, ast.FunctionDef):
+      assert node.end_lineno - node.lineno < 80, node.name
+      taken = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+      taken = [a for a in taken if a.arg not in ('self', 'cls')]
+      assert len(taken) <= 8, node.name
+
+
 def test_every_room_is_seen():
   assert {room_of(path) for path in files()} == {'', *LEVEL}
 

@@ -5,8 +5,15 @@ import numpy as np
 import pytest
 
 from gft_jax import huggingface
-from gft_jax.config import ConfigError
-from gft_jax.policy import export_stage, load_policy, load_stage, restore_stage
+from gft_jax.config import ConfigError, override
+from gft_jax.loop import train
+from gft_jax.policy import (
+  export_stage,
+  key_of,
+  load_policy,
+  load_stage,
+  restore_stage,
+)
 
 
 def same(one, other):
@@ -49,3 +56,21 @@ def test_what_cannot_be_loaded_is_one_line(whole, tmp_path, call, message):
     call(whole[0], tmp_path)
   assert '\n' not in str(error.value)
   assert not list(tmp_path.iterdir())
+
+
+def test_adapters_of_random_weights_are_refused(config, tmp_path):
+  config = override(config, 'model.lora.rank=2')
+  with pytest.raises(ConfigError, match='would freeze random weights'):
+    train(config, tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
+
+
+def test_keys_differ_by_seed_stream_and_step():
+  keys = [
+    key_of(seed, stream, step)
+    for seed in (0, 1)
+    for stream in ('sample', 'evaluate')
+    for step in (0, 1)
+  ]
+  data = {tuple(np.asarray(jax.random.key_data(key))) for key in keys}
+  assert len(data) == len(keys)

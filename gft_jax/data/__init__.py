@@ -6,7 +6,7 @@ gives batches without end, with a position that can be saved, and
 `Dataset.first` gives fixed rows for evaluation. Never samples, never grades,
 and never drops a row without its reason.
 
-The names load on first use (PEP 562), for Grain and TFDS take seconds to import.
+The names load on first use (PEP 562): Grain and TFDS take seconds to import.
 """
 
 import importlib

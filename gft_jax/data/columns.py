@@ -1,4 +1,4 @@
-"""Which column of a file holds the prompt, the answer, the expert, the teachers.
+"""Which column of a file holds the prompt, the answer and the solutions.
 
 A column is named per role (`data.columns`), or guessed from NAMES; a dot leads
 into a nested column.

@@ -1,4 +1,4 @@
-"""Records -> a tokenised split: `load` drops what does not fit and counts it."""
+"""Rows -> a tokenised split; what does not fit is dropped and counted."""
 
 import collections
 import itertools

@@ -20,7 +20,7 @@ import numpy as np
 from flax import traverse_util
 from flax.linen.dtypes import promote_dtype
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Float
+from jaxtyping import Float, Key
 
 from gft_jax.config import LoraConfig
 from gft_jax.types import Array, Params
@@ -69,7 +69,7 @@ class Linear(nn.DenseGeneral):
 
 def create(
   model: Adapted,
-  key: jax.Array,
+  key: Key[jax.Array, ''],
   shardings: Callable[[Params], Params] | None = None,
 ) -> Params:
   """Fresh adapters; the other parameters of the model are not made.

@@ -8,7 +8,7 @@ Parameters are those of a Transformer without a head, and `score` [D, 1].
 import jax
 import jax.numpy as jnp
 from flax.training.train_state import TrainState
-from jaxtyping import Float
+from jaxtyping import Float, Key
 
 from gft_jax.batch import GroupBatch
 from gft_jax.models.forward import response_states
@@ -18,7 +18,7 @@ from gft_jax.ops.masking import WeightedMean
 from gft_jax.types import Array, Model, Params
 
 
-def init(key: jax.Array, backbone: Params) -> Params:
+def init(key: Key[jax.Array, ''], backbone: Params) -> Params:
   """Parameters on top of those of a policy, whose own head is left out.
 
   The new head is normal with variance 1 / (D + 1) (Stiennon et al. 2020,

@@ -233,7 +233,7 @@ def _promote(
   dtype: str | None = None,
   inexact: bool = True,
 ) -> list[jax.Array | None]:
-  """Flax's promote_dtype, of inputs, kernel and bias; the kernel is gathered."""
+  """Flax's promote_dtype of inputs, kernel, bias; gathers the kernel."""
   inputs, kernel, *bias = promote_dtype(*operands, dtype=dtype, inexact=inexact)
   return [inputs, sharding.whole_parameter(kernel, name), *bias]
 

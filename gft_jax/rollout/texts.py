@@ -1,6 +1,7 @@
 """Tokens <-> text on the host, and where a stop string ends an answer."""
 
 import bisect
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool
@@ -76,7 +77,7 @@ def decode_responses(
 
 
 def token_pieces(
-  tokenizer: Tokenizer, tokens: list[int] | np.ndarray
+  tokenizer: Tokenizer, tokens: Sequence[int] | np.ndarray
 ) -> list[str]:
   """The text of each token; together they are the decoded tokens.
 
@@ -93,8 +94,9 @@ def token_pieces(
   return [*found, whole[end:]] if len(tokens) else []
 
 
-def _text(tokenizer: Tokenizer, tokens: list[int] | np.ndarray) -> str:
-  text = tokenizer.decode(tokens)
+def _text(tokenizer: Tokenizer, tokens: Sequence[int] | np.ndarray) -> str:
+  whole = tokens if isinstance(tokens, np.ndarray) else list(tokens)
+  text = tokenizer.decode(whole)
   assert isinstance(text, str), 'the tokens of one answer'
   return text
 

@@ -15,7 +15,7 @@ import pathlib
 import shutil
 from collections.abc import Generator, Mapping, Sequence
 from concurrent import futures
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import flax.serialization
 import jax
@@ -109,7 +109,7 @@ class Saver:
     """
     self.wait()
     target = directory.absolute() / f'{step:08d}'  # Orbax takes no other path.
-    rest: Json = flax.serialization.to_state_dict(state)
+    rest: Any = flax.serialization.to_state_dict(state)  # a tree, as orbax's
     params = rest.pop('params')
     with _saving(target):
       if jax.process_index() == 0:
@@ -122,8 +122,7 @@ class Saver:
       processes.barrier()  # Nobody writes before that.
       arrays = [
         ocp.save_async(str(target / 'params'), params),
-        # orbax's PyTree is no type for checkers.
-        ocp.save_async(str(target / 'rest'), rest),  # pyrefly: ignore
+        ocp.save_async(str(target / 'rest'), rest),
       ]
     self._saving = self._thread.submit(
       _finish, target, arrays, position, keep, keep_best
@@ -239,8 +238,7 @@ def restore(directory: pathlib.Path, abstract: State) -> Restored[State] | None:
   target: Json = flax.serialization.to_state_dict(abstract)
   params = _load(folder / 'params', target.pop('params'))
   values = _load(folder / 'rest', target) | {'params': params}
-  # Flax types a tree of states as a dictionary.
-  state: State = flax.serialization.from_state_dict(abstract, values)  # pyrefly: ignore
+  state: Any = flax.serialization.from_state_dict(abstract, values)
   return Restored(
     step=int(folder.name),
     state=state,
@@ -309,7 +307,8 @@ def _load(path: pathlib.Path, abstract: Tree) -> Tree:
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
     abstract,
   )
-  return ocp.load(str(path), target)  # pyrefly: ignore: orbax's PyTree
+  loaded: Any = ocp.load(str(path), target)
+  return loaded
 
 
 def _fault(folder: pathlib.Path) -> str:

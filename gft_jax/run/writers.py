@@ -116,7 +116,7 @@ class WeightsAndBiases(Writer):
   def __init__(self, workdir: pathlib.Path):
     """Raises ConfigError if wandb is not installed."""
     try:
-      import wandb  # pyrefly: ignore[missing-import]: it is optional
+      import wandb
     except ImportError as error:
       raise ConfigError(
         'log.wandb=True needs the package wandb: pip install wandb'

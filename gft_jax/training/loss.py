@@ -321,8 +321,8 @@ def with_reference(
 
 def view_of(
   settings: StepSettings,
-  logp: Float[Array, 'B G T'],
-  entropy: Float[Array, 'B G T'],
+  logp: Float[Array, '*group T'],
+  entropy: Float[Array, '*group T'],
   inputs: FixedInputs,
   step: Int[Array, ''],
 ) -> View:

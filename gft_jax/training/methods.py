@@ -265,7 +265,7 @@ def _own(view: View, settings: LossConfig) -> Term:
 
 
 def _chord(
-  view: View, settings: LossConfig, imitation: Float[Array, 'B G T']
+  view: View, settings: LossConfig, imitation: Float[Array, '*group T']
 ) -> tuple[Term, ...]:
   mu = _mu(view, settings)
   return (

@@ -14,7 +14,7 @@ from gft_jax.ops import diagnostics, masking
 from gft_jax.ops.masking import WeightedMean
 from gft_jax.training.objectives import Objective
 from gft_jax.training.terms import View
-from gft_jax.types import Array
+from gft_jax.types import Array, Numbers
 
 Metrics = dict[str, WeightedMean]
 Maxima = dict[str, Array]
@@ -36,7 +36,7 @@ def floats_of(metrics: Metrics, maxima: Maxima) -> dict[str, float]:
 
 
 def check_finite(
-  stage: str, step: int, record: dict[str, float], names: Sequence[str]
+  stage: str, step: int, record: Numbers, names: Sequence[str]
 ) -> None:
   """Raises NonFiniteError where one of the named numbers is not finite."""
   for name in names:

@@ -16,6 +16,9 @@ Value = TypeVar('Value')
 class View(NamedTuple):
   """What an objective sees of a batch.
 
+  It also sees n tokens by themselves, as n responses of one token: then B G is
+  n, and T is 1.
+
   Attributes:
     logp: 0 where `mask` is False; so for all of this shape.
     behavior_logp: log-probabilities that a ratio divides by: the sampler's, 0
@@ -43,16 +46,16 @@ class View(NamedTuple):
   reference_kl: Float[Array, 'B G T'] | None = None
 
   @property
-  def own(self) -> Bool[Array, 'B G T']:
+  def own(self) -> Bool[Array, '*group T']:
     """Tokens of the policy's own answers."""
     return self.mask & (self.origin == SELF)[..., None]
 
   @property
-  def given(self) -> Bool[Array, 'B G T']:
+  def given(self) -> Bool[Array, '*group T']:
     """Tokens of expert and teacher answers."""
     return self.mask & (self.origin != SELF)[..., None]
 
-  def kept(self, settings: LossConfig) -> Bool[Array, 'B G T'] | None:
+  def kept(self, settings: LossConfig) -> Bool[Array, '*group T'] | None:
     """Tokens that are not rectified; None, the paper, rectifies all."""
     return None if settings.rectify_end else self.end
 

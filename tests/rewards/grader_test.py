@@ -11,7 +11,7 @@ import pytest
 
 from gft_jax import answers as answers_lib
 from gft_jax.config import ConfigError, RewardConfig
-from gft_jax.rewards.grader import Grader, parts_of
+from gft_jax.rewards.grader import Grader, parts_of, score_groups
 
 MISBEHAVING = 'reward_functions:by_response'
 
@@ -379,3 +379,19 @@ def test_a_wrong_name_is_one_clear_line(function, message):
     grader(function)
   assert '\n' not in str(error.value)
   assert function.split()[-1] in str(error.value)
+
+
+def test_replayed_time_outs_keep_their_position_beside_empty_slots():
+  with Grader(RewardConfig(function='arithmetic')) as grader:
+    scored = score_groups(
+      grader,
+      ['', ''],
+      ['1', '2'],
+      [['', '#1'], ['#2', '#2']],
+      np.array([[False, True], [True, True]]),
+      np.ones((2, 2), bool),
+      timed_out=(2,),
+    )
+  assert scored.values.tolist() == [[0, 1], [0, 1]]
+  assert scored.timed_out == (2,)
+  assert scored.failures == {'timeout': 1}

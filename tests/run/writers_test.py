@@ -1,28 +1,19 @@
 """Writers: what is on disk is what was measured, and a resume leaves no trace."""
 
-import functools
 import json
 import math
 import sys
-import time
 import types
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from recorded_runs import record
 from tensorboardX.proto import event_pb2
 
 from gft_jax.config import ConfigError, LogConfig
 from gft_jax.run import writers
-from gft_jax.run.clock import Clock, memory, read_past
 
 QUIET = LogConfig(progress=False, tensorboard=False)
-
-
-def record(step, **values):
-  named = {name.replace('__', '/'): value for name, value in values.items()}
-  return {'stage': 'gft', 'step': step} | named
 
 
 def test_floats_come_back_bit_for_bit(tmp_path):
@@ -187,93 +178,3 @@ def test_the_null_writer_takes_everything():
   writer.write(record(1))
   assert writer.position() == 0
   writer.close()
-
-
-def test_a_phase_has_its_seconds_without_those_of_the_compiler():
-  clock = Clock()
-  for _ in range(2):
-    with clock.phase('update'):
-      time.sleep(0.02)
-  assert set(clock.record()) == {'time/update'}
-  assert 0.04 <= clock.record()['time/update'] < 2
-
-  x, clock = jnp.ones(7), Clock()
-  start = time.perf_counter()
-  with clock.phase('update'):
-    jax.jit(lambda x: jnp.sort(jnp.sin(x)))(x).block_until_ready()
-  spent = time.perf_counter() - start
-  record = clock.record()
-  assert record['memory/programs'] == 1
-  assert record['time/compile'] > 0 < record['time/update']
-  assert record['time/compile'] + record['time/update'] <= spent
-
-
-def test_what_two_clocks_have_measured_adds_up():
-  clock = Clock()
-  clock.add('time/compile', 1.5)
-  clock.add('time/save', 2.0)
-  step = record(3, time__compile=0.25, train__loss=7.0)
-  assert clock.added_to(step) == step | {'time/compile': 1.75, 'time/save': 2.0}
-
-
-def test_the_fullest_device_is_said_where_the_backend_tells(monkeypatch):
-  assert set(memory()) == {'memory/host_peak_mb'}  # CPUs do not.
-  devices = [
-    types.SimpleNamespace(memory_stats=lambda peak=peak: peak)
-    for peak in ({'peak_bytes_in_use': 2**21}, {'peak_bytes_in_use': 3 * 2**20})
-  ]
-  monkeypatch.setattr(jax, 'local_devices', lambda: devices)
-  assert memory()['memory/device_peak_mb'] == 3.0
-
-
-def write_walls(workdir, *records):
-  path = workdir / 'metrics.jsonl'
-  path.write_text(''.join(json.dumps(r) + '\n' for r in records))
-  return [0, *np.cumsum([len(json.dumps(r)) + 1 for r in records])]
-
-
-def test_what_an_interruption_costs(tmp_path):
-  """Killed after 17 s, three of them after the save, and away for 40."""
-  begun = 1000.0
-  assert read_past(tmp_path, 0, begun) == (begun, 0, 0)
-  size = write_walls(
-    tmp_path,
-    {'time/begun': begun, 'time/wall': 8.0},
-    {'time/wall': 14.0},
-    {'time/wall': 17.0},
-  )
-  past = functools.partial(read_past, tmp_path)
-  assert past(size[2], 1057.0) == (begun, 3, 40)
-  assert past(size[3], 1057.0) == (begun, 0, 40)
-  assert past(0, 1057.0) == (begun, 17, 40)  # before the first checkpoint
-  with (tmp_path / 'metrics.jsonl').open('a') as file:
-    file.write('{"time/wa')  # A line cut by the kill.
-  assert past(size[2], 1057.0) == (begun, 3, 40)
-  with (tmp_path / 'metrics.jsonl').open('a') as file:
-    file.write('\0\0\n')  # What a power cut leaves.
-  assert past(size[2], 1057.0) == (begun, 3, 40)
-
-  # Killed again, 5 s after it came back, before another checkpoint.
-  write_walls(
-    tmp_path,
-    {'time/begun': begun, 'time/wall': 8.0},
-    {'time/wall': 14.0},
-    {
-      'time/begun': begun,
-      'time/wall': 62.0,
-      'time/lost': 3.0,
-      'time/down': 40.0,
-    },
-  )
-  assert past(size[2], 1072.0) == (begun, 3 + 5, 40 + 10)
-  # What was recorded already is not said again.
-  assert past((tmp_path / 'metrics.jsonl').stat().st_size, 1072.0) == (
-    begun,
-    0,
-    10,
-  )
-
-
-def test_a_run_of_before_has_no_past(tmp_path):
-  write_walls(tmp_path, {'stage': 'gft', 'step': 1})
-  assert read_past(tmp_path, 0, 7.0) == (7.0, 0, 0)

@@ -1,4 +1,4 @@
-"""The step against loops written from the paper (oracles.py)."""
+"""Whole steps: against the loss of the whole batch, packed, and on meshes."""
 
 import collections
 import functools
@@ -11,82 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from steps import B, G, P, T, V, chosen, dense, mean_of, run, update_of
 
-from gft_jax.batch import EXPERT, SELF, TEACHER, GroupBatch, Prompts, Responses
+from gft_jax.batch import GroupBatch, Prompts, Responses
 from gft_jax.config import Architecture, LossConfig, MeshConfig
 from gft_jax.models import forward, packing
-from gft_jax.models.forward import response_states
 from gft_jax.models.transformer import Transformer
 from gft_jax.ops import advantages, losses, masking
 from gft_jax.parallel import sharding
 from gft_jax.parallel.mesh import make_mesh
 from gft_jax.training import objectives, train_step
-
-B, G, P, T, V = 4, 3, 5, 6, 19
-
-
-@pytest.fixture(scope='module')
-def model():
-  return Transformer(Architecture(vocab_size=V, width=32, mlp_width=64))
-
-
-@pytest.fixture(scope='module')
-def batch():
-  rng = np.random.default_rng(0)
-  length = np.array([[6, 2, 0], [1, 5, 3], [4, 4, 4], [6, 6, 1]])
-  return GroupBatch(
-    prompts=Prompts(
-      tokens=jnp.asarray(rng.integers(0, V, (B, P)), jnp.int32),
-      length=jnp.array([5, 1, 3, 4]),
-      index=jnp.arange(B),
-    ),
-    responses=Responses(
-      tokens=jnp.asarray(rng.integers(0, V, (B, G, T)), jnp.int32),
-      length=jnp.asarray(length),
-      behavior_logp=jnp.asarray(-rng.random((B, G, T)) * 3, jnp.float32),
-    ),
-    rewards=jnp.array([[1, 0, 0], [1, 0, 0], [1, 1, 0], [0, 0, 0.0]]),
-    origin=jnp.array([[EXPERT, TEACHER, SELF]] * B),
-    member_mask=jnp.asarray(length > 0),
-  )
-
-
-@pytest.fixture(scope='module')
-def params(model, batch):
-  variables = model.init(
-    jax.random.key(0), batch.prompts.tokens, batch.prompts.length
-  )
-  return jax.tree.map(lambda x: 2 * x, variables['params'])
-
-
-def run(
-  model,
-  params,
-  batch,
-  objective,
-  *,
-  optimizer=None,
-  reference=None,
-  **settings,
-):
-  options = {
-    k: settings.pop(k)
-    for k in ('temperature', 'mini_batches', 'micro_batches')
-    if k in settings
-  }
-  step = train_step.make_train_step(
-    model,
-    objectives.OBJECTIVES[objective],
-    LossConfig(chunk=7, **settings),
-    **options,
-  )
-  state = train_step.create_state(model, params, optimizer or optax.sgd(1.0))
-  return jax.jit(step)(state, batch, reference)
-
-
-def update_of(params, state):
-  """The gradient, where the optimizer is plain SGD at rate 1."""
-  return jax.tree.map(lambda a, b: a - b, params, state.params)
 
 
 def expected_loss(model, params, batch, objective, reduction, temperature):
@@ -136,30 +70,6 @@ def test_loss_and_update_are_those_of_the_whole_batch(
   chex.assert_trees_all_close(update_of(params, state), grads, atol=2e-6)
 
 
-@pytest.mark.parametrize('reduction', ['token_mean', 'sequence_mean'])
-@pytest.mark.parametrize('micro_batches', [2, 4])
-def test_micro_batches_add_exactly(
-  model, params, batch, reduction, micro_batches
-):
-  """Unequal lengths: a mean of micro-batch means would differ by percents."""
-  whole = run(model, params, batch, 'gft', reduction=reduction)
-  parts = run(
-    model,
-    params,
-    batch,
-    'gft',
-    reduction=reduction,
-    micro_batches=micro_batches,
-  )
-  chex.assert_trees_all_close(
-    update_of(params, whole[0]), update_of(params, parts[0]), atol=2e-6
-  )
-  for name, mean in whole[1].items():
-    np.testing.assert_allclose(mean.value, parts[1][name].value, rtol=2e-5)
-  for name, value in whole[2].items():
-    np.testing.assert_allclose(value, parts[2][name], rtol=2e-5)
-
-
 def test_mini_batches_are_updates_one_after_the_other(model, params, batch):
   """Row b is in mini-batch b % 2; advantages are those of before."""
   both, metrics, _ = run(model, params, batch, 'gft', mini_batches=2)
@@ -189,120 +99,6 @@ def test_padding_empty_slots_and_zero_advantage_groups_do_not_push(
   assert float(metrics['grad_norm'].value) == 0
   assert float(metrics['zero_variance_groups'].value) == 1
   assert float(maxima['max_weight']) == 0
-
-
-def test_largest_weight_is_bounded_by_tau_under_gft_and_not_under_sft(
-  model, params, batch
-):
-  tau = 0.3
-  a = advantages.group_normalized(batch.rewards, batch.member_mask)
-  _, _, gft = run(model, params, batch, 'gft', tau=tau)
-  _, _, sft = run(model, params, batch, 'sft')
-  assert 0 < float(gft['max_weight']) <= float(jnp.abs(a).max()) / tau
-  np.testing.assert_allclose(
-    sft['max_weight'], sft['max_inverse_probability'], rtol=1e-6
-  )
-
-
-def test_metrics_by_origin(model, params, batch):
-  _, metrics, _ = run(model, params, batch, 'gft')
-  assert float(metrics['reward_expert'].value) == 0.75
-  assert float(metrics['reward_teacher'].value) == 0.25
-  assert float(metrics['reward_self'].value) == 0.0
-  assert float(metrics['response_length_self'].value) == pytest.approx(8 / 3)
-  assert float(metrics['zero_variance_groups'].value) == 0.25
-  logp, _ = forward.token_logprobs(model, params, batch, chunk=64)
-  mask = np.asarray(batch.token_mask)
-  np.testing.assert_allclose(
-    metrics['logp_teacher'].value,
-    np.asarray(logp)[:, 1][mask[:, 1]].mean(),
-    rtol=1e-5,
-  )
-
-
-def test_sft_has_no_reward_metrics(model, params, batch):
-  _, metrics, _ = run(model, params, batch, 'sft')
-  assert not [name for name in metrics if 'reward' in name]
-
-
-def dense(model, params, batch):
-  """[B, G, T, V] log-probabilities, the array that the product never makes."""
-  hidden, head = response_states(model, params, batch)
-  return jax.nn.log_softmax(hidden @ head)
-
-
-def chosen(logq, batch):
-  tokens = batch.responses.tokens[..., None]
-  return jnp.take_along_axis(logq, tokens, axis=-1)[..., 0]
-
-
-def mean_of(values, batch):
-  return jnp.where(batch.token_mask, values, 0).sum() / batch.token_mask.sum()
-
-
-@pytest.fixture(scope='module')
-def reference(params):
-  return jax.tree.map(lambda x: 0.7 * x + 0.01, params)
-
-
-def test_asft_is_dft_and_exact_kl_to_the_start(model, params, batch, reference):
-  def expected(p):
-    logq = dense(model, p, batch)
-    logp, ref = chosen(logq, batch), dense(model, reference, batch)
-    dft = -jax.lax.stop_gradient(jnp.exp(logp)) * logp
-    kl = (jnp.exp(ref) * (ref - logq)).sum(axis=-1)
-    return mean_of(dft + 0.1 * kl, batch)
-
-  loss, grads = jax.jit(jax.value_and_grad(expected))(params)
-  for micro_batches in (1, 2):
-    state, metrics, _ = run(
-      model,
-      params,
-      batch,
-      'asft',
-      reference=reference,
-      micro_batches=micro_batches,
-    )
-    np.testing.assert_allclose(metrics['loss'].value, loss, rtol=1e-5)
-    chex.assert_trees_all_close(update_of(params, state), grads, atol=2e-6)
-  assert float(metrics['loss_kl'].value) > 0.01
-
-
-def test_any_objective_can_add_entropy_and_an_estimated_kl(
-  model, params, batch, reference
-):
-  def expected(p):
-    logq = dense(model, p, batch)
-    logp = chosen(logq, batch)
-    ref = chosen(dense(model, reference, batch), batch)
-    k3 = jnp.exp(ref - logp) - (ref - logp) - 1
-    entropy = -(jnp.exp(logq) * logq).sum(axis=-1)
-    return mean_of(-logp - 0.3 * entropy + 0.2 * k3, batch)
-
-  loss, grads = jax.jit(jax.value_and_grad(expected))(params)
-  state, metrics, _ = run(
-    model,
-    params,
-    batch,
-    'sft',
-    reference=reference,
-    entropy_bonus=0.3,
-    kl_weight=0.2,
-    kl='k3',
-  )
-  np.testing.assert_allclose(metrics['loss'].value, loss, rtol=1e-5)
-  chex.assert_trees_all_close(update_of(params, state), grads, atol=5e-6)
-  parts = [
-    float(metrics[f'loss_{k}'].value) for k in ('policy', 'entropy', 'kl')
-  ]
-  assert parts[0] + -0.3 * parts[1] + 0.2 * parts[2] == pytest.approx(
-    float(loss), rel=1e-5
-  )
-
-
-def test_a_kl_without_a_reference_is_said(model, params, batch):
-  with pytest.raises(ValueError, match=r'kl_weight needs .* reference'):
-    run(model, params, batch, 'sft', kl_weight=0.1)
 
 
 @pytest.mark.slow
@@ -335,90 +131,6 @@ def test_psft_divides_by_the_policy_that_began_the_step(model, params, batch):
     )
     chex.assert_trees_all_close(ours.params, expected, atol=1e-5)
   assert 0 < float(metrics['clipped_fraction'].value) < 1
-
-
-@pytest.mark.parametrize('behavior', ['sampler', 'recomputed'])
-@pytest.mark.parametrize('mini_batches', [1, 2])
-def test_the_mismatch_of_sampler_and_step_is_measured(
-  model, params, batch, behavior, mini_batches
-):
-  """On own tokens, before the first update of the step."""
-  _, metrics, _ = run(
-    model,
-    params,
-    batch,
-    'grpo',
-    behavior=behavior,
-    mini_batches=mini_batches,
-    temperature=0.8,
-  )
-  if behavior == 'sampler' and mini_batches == 2:
-    # The second mini-batch meets a policy that has moved.
-    assert 'sampler_mismatch' not in metrics
-    return
-  logp, _ = forward.token_logprobs(
-    model, params, batch, chunk=64, temperature=0.8
-  )
-  differences = [
-    abs(float(logp[b, g, t] - batch.responses.behavior_logp[b, g, t]))
-    for b, g, t in np.ndindex(B, G, T)
-    if batch.token_mask[b, g, t] and batch.origin[b, g] == SELF
-  ]
-  np.testing.assert_allclose(
-    metrics['sampler_mismatch'].value, np.mean(differences), rtol=1e-5
-  )
-
-
-@pytest.mark.parametrize('objective', ['luffy', 'chord_phi'])
-def test_micro_batches_add_where_a_loss_has_several_denominators(
-  model, params, batch, objective
-):
-  whole, parts = (
-    run(model, params, batch, objective, micro_batches=n) for n in (1, 2)
-  )
-  chex.assert_trees_all_close(
-    update_of(params, whole[0]),
-    update_of(params, parts[0]),
-    rtol=1e-4,
-    atol=2e-5,
-  )
-  for name, mean in whole[1].items():
-    np.testing.assert_allclose(mean.value, parts[1][name].value, rtol=2e-5)
-
-
-def test_a_value_may_depend_on_the_step(model, params, batch):
-  """The view's step is one number, also where gradients are made."""
-
-  def cooling(view, settings):
-    return (
-      objectives.Term(-view.logp * jnp.exp(-0.5 * (view.step + 1)), view.mask),
-    )
-
-  row = objectives.Objective(cooling, origins=(objectives.GIVEN,))
-  step = train_step.make_train_step(model, row, LossConfig(chunk=7))
-  state = train_step.create_state(model, params, optax.sgd(1.0))
-  cooled, _, _ = jax.jit(step)(state, batch)
-  sft, _, _ = run(model, params, batch, 'sft')
-  chex.assert_trees_all_close(
-    update_of(params, cooled),
-    jax.tree.map(lambda g: np.exp(-0.5) * g, update_of(params, sft)),
-    atol=2e-6,
-  )
-
-
-def test_overlong_answers_lose_reward_before_the_advantage(batch):
-  settings = objectives.resolve(
-    LossConfig(overlong_share=0.5), objectives.OBJECTIVES['dapo']
-  )
-  ours = objectives.advantages_of(
-    objectives.OBJECTIVES['dapo'], batch, settings
-  )
-  length = np.asarray(batch.responses.length)
-  rewards = np.asarray(batch.rewards) - np.maximum(length - 3, 0) / 3
-  expected = advantages.group_normalized(
-    jnp.asarray(rewards, jnp.float32), batch.member_mask
-  )
-  np.testing.assert_allclose(ours, expected, rtol=1e-5)
 
 
 def packed(batch, **settings):

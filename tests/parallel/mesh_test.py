@@ -1,0 +1,97 @@
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from gft_jax.config import ConfigError, MeshConfig
+from gft_jax.parallel import mesh as mesh_lib
+from gft_jax.parallel.mesh import (
+  check_divisible,
+  check_rows,
+  make_mesh,
+  mesh_of,
+  rollout_mesh,
+)
+
+
+@pytest.mark.parametrize('axis', ['data', 'fsdp', 'tensor'])
+def test_mesh_has_three_auto_axes_on_the_first_devices(axis):
+  mesh = make_mesh(MeshConfig(**{axis: 4}))
+  assert mesh.axis_names == ('data', 'fsdp', 'tensor')
+  assert set(mesh.axis_types) == {AxisType.Auto}
+  assert mesh.shape[axis] == mesh.size == 4
+  assert list(mesh.devices.flat) == jax.devices()[:4]
+
+
+def test_a_mesh_has_the_devices_of_a_process_side_by_side():
+  """In whatever order they come; jax.make_mesh would follow a TPU's torus."""
+  devices = jax.devices()
+  mesh = mesh_of(MeshConfig(fsdp=8), devices[4:] + devices[:4][::-1])
+  assert list(mesh.devices.flat) == devices
+
+
+def test_mesh_too_large_names_both_numbers():
+  with pytest.raises(ConfigError, match='needs 16 devices, but there are 8'):
+    make_mesh(MeshConfig(data=2, fsdp=4, tensor=2))
+
+
+def test_check_divisible():
+  mesh = MeshConfig(data=2, fsdp=2)
+  check_divisible(16, mesh, parts=4)
+  with pytest.raises(ConfigError, match=r'batch_size=16 .* multiple of 32'):
+    check_divisible(16, mesh, parts=8)
+  with pytest.raises(ConfigError, match=r'batch_size=6 .* multiple of 4'):
+    check_divisible(6, mesh)
+
+
+def test_rows_fill_the_devices_of_both_layouts():
+  mesh = MeshConfig(fsdp=4, tensor=2, rollout_tensor=1)
+  check_rows('eval.batch_size', 16, mesh)
+  with pytest.raises(ConfigError, match=r'eval.batch_size=12 .* of the 8 dev'):
+    check_rows('eval.batch_size', 12, mesh)
+  with pytest.raises(ConfigError, match=r'eval.batch_size=6 .* of the 4 dev'):
+    check_rows('eval.batch_size', 6, mesh)
+
+
+def test_a_rollout_layout_divides_the_devices():
+  with pytest.raises(
+    ConfigError, match='rollout_tensor=3 does not divide the 8'
+  ):
+    MeshConfig(fsdp=8, rollout_tensor=3)
+
+
+class Chip(NamedTuple):
+  id: int
+  process_index: int
+
+
+@pytest.mark.parametrize('setting', ['tensor', 'rollout_tensor'])
+def test_devices_that_share_a_prompt_are_of_one_process(setting, monkeypatch):
+  """Also those of a slice that is not here (experiments/pods)."""
+  monkeypatch.setattr(mesh_lib, 'Mesh', FakeMesh)
+  chips = [Chip(i, i // 2) for i in range(8)]
+  assert mesh_of(MeshConfig(fsdp=4, tensor=2), chips).devices.size == 8
+  config = {
+    'tensor': MeshConfig(fsdp=2, tensor=4),
+    'rollout_tensor': MeshConfig(fsdp=8, rollout_tensor=4),
+  }[setting]
+  words = rf'mesh.{setting}=4: processes \[0, 1\] would hold the same prompts'
+  with pytest.raises(ConfigError, match=words):
+    rollout_mesh(mesh_of(config, chips), config)
+
+
+class FakeMesh(NamedTuple):
+  devices: np.ndarray
+  axis_names: tuple[str, ...]
+  axis_types: tuple
+
+
+def test_the_rollout_mesh_has_the_devices_of_the_mesh_in_their_order():
+  config = MeshConfig(fsdp=8, rollout_tensor=4)
+  mesh = make_mesh(config)
+  other = rollout_mesh(mesh, config)
+  assert dict(other.shape) == {'data': 2, 'fsdp': 1, 'tensor': 4}
+  assert list(other.devices.flat) == list(mesh.devices.flat)
+  assert rollout_mesh(mesh, MeshConfig(fsdp=8)) is mesh

@@ -1,0 +1,72 @@
+"""What a run refuses before it writes anything."""
+
+import pytest
+from small_runs import alone
+
+from gft_jax.config import ConfigError, override
+from gft_jax.loop import train
+
+
+def test_dynamic_sampling_needs_rewards(config, tmp_path):
+  given = ('group.samples=0', 'group.teachers=0', 'group.refills=1')
+  with pytest.raises(ConfigError, match=r'refills=1 .* sft asks for none'):
+    train(alone(config, 'sft', *given), tmp_path / 'run')
+
+
+@pytest.mark.parametrize(
+  ('assignment', 'message'),
+  [
+    ('data.path=nowhere.jsonl', 'nowhere.jsonl'),
+    ('model.path=/nowhere', '/nowhere'),
+    ('data.batch_size=6', r'data.batch_size=6 .* multiple of 4'),
+    ('mesh.data=64', 'needs 64 devices'),
+    ('eval.splits=tset', 'tset'),
+    ('eval.base=sft', "eval.base='sft' is not a stage"),
+    ('stages.gft.objective=gtf', 'did you mean gft'),
+    ('stages.gft.overrides=seed=1', 'seed belongs to the whole run'),
+    ('stages.gft.overrides=eval.base=sft', 'eval.base belongs to the whole'),
+    ('stages.gft.overrides=stages.gft.steps=5', 'stages belongs to the whole'),
+    ('stages.gft.overrides=data.eval_path=x', 'data.eval_path belongs to'),
+    (
+      'stages.gft.overrides=data.batch_size=400000',
+      'data.batch_size=400000 exceeds the',
+    ),
+    (
+      'sampler.temperature=0',
+      'temperature=0 gives objective grpo of stage grpo no probabilities',
+    ),
+    ('eval.max_response=4000', 'max_positions=2048'),
+    ('reward.function=math.nope:f', 'math.nope'),
+    ('log.profile=gft:4..9', 'names no step; base has 3, gft has 3, grpo has'),
+  ],
+)
+def test_what_cannot_work_is_said_before_anything_is_written(
+  config, tmp_path, assignment, message
+):
+  config = override(config, 'optimizer.micro_batches=4')
+  workdir = tmp_path / 'run'
+  with pytest.raises(ConfigError, match=message) as caught:
+    train(override(config, assignment), workdir)
+  assert '\n' not in str(caught.value)
+  assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+  ('assignments', 'message'),
+  [
+    (['checkpoint.best=eval/test/accuracy'], r'one of eval/test/avg@2, '),
+    (['checkpoint.best=eval/test/pass@1'], r'compares .* eval.every=0 leaves'),
+    (
+      ['mesh.data=4', 'eval.batch_size=6'],
+      r'eval.batch_size=6 .* of the 4 dev',
+    ),
+  ],
+)
+def test_evaluations_that_cannot_be_are_refused(
+  config, tmp_path, assignments, message
+):
+  for assignment in assignments:
+    config = override(config, assignment)
+  with pytest.raises(ConfigError, match=message):
+    train(config, tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
