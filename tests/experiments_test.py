@@ -270,7 +270,8 @@ def test_evaluate_benchmarks(ask, scripts, tmp_path, monkeypatch, capsys):
   assert f'{100 * mean:.2f}' in capsys.readouterr().out
   broken = tmp_path / 'broken.jsonl'
   broken.write_text('{"index": 1}')
-  assert scripts('evaluate').main(['--regrade', str(broken)]) == 2
+  regrade = ['--regrade', str(broken), '--set', 'reward.function=math']
+  assert scripts('evaluate').main(regrade) == 2
   assert 'line 1 is no answer' in capsys.readouterr().err
   assert ask(out, '--benchmarks', 'sums', '--data', str(out)) == 2
   assert 'sums.jsonl does not exist' in capsys.readouterr().err
@@ -711,6 +712,7 @@ def test_a_dataset_file_that_changes_between_runs_is_refused(
     f'data.path={tmp_path}/train.jsonl',
     f'data.eval_path={tmp_path}/held_out.jsonl',
     'data.max_dropped=0.9',
+    'reward.function=arithmetic',
     'eval.splits=test',
     'eval.base=',
     f'data.cache={tmp_path}/cache',
