@@ -13,6 +13,7 @@ from gft_jax.config import (
   Config,
   ConfigError,
   EvalConfig,
+  RewardConfig,
   override,
 )
 from gft_jax.evaluation.benchmark import ask_benchmark, questions_of
@@ -57,7 +58,8 @@ LENGTHS = [3, 70, 5, 130, 64, 1, 65, 300, 2]
 def ask(folder, engine, **settings):
   """Nine questions; the reference answer is the second answer of the policy."""
   config = Config(
-    eval=EvalConfig(samples=2, ks=(1, 2), batch_size=3, max_response=100)
+    reward=RewardConfig(function='arithmetic'),
+    eval=EvalConfig(samples=2, ks=(1, 2), batch_size=3, max_response=100),
   )
   for name, value in ({'data.max_prompt': 150} | settings).items():
     config = override(config, f'{name}={value}')
