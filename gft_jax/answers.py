@@ -3,7 +3,7 @@ r"""What an answer finally says, and what that is worth: pure functions of text.
 A reward is a function `(prompt, answer, response) -> float` of the question,
 the reference answer and what the policy wrote, without its stop token. Model
 output is data: it is parsed, never executed. Parsing may still be slow, so
-`rewards.Grader` calls these functions in guarded processes.
+`rewards.grader` calls these functions in guarded processes.
 """
 
 import functools

@@ -1,8 +1,8 @@
 """Arms: objectives from one base policy, at matched budgets, over seeds.
 
 An arm is the last stage of a recipe. It starts from the policy that the stages
-before it leave, which must be the same for all arms; of a recipe with one
-stage, from its model.path.
+before it leave, which must be the same for all arms. A recipe of one stage
+starts from its model.path.
 """
 
 import dataclasses
@@ -149,7 +149,7 @@ def base_policy(
 ) -> tuple[str, Numbers | None]:
   """Folder and evaluation of the base policy, trained in `workdir`.
 
-  Of recipes without stages before the arm it is their model, not evaluated.
+  Recipes of one stage start from model.path, which is not evaluated here.
   """
   if not shared.stages:
     return shared.model.path, None

@@ -20,7 +20,7 @@ MEANS = ('train/truncated_fraction', 'train/reward_part/')
 
 
 class Collector:
-  """Rollouts of one stage.
+  """Rollouts of one step of a stage.
 
   Attributes:
     settings: of the stage.
@@ -108,7 +108,7 @@ class Collector:
       record['train/truncated_fraction'] = float(1 - stopped.mean())
     responses, origin = groups.join(given, origin, sampled)
     scores = np.zeros(responses.length.shape, np.float32)
-    if self._objective.advantages is not None:
+    if self._objective.is_scored:
       scores, counts = self._grade(
         name,
         examples,

@@ -132,7 +132,7 @@ def diagnose(config: Config, workdir: pathlib.Path) -> tuple[Json, Tokens]:
   dataset = data.load(
     config.data, EXPERT_ONLY, policy.tokenizer, 'test', config.seed
   )
-  with engine_of(config, policy, workdir) as engine:
+  with engine_of(config, policy, workdir, [config.reward]) as engine:
     tokens = tokens_of(engine, policy.params, dataset, config)
     ends = {'model': tokens.logp[tokens.end]}
     for stage in config.stages:
@@ -182,7 +182,7 @@ def tokens_of(
   return Tokens(*(np.concatenate(column) for column in zip(*parts)))
 
 
-def weights(tokens: Tokens, tau: float) -> Json:
+def weights(tokens: Tokens, tau: float) -> dict[str, object]:
   """SFT's weight 1/p, who carries it and the gradient, and what τ rectifies."""
   everything = np.ones(tokens.logp.shape, bool)
   inverse = np.asarray(diagnostics.inverse_probability(tokens.logp))
@@ -284,9 +284,9 @@ def largest(
   dataset: data.Dataset,
   tokenizer: PreTrainedTokenizerBase,
   count: int = 12,
-) -> list[Json]:
+) -> list[dict[str, object]]:
   """The least likely tokens with what stands before them."""
-  found = []
+  found: list[dict[str, object]] = []
   for i in np.argsort(tokens.logp)[:count]:
     examples = dataset.examples(tokens.row[i : i + 1])
     prompt = examples.tokens[0, : examples.length[0]]

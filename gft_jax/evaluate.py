@@ -6,11 +6,17 @@ import hashlib
 import json
 import math
 import pathlib
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 from gft_jax import data
-from gft_jax.config import Config, ConfigError, overridden, require
+from gft_jax.config import (
+  Config,
+  ConfigError,
+  RewardConfig,
+  overridden,
+  require,
+)
 from gft_jax.data import benchmarks
 from gft_jax.engine import Engine, open_engine
 from gft_jax.evaluation import benchmark, generations
@@ -54,7 +60,9 @@ def evaluate_policy(
   held_out = held_out_of(loader_of(config, policy), config, config.eval.splits)
   outdir = pathlib.Path(outdir)
   # It is never resumed: another evaluation's time-outs are none of its own.
-  with engine_of(config, policy, outdir, resumed=False) as engine:
+  # Nothing is graded where there are no splits.
+  rewards = [evaluation_reward(config)] if config.eval.splits else []
+  with engine_of(config, policy, outdir, rewards, resumed=False) as engine:
     return HeldOutEvaluation(engine, params, config, 'evaluation').measure(
       held_out,
       policy.params,
@@ -104,7 +112,8 @@ def evaluate_benchmark(
     'eval/NAME/...' -> number.
   """
   outdir = pathlib.Path(outdir)
-  with engine_of(config, policy, outdir) as engine:
+  rewards = [evaluation_reward(config)]
+  with engine_of(config, policy, outdir, rewards) as engine:
     metrics = ask_benchmark(
       engine, params, questions, config, outdir / 'generations'
     )
@@ -252,16 +261,18 @@ def digest(rows: Rows, config: Config) -> str:
 
 @contextlib.contextmanager
 def engine_of(
-  config: Config, policy: Policy, outdir: pathlib.Path, *, resumed: bool = True
+  config: Config,
+  policy: Policy,
+  outdir: pathlib.Path,
+  rewards: Iterable[RewardConfig],
+  *,
+  resumed: bool = True,
 ) -> Generator[Engine, None, None]:
-  """The engine with the top-level reward, outside of a run.
+  """The engine with its graders, outside of a run.
 
   Where it can be resumed, answers that hit the time limit are journalled in
   `outdir`.
   """
-  rewards = {evaluation_reward(config)}
-  if config.reward.function:
-    rewards.add(config.reward)
   timeouts = outdir / 'timeouts.jsonl' if resumed else None
   with open_engine(config, policy, rewards, timeouts) as engine:
     outdir.mkdir(parents=True, exist_ok=True)

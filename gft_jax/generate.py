@@ -32,7 +32,7 @@ def width_of_prompts(policy: Policy, longest: int, max_tokens: int) -> int:
   return -(-longest // MULTIPLE) * MULTIPLE
 
 
-def encode_prompts(
+def prompts_to_ask(
   config: Config, policy: Policy, texts: list[str], max_tokens: int
 ) -> Prompts:
   """Prompts as the policy is asked them, in its chat template.
@@ -83,7 +83,7 @@ def answer_prompts(
   Raises:
     ConfigError: as `encode_prompts`.
   """
-  prompts = encode_prompts(config, policy, texts, max_tokens)
+  prompts = prompts_to_ask(config, policy, texts, max_tokens)
   # The mesh of a run may hold more prompts than were given.
   _, holders = prompt_holders(config.mesh)
   rows = -(-len(texts) // holders) * holders

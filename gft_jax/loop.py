@@ -66,7 +66,7 @@ def train(config: Config, workdir: str | pathlib.Path) -> dict[str, Evaluation]:
     Preempted: SIGTERM came; the step in progress is done and saved. An
       evaluation in progress is done when the same command continues.
     checkpoint.SaveError: the disk is full; the last checkpoint stands.
-    parallel.LostProcessError: another process of the run is gone.
+    processes.LostProcessError: another process of the run is gone.
   """
   started, workdir = time.time(), pathlib.Path(workdir)
   check_workdir(workdir, config)

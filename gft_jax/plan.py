@@ -28,7 +28,7 @@ from gft_jax.evaluation.held_out import (
 )
 from gft_jax.parallel.mesh import check_divisible, check_rows
 from gft_jax.policy import Policy
-from gft_jax.rewards.grader import evaluation_reward
+from gft_jax.rewards.grader import evaluation_reward, parts_of
 from gft_jax.training import objectives
 from gft_jax.training.objectives import Objective
 from gft_jax.types import Numbers
@@ -114,6 +114,8 @@ def plan_stages(config: Config, policy: Policy) -> list[Job]:
     jobs[stage.name] = _plan_stage(config, policy, load, stage, first_step)
   _check_base(config, jobs)
   _check_profile(config)
+  for reward in rewards_of(list(jobs.values())):
+    parts_of(reward.function)  # Refused here where it is not set.
   return list(jobs.values())
 
 
@@ -172,7 +174,7 @@ def _check_objective(
   settings: Config, objective: Objective, stage: Stage
 ) -> None:
   require(
-    not settings.group.refills or objective.advantages is not None,
+    not settings.group.refills or objective.is_scored,
     f'group.refills={settings.group.refills} replaces groups by their rewards,'
     f' and objective {stage.objective} asks for none; set it to 0',
   )

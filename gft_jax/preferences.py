@@ -31,7 +31,7 @@ from gft_jax.parallel import sharding
 from gft_jax.parallel.mesh import check_divisible, make_mesh
 from gft_jax.policy import Policy, key_of, load_policy
 from gft_jax.rollout import groups
-from gft_jax.run import checkpoint, writers
+from gft_jax.run import checkpoint, compiler, writers
 from gft_jax.run.workdir import check_workdir, claim
 from gft_jax.training import train_step
 from gft_jax.training.metrics import Metrics, check_finite
@@ -121,6 +121,7 @@ def train_reward_model(
     ConfigError: a setting that cannot work, too few pairs that fit, or a
       workdir begun under another config.
   """
+  compiler.return_freed_memory()
   _check(config)
   workdir = pathlib.Path(workdir)
   check_workdir(workdir, config)

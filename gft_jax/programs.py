@@ -15,8 +15,6 @@ from gft_jax.training import objectives, train_step
 from gft_jax.training.optimizer import make_optimizer
 
 
-# The compiled programs. Models, objectives and settings are static, so equal
-# settings share one program over all stages.
 @functools.partial(
   jax.jit,
   static_argnames=(

@@ -122,7 +122,7 @@ def write_groups(run: Run, job: Job, params: Params, step: int) -> None:
     return
   first = job.dataset.first(count)
   advantages = None
-  if job.objective.advantages is not None:
+  if job.objective.is_scored:
     advantages = run.engine.advantages(batch, job.objective, settings.loss)
   samples = report_groups.GroupSamples(
     objective=job.stage.objective,

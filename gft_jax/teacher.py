@@ -29,7 +29,7 @@ from gft_jax.generate import answer_examples, width_of_prompts
 from gft_jax.parallel.mesh import check_rows
 from gft_jax.policy import Policy
 from gft_jax.rewards.grader import Grader
-from gft_jax.types import Json, Params
+from gft_jax.types import Params
 
 
 class Written(NamedTuple):
@@ -80,11 +80,13 @@ def check_teacher(
   require(out.suffix == '.jsonl', f'--out {out} does not end in .jsonl')
   require(out.parent.is_dir(), f'--out {out}: there is no folder {out.parent}')
   check_rows('data.batch_size', config.data.batch_size, config.mesh)
+  if not keep_correct:
+    return
   with Grader(config.reward) as grader:
     require(
-      not (keep_correct and grader.asks_model),
+      not grader.asks_model,
       f'--keep-correct: reward.function={config.reward.function!r} asks a'
-      ' reward model, and says not what is correct',
+      ' reward model, which gives no verdict of right or wrong',
     )
 
 
@@ -115,23 +117,25 @@ def write_teacher(
   width = width_of_prompts(policy, longest, config.data.max_response)
   source = builders.source(config.data, split, config.seed)
   rows = {row['row']: row for row in source.rows}
-  facts = {
+  facts: dict[str, int | str] = {
     '--keep-correct': keep_correct,
     'rows of --data': digest(rows.values()),
     'weights': generations.fingerprint(params),
   }
   left_out: collections.Counter[str] = collections.Counter()
-  with (
-    opened(out, config, facts) as file,
-    Grader(config.reward) as grader,
-    open_engine(config, policy) as engine,
-  ):
+  with contextlib.ExitStack() as stack:
+    # A mistake in the reward leaves nothing behind.
+    grader = (
+      stack.enter_context(Grader(config.reward)) if keep_correct else None
+    )
+    engine = stack.enter_context(open_engine(config, policy))
+    file = stack.enter_context(opened(out, config, facts))
     done = drop_half_batch(file, size, len(dataset))
     for start in tqdm.trange(done, len(dataset), size, disable=None):
       stop = min(start + size, len(dataset))
       examples = dataset.examples(np.arange(start, stop))
       texts, finished = answer_examples(engine, params, examples, config, width)
-      scores = grade(grader, examples, texts) if keep_correct else None
+      scores = grade(grader, examples, texts) if grader else None
       teachers = kept(texts, finished, scores, left_out)
       for number, teacher in zip(examples.index, teachers):
         file.write(line(rows[int(number)], teacher))
@@ -192,7 +196,7 @@ def line(row: Mapping[str, object], teacher: list[str]) -> bytes:
 
 @contextlib.contextmanager
 def opened(
-  out: pathlib.Path, config: Config, facts: Json
+  out: pathlib.Path, config: Config, facts: dict[str, int | str]
 ) -> Iterator[BinaryIO]:
   """The output, of one process at a time, under the settings it began with.
 

@@ -260,7 +260,9 @@ def test_a_killed_process_stops_the_others_and_the_relaunch_resumes(
   run.signal_at(3, victim, signal.SIGKILL)
   start = time.monotonic()
   codes = run.wait(timeout=90)
-  assert time.monotonic() - start < 75  # parallel.HEARTBEAT and its neighbours.
+  assert (
+    time.monotonic() - start < 75
+  )  # processes.HEARTBEAT and its neighbours.
   assert codes[victim] == -signal.SIGKILL
   for survivor in set(range(count)) - {victim}:
     text = '\n'.join(run.said(survivor))
@@ -284,7 +286,7 @@ def test_a_process_that_hangs_ends_the_others_in_bounded_time(recipe, tmp_path):
   first, second = run.children
   try:
     assert first.wait(timeout=90) in (1, -signal.SIGABRT)
-    assert time.monotonic() - start < 75  # parallel.HEARTBEAT and a step.
+    assert time.monotonic() - start < 75  # processes.HEARTBEAT and a step.
     assert second.poll() is None
   finally:
     first.kill()

@@ -7,7 +7,7 @@
 The training step and the sampler of every stage, at full lengths, through the
 TPU compiler itself (libtpu, jax.experimental.topologies). With --rows 3 batches
 are packed, and their sequences take three eighths of the rows that they have
-without packing (gft_jax.packing). Prints per program:
+without packing (gft_jax.models.packing). Prints per program:
 HBM of a chip, what is held and what there is; operations of the model, and of
 all products; collectives by kind, how many a chip runs and the bytes of their
 results; the seconds of a roofline, and the model FLOP utilisation that they

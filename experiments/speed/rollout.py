@@ -21,6 +21,7 @@ def ours(options):
   from gft_jax import programs
   from gft_jax.batch import Prompts
   from gft_jax.rollout import Sampling
+  from gft_jax.run import compiler
 
   model, params = models.ours(options)
   vocabulary = model.architecture.vocab_size
@@ -31,6 +32,8 @@ def ours(options):
     jnp.arange(options.prompts),
   )
   count = 0
+
+  compiler.return_freed_memory()  # As the engine of a run does.
 
   def run():
     nonlocal count

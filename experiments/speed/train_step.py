@@ -43,9 +43,11 @@ def ours(options, rank=0):
   from gft_jax.batch import SELF, GroupBatch, Prompts, Responses
   from gft_jax.config import LoraConfig, LossConfig, OptimizerConfig
   from gft_jax.models import lora, packing
+  from gft_jax.run import compiler
   from gft_jax.training import objectives, train_step
   from gft_jax.training.optimizer import make_optimizer
 
+  compiler.return_freed_memory()  # As the engine of a run does.
   model, params = models.ours(options)
   frozen = None
   if rank:

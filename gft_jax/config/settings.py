@@ -224,8 +224,8 @@ class SamplerConfig:
 class RewardConfig:
   function: str = setting(
     '',
-    'how answers are graded, to be named by whoever has them graded: a reward,'
-    ' or a weighted sum of them as in math + 0.2 * format; arithmetic,'
+    'the reward that grades answers, required wherever answers are graded: one,'
+    ' or a weighted sum as in math + 0.2 * format, of arithmetic,'
     ' math (math-verify), choice (a letter), exact, numeric, format, length,'
     ' model (of reward.model), or the import path of your own (prompt, answer,'
     ' response) -> float, as package.module:function',

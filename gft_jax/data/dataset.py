@@ -269,7 +269,7 @@ class Batches(Iterator[Examples]):
   def __next__(self) -> Examples:
     return next(self._iterator)
 
-  def get_state(self) -> Json:
+  def get_state(self) -> dict[str, object]:
     """The position, in JSON types."""
     return {
       'grain': self._iterator.get_state(),

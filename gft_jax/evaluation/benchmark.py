@@ -115,7 +115,7 @@ def ask_benchmark(
   and the random bits on (seed, problem, member): the answers are those of an
   uninterrupted evaluation, bit for bit. When there are all of them, they are
   graded and become NAME.jsonl in the order of the problems. Where that file
-  exists nothing is asked; `claim` says whether the settings are still the same.
+  exists nothing is asked; `check_settings` says whether the settings are still the same.
 
   Args:
     engine: of the run.

@@ -216,7 +216,7 @@ class HeldOutEvaluation:
 
 
 def accuracy_names(settings: EvalConfig) -> list[str]:
-  """What `held_out` calls the accuracies, without their intervals."""
+  """What `HeldOutEvaluation` calls the accuracies, without their intervals."""
   kinds = [f'avg@{settings.samples}', *[f'pass@{k}' for k in settings.ks]]
   return [f'eval/{split}/{kind}' for split in settings.splits for kind in kinds]
 

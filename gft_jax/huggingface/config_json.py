@@ -7,11 +7,11 @@ refused as well, before anything is allocated by it.
 
 import pathlib
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from gft_jax.config import Architecture, ConfigError, one_of, require
 from gft_jax.huggingface.json_files import read_json
-from gft_jax.types import Json
 
 FAMILIES = {'llama': 'Llama', 'qwen2': 'Qwen2'}
 
@@ -104,7 +104,9 @@ def read_architecture(
   )
 
 
-def config_of(a: Architecture, *, task: str = 'ForCausalLM') -> Json:
+def config_of(
+  a: Architecture, *, task: str = 'ForCausalLM'
+) -> dict[str, object]:
   """config.json in the spelling that transformers 4 and 5 both read."""
   family = 'qwen2' if a.qkv_bias else 'llama'
   scaling = None
@@ -132,7 +134,7 @@ def config_of(a: Architecture, *, task: str = 'ForCausalLM') -> Json:
 class _Fields:
   """The fields of a JSON object; each is checked as it is asked for."""
 
-  def __init__(self, path: pathlib.Path, values: Json):
+  def __init__(self, path: pathlib.Path, values: Mapping[str, object]):
     self.path = path
     self._values = values
 
@@ -161,7 +163,7 @@ class _Fields:
     self._require(type(value) is bool, name, 'true or false')
     return value
 
-  def table(self, name: str) -> Json:
+  def table(self, name: str) -> Mapping[str, object]:
     value = self[name]
     self._require(value is None or isinstance(value, dict), name, 'an object')
     return value or {}
@@ -242,10 +244,14 @@ def _rope(
     f'{path}: rope_parameters has {", ".join(nested)}; only one rope for all'
     ' layers is supported',
   )
-  values = {'rope_theta': fields['rope_theta'], 'rope_type': 'default'} | given
+  values: dict[str, object] = {
+    'rope_theta': fields['rope_theta'],
+    'rope_type': 'default',
+    **given,
+  }
   if 'rope_type' not in given and 'type' in given:  # transformers < 4.43.
     values['rope_type'] = given['type']
-  one_of(f'{path}: rope_type', values['rope_type'], ('default', 'llama3'))
+  one_of(f'{path}: rope_type', str(values['rope_type']), ('default', 'llama3'))
   share = values.get('partial_rotary_factor', 1.0)
   require(
     share == 1.0,

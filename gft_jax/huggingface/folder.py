@@ -30,7 +30,7 @@ from gft_jax.huggingface.tokenizer import (
 )
 from gft_jax.models import lora
 from gft_jax.models.transformer import Transformer
-from gft_jax.types import Json, Params
+from gft_jax.types import Params
 
 # Parameter path -> name ({} is the layer) and shape of the torch tensor.
 Tensors = Mapping[str, tuple[str, tuple[int, ...]]]
@@ -62,7 +62,7 @@ def load(
       bit; float32 keeps every value.
     remat: see `Transformer`.
     shardings: tree of shapes -> tree of shardings, such as
-      `parallel.parameter_shardings` on a mesh; heads are not cut.
+      `sharding.parameter_shardings` on a mesh; heads are not cut.
 
   Returns:
     (model, params, tokenizer).
@@ -202,7 +202,7 @@ def _generation(
   source: pathlib.Path | None,
   tokenizer: transformers.PreTrainedTokenizerBase,
   vocab_size: int,
-) -> Json:
+) -> dict[str, object]:
   """generation_config.json of the source; the tokenizer gives what it lacks."""
   values = {name: getattr(tokenizer, name) for name in TOKEN_IDS}
   if source is None:

@@ -2,12 +2,12 @@
 
 import json
 import pathlib
+from collections.abc import Mapping
 
 from gft_jax.config import ConfigError, require
-from gft_jax.types import Json
 
 
-def read_json(path: pathlib.Path) -> Json:
+def read_json(path: pathlib.Path) -> dict[str, object]:
   """The object that a file holds.
 
   Raises:
@@ -25,11 +25,11 @@ def read_json(path: pathlib.Path) -> Json:
   return values
 
 
-def write_json(path: pathlib.Path, values: Json) -> None:
+def write_json(path: pathlib.Path, values: Mapping[str, object]) -> None:
   path.write_text(json.dumps(values, indent=2) + '\n', encoding='utf-8')
 
 
-def _once(pairs: list[tuple[str, object]]) -> Json:
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
   values = dict(pairs)
   if len(values) < len(pairs):
     keys = [key for key, _ in pairs]

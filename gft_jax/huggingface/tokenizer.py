@@ -9,7 +9,6 @@ import transformers
 from gft_jax.config import ConfigError, require
 from gft_jax.huggingface import hub
 from gft_jax.huggingface.json_files import read_json
-from gft_jax.types import Json
 
 TOKEN_IDS = ('bos_token_id', 'eos_token_id', 'pad_token_id')
 FILES = ('tokenizer.json', 'tokenizer.model', 'vocab.json')
@@ -108,7 +107,7 @@ def check_vocabulary(
   )
 
 
-def read_generation(directory: pathlib.Path) -> Json:
+def read_generation(directory: pathlib.Path) -> dict[str, object]:
   """generation_config.json, or in its place the ids that config.json has."""
   path = directory / 'generation_config.json'
   if path.is_file():

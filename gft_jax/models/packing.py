@@ -7,11 +7,11 @@ T and prompts are not long, or where one answer a prompt leaves padding. `pack`
 takes the layout with fewer tokens.
 
 In both the head reads a list of the tokens that train, [B, A] for [B, G, T].
-`listed` brings what is known of tokens there, `spread` brings back what was
-found; where nothing is packed they change nothing.
+`gather_trained` brings there what is known of tokens, and `scatter_trained`
+brings back what was found; where nothing is packed they change nothing.
 
 Each device packs its own prompts, and each part of a batch (see
-train_step.split) is packed by itself: a cell, B' prompts.
+microbatches.split) is packed by itself: a cell, B' prompts.
 """
 
 import math
@@ -90,17 +90,17 @@ def pack(
     return batch
   if in_rows:  # A list that follows the rows makes fewer pairs of sizes.
     list_steps = max(row_steps, list_steps)
-  gather_trained = share(list_steps, group * size)
+  list_size = share(list_steps, group * size)
   packings = [
     Packing(
       _lay(batch, starts, (height, width)) if in_rows else None,
-      *_list(batch, mask, cell, gather_trained, starts if in_rows else None),
+      *_list(batch, mask, cell, list_size, starts if in_rows else None),
     )
     for cell, (_, starts) in zip(cells, filled)
   ]
 
   def together(*leaves):
-    """Row r of a part stands where train_step.split finds it."""
+    """Row r of a part stands where microbatches.split finds it."""
     x = np.stack(leaves).reshape(shards, parts, *leaves[0].shape)
     return x.swapaxes(1, 2).reshape(-1, *leaves[0].shape[1:])
 
@@ -206,7 +206,7 @@ def gather_trained(batch: GroupBatch, tree: Tree) -> Tree:
 
 
 def scatter_trained(batch: GroupBatch, tree: Tree) -> Tree:
-  """The inverse of `listed`: arrays [B, G, T], 0 where no token trains."""
+  """The inverse of `gather_trained`: arrays [B, G, T], 0 where no token trains."""
   if batch.packing is None:
     return tree
 

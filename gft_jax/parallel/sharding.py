@@ -126,9 +126,9 @@ def over_prompts(
     whole: indices of those arguments that have no B.
   """
 
-  def run(*args: Arguments.args, **nothing: Arguments.kwargs) -> Result:
+  def run(*args: Arguments.args, **keywords: Arguments.kwargs) -> Result:
     if not _prompts_are_split():
-      return function(*args, **nothing)
+      return function(*args, **keywords)
     rows = PartitionSpec(BATCH_AXES)
     mapped = jax.shard_map(
       function,
@@ -139,7 +139,7 @@ def over_prompts(
       axis_names=set(BATCH_AXES),
       check_vma=False,
     )
-    return mapped(*args, **nothing)
+    return mapped(*args, **keywords)
 
   return run
 
@@ -279,7 +279,7 @@ def _rule(name: str) -> PartitionSpec:
     if re.search(pattern + '$', name):
       return rule
   raise ConfigError(
-    f'no rule of parallel.PARTITION_RULES matches the parameter {name}'
+    f'no rule of parallel.sharding.PARTITION_RULES matches the parameter {name}'
   )
 
 

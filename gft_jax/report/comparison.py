@@ -12,7 +12,7 @@ import scipy.stats
 from matplotlib.figure import Figure
 
 from gft_jax.report import figures
-from gft_jax.types import Json, Numbers
+from gft_jax.types import Numbers
 
 
 class Interval(NamedTuple):
@@ -102,7 +102,11 @@ def markdown(table: Table) -> str:
 
 
 def write(
-  folder: pathlib.Path, table: Table, about: Json, *, svg: bool = False
+  folder: pathlib.Path,
+  table: Table,
+  about: Mapping[str, object],
+  *,
+  svg: bool = False,
 ) -> None:
   """Writes comparison.md, comparison.json and comparison.png.
 
@@ -120,7 +124,7 @@ def write(
   draw(table, [folder / f'comparison.{kind}' for kind in kinds])
 
 
-def numbers(table: Table) -> Json:
+def numbers(table: Table) -> dict[str, object]:
   """The means, and the reaches as NAME_reach; None where there is none."""
   return {
     arm: {name: _finite(value.mean) for name, value in row.items()}

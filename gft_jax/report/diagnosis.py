@@ -56,7 +56,7 @@ def markdown(diagnosis: Json) -> str:
   return '\n'.join(lines) + '\n'
 
 
-def _flat(values: Json, path: str = '') -> list[str]:
+def _flat(values: Mapping[str, object], path: str = '') -> list[str]:
   lines = []
   for name, value in values.items():
     where = f'{path}, {name}' if path else name

@@ -15,7 +15,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator
 
 from gft_jax.report.run import Run, Series
-from gft_jax.types import Record
+from gft_jax.types import Numbers
 
 BLUE, VERMILLION, ORANGE, GREEN = '#0072B2', '#D55E00', '#E69F00', '#009E73'
 SKY, PURPLE, GREY = '#56B4E9', '#CC79A7', '#999999'
@@ -359,7 +359,7 @@ def _shifts(count: int) -> Iterable[float]:
 
 
 def _interval(
-  ax: Axes, record: Record, name: str, y: float, style: dict
+  ax: Axes, record: Numbers, name: str, y: float, style: dict
 ) -> None:
   if name not in record:
     return

@@ -23,7 +23,7 @@ from gft_jax.report.run import (
   goodput,
   read_run,
 )
-from gft_jax.types import Record
+from gft_jax.types import Numbers
 
 
 def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
@@ -116,7 +116,7 @@ def _table(evaluations: Evaluations) -> str:
   """Stages by splits, with intervals; then drift."""
   if not evaluations:
     return '<p>No evaluation has finished.</p>'
-  columns = tables._columns(evaluations)
+  columns = tables.columns_of(evaluations)
   heads = ''.join(f'<th>{_head(name)}</th>' for name in columns)
   rows = ''.join(
     f'<tr><th scope="row">{html.escape(stage)}</th>'
@@ -173,8 +173,8 @@ def _head(name: str) -> str:
   return f'{html.escape(split)}<br>{metric}'
 
 
-def _cell(record: Record, name: str) -> str:
-  value, interval = tables._number(record, name)
+def _cell(record: Numbers, name: str) -> str:
+  value, interval = tables.number_and_interval(record, name)
   return f'{value}<br><small>{interval}</small>' if interval else value
 
 

@@ -11,7 +11,7 @@ from gft_jax.config import Config, require
 from gft_jax.report import groups as report_groups
 from gft_jax.run import writers
 from gft_jax.run.workdir import read_config
-from gft_jax.types import Record
+from gft_jax.types import Numbers, Record
 
 USEFUL = ('sample', 'reward', 'update')
 PHASES = {
@@ -30,7 +30,7 @@ PHASES = {
 ACCURACY = r'eval/[^/]+/(avg|pass)@\d+'
 
 Series = tuple[np.ndarray, np.ndarray]
-Evaluations = Mapping[str, Record]
+Evaluations = Mapping[str, Numbers]
 
 
 class Run(NamedTuple):
@@ -64,7 +64,7 @@ class Run(NamedTuple):
       if any(name in record for record in records for name in names)
     ]
 
-  def final(self, stage: str) -> Record:
+  def final(self, stage: str) -> Numbers:
     """The last evaluation of a stage, or {}."""
     for record in reversed(self.records.get(stage, [])):
       if any(name.startswith('eval/') for name in record):

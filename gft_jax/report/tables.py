@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gft_jax.report.run import ACCURACY, Evaluations, read_run
-from gft_jax.types import Record
+from gft_jax.types import Numbers
 
 DRIFT = {
   'eval/kl_to_base': 'KL to base<br>per token',
@@ -25,7 +25,7 @@ def table(source: str | pathlib.Path | Evaluations) -> str:
   """
   if not isinstance(source, Mapping):
     source = read_run(pathlib.Path(source)).evaluations()
-  columns = [n for n in _columns(source) if '/pass@' not in n]
+  columns = [n for n in columns_of(source) if '/pass@' not in n]
   rows = [['stage', *(name.removeprefix('eval/') for name in columns)]]
   for stage, record in source.items():
     rows.append([stage, *(_text_cell(record, name) for name in columns)])
@@ -174,19 +174,19 @@ def latex(table: Table) -> str:
   )
 
 
-def _columns(evaluations: Evaluations) -> list[str]:
+def columns_of(evaluations: Evaluations) -> list[str]:
   """Accuracies in order of appearance, then drift."""
   names = dict.fromkeys(n for record in evaluations.values() for n in record)
   accuracies = [n for n in names if re.fullmatch(ACCURACY, n)]
   return accuracies + [name for name in DRIFT if name in names]
 
 
-def _text_cell(record: Record, name: str) -> str:
-  value, interval = _number(record, name)
+def _text_cell(record: Numbers, name: str) -> str:
+  value, interval = number_and_interval(record, name)
   return f'{value} ({interval})' if interval else value
 
 
-def _number(record: Record, name: str) -> tuple[str, str]:
+def number_and_interval(record: Numbers, name: str) -> tuple[str, str]:
   """A metric and its interval as text; a dash, and '', where not measured."""
   if name not in record:
     return '–', ''

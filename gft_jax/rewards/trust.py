@@ -1,4 +1,4 @@
-"""Whose code grades: a config that was read names none by itself."""
+"""Refuses rewards that are code and named by a run's config.json alone."""
 
 import re
 from collections.abc import Iterable

@@ -235,7 +235,7 @@ def restore(directory: pathlib.Path, abstract: State) -> Restored[State] | None:
   folder = newest(directory)
   if folder is None:
     return None
-  target: Json = flax.serialization.to_state_dict(abstract)
+  target: Any = flax.serialization.to_state_dict(abstract)
   params = _load(folder / 'params', target.pop('params'))
   values = _load(folder / 'rest', target) | {'params': params}
   state: Any = flax.serialization.from_state_dict(abstract, values)

@@ -79,7 +79,7 @@ class Past(NamedTuple):
     begun: Unix time at which the run started first.
     lost: seconds of work whose records are cut away: it is done again.
     down: seconds between the last record of a process and the next call of
-      `train.train`, in which Python starts and imports too.
+      `gft_jax.train`, in which Python starts and imports too.
   """
 
   begun: float

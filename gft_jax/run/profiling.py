@@ -1,7 +1,7 @@
 """A jax.profiler trace of the steps that a user names.
 
 It opens in TensorBoard (xprof) and in Perfetto. The host's lines have the steps
-and the phases of `writers.Clock`, the device's have operations under the named
+and the phases of `clock.Clock`, the device's have operations under the named
 scopes of the programs.
 """
 

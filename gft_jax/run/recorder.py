@@ -1,4 +1,4 @@
-"""The records of a run, so written that their seconds add up to its wall time."""
+"""Writes the records of a run; their seconds add up to its wall time."""
 
 import pathlib
 import time

@@ -32,7 +32,7 @@ def read_config(workdir: str | pathlib.Path) -> Config:
     ConfigError: there is no config.json, or it does not hold settings.
   """
   path = pathlib.Path(workdir) / 'config.json'
-  require(path.is_file(), f'--workdir {workdir}: no config.json; not a run')
+  require(path.is_file(), f'{workdir}: no config.json; not a run')
   try:
     return from_dict(Config, json.loads(path.read_text()))
   except (ValueError, TypeError, AttributeError) as error:

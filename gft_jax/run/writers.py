@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import tqdm
 
 from gft_jax.config import ConfigError, LogConfig, require
-from gft_jax.types import Record
+from gft_jax.types import Numbers, Record
 
 if TYPE_CHECKING:
   import tensorboardX
@@ -228,5 +228,5 @@ def read_metrics(workdir: str | pathlib.Path) -> list[Record]:
   return [json.loads(line) for line in lines[:-1]]
 
 
-def _metrics(record: Record) -> Record:
+def _metrics(record: Record) -> Numbers:
   return {k: v for k, v in record.items() if k not in ('stage', 'step')}

@@ -222,7 +222,7 @@ def resolve(settings: Settings, objective: Objective) -> Settings:
     },
   )
   if isinstance(settings, LossConfig):
-    if settings.overlong_penalty and objective.advantages is None:
+    if settings.overlong_penalty and not objective.is_scored:
       raise ConfigError(
         f'loss.overlong_penalty={settings.overlong_penalty} is taken off'
         ' rewards, and this objective asks for none; set it to 0'

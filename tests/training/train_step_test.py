@@ -350,7 +350,7 @@ def test_each_device_computes_its_own_prompts(batch):
     traced = step.trace(*arguments)
     text = traced.lower().compile().as_text()
   # A TPU would multiply by one shard of these after another; see
-  # parallel.whole_parameter.
+  # sharding.whole_parameter.
   asked = r'f32\[(64,32|32,64)\] = sharding_constraint'
   assert set(re.findall(asked, str(traced.jaxpr))) == {'64,32', '32,64'}
   rows = collections.defaultdict(set)
