@@ -40,7 +40,7 @@ def test_dynamic_sampling_needs_rewards(config, tmp_path):
     ('log.profile=gft:4..9', 'names no step; base has 3, gft has 3, grpo has'),
   ],
 )
-def test_what_cannot_work_is_said_before_anything_is_written(
+def test_wrong_settings_are_refused_before_anything_is_written(
   config, tmp_path, assignment, message
 ):
   config = override(config, 'optimizer.micro_batches=4')
@@ -62,7 +62,7 @@ def test_what_cannot_work_is_said_before_anything_is_written(
     ),
   ],
 )
-def test_evaluations_that_cannot_be_are_refused(
+def test_impossible_evaluations_are_refused(
   config, tmp_path, assignments, message
 ):
   for assignment in assignments:

@@ -51,7 +51,9 @@ def test_an_exported_stage_has_its_parameters(whole, tmp_path):
     ),
   ],
 )
-def test_what_cannot_be_loaded_is_one_line(whole, tmp_path, call, message):
+def test_a_stage_that_cannot_be_loaded_is_refused(
+  whole, tmp_path, call, message
+):
   with pytest.raises(ConfigError, match=message) as error:
     call(whole[0], tmp_path)
   assert '\n' not in str(error.value)

@@ -33,7 +33,7 @@ def test_the_steps_of_a_profile():
 @pytest.mark.parametrize(
   'profile', ['3', '3-5', '5..3', '0..2', ':1..2', 'a..b']
 )
-def test_a_profile_that_is_no_range_is_one_line(profile):
+def test_a_profile_without_a_range_of_steps_is_refused(profile):
   with pytest.raises(ConfigError, match=r'form 3\.\.5 or STAGE:3') as error:
     override(Config(), f'log.profile={profile}')
   assert profile in str(error.value) and '\n' not in str(error.value)
@@ -48,6 +48,6 @@ def test_a_profile_that_is_no_range_is_one_line(profile):
     ({'kl_weight': -1.0}, 'kl_weight=-1.0'),
   ],
 )
-def test_a_number_that_cannot_work_is_refused(settings, message):
+def test_numbers_of_a_loss_out_of_range_are_refused(settings, message):
   with pytest.raises(ConfigError, match=message):
     LossConfig(**settings)

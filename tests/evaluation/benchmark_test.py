@@ -137,7 +137,7 @@ def test_a_benchmark_goes_on_where_it_was_interrupted(
   assert [p.name for p in folder.iterdir()] == ['sums.jsonl']
 
 
-def test_a_file_that_somebody_has_cut_is_one_line(tmp_path):
+def test_a_truncated_file_of_answers_is_refused(tmp_path):
   ask(tmp_path, Script())
   path = tmp_path / 'sums.jsonl'
   path.write_text(''.join(path.read_text().splitlines(keepends=True)[:6]))
@@ -149,7 +149,7 @@ def test_a_file_that_somebody_has_cut_is_one_line(tmp_path):
   ('terminal', 'progress', 'shown'),
   [(True, 'true', True), (True, 'false', False), (False, 'true', False)],
 )
-def test_a_bar_for_who_sees_it(
+def test_a_progress_bar_is_shown_on_terminals_if_wanted(
   tmp_path, monkeypatch, terminal, progress, shown
 ):
   stderr = io.StringIO()
@@ -159,7 +159,7 @@ def test_a_bar_for_who_sees_it(
   assert ('sums: 100%' in stderr.getvalue()) == shown
 
 
-def test_too_many_questions_that_cannot_be_asked_are_one_line(tmp_path):
+def test_too_many_overlong_questions_are_refused(tmp_path):
   with pytest.raises(ConfigError, match=r'sums: 5 of 9 .* 1, 3, 4, 6, 7; that'):
     ask(tmp_path, Script(), **{'data.max_prompt': 10})
   assert not list(tmp_path.iterdir())

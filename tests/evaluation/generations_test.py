@@ -54,7 +54,7 @@ def test_sensible_ks(samples, ks):
   EvalConfig(samples=samples, ks=ks)
 
 
-def test_claim_names_what_has_changed(tmp_path):
+def test_changed_settings_of_an_evaluation_are_refused(tmp_path):
   config, facts = Config(), {'weights': 'a', 'questions of x': 'b'}
   generations.check_settings(tmp_path, config, facts)
   generations.check_settings(
@@ -119,7 +119,7 @@ def test_paired_differences(tmp_path):
   }
 
 
-def test_pairs_are_of_one_number_whatever_the_order_of_the_lines(tmp_path):
+def test_answers_are_paired_by_problem_in_any_order_of_lines(tmp_path):
   before = write_answers(tmp_path / 'a.jsonl', [[1], [0], [0]])
   after = tmp_path / 'b.jsonl'
   lines = before.read_text().splitlines()
@@ -165,7 +165,7 @@ def test_regrade_votes_by_what_is_extracted(tmp_path):
     ('{"index": 0}', 'line 1 is no answer'),
   ],
 )
-def test_a_file_without_answers_is_one_line(tmp_path, line, message):
+def test_a_file_without_answers_is_refused(tmp_path, line, message):
   path = tmp_path / 'a.jsonl'
   with pytest.raises(ConfigError, match='does not exist'):
     generations.read_answers(path)
@@ -174,7 +174,7 @@ def test_a_file_without_answers_is_one_line(tmp_path, line, message):
     generations.read_answers(path)
 
 
-def test_answers_without_grades_or_of_uneven_number_are_one_line(tmp_path):
+def test_answers_without_grades_or_of_uneven_number_are_refused(tmp_path):
   path = write_answers(tmp_path / 'a.jsonl', [[None], [1]])
   with pytest.raises(ConfigError, match='line 1 is no answer'):
     generations.read_answers(path)

@@ -39,7 +39,7 @@ class TestInitializeProcesses:
     assert calls == [('localhost:1234', 4, 3)]
     assert not jax.config.jax_enable_compilation_cache
 
-  def test_numbers_that_are_none(self, calls, monkeypatch):
+  def test_a_count_that_is_no_number_is_refused(self, calls, monkeypatch):
     monkeypatch.setenv('JAX_COORDINATOR_ADDRESS', 'localhost:1234')
     monkeypatch.setenv('JAX_NUM_PROCESSES', 'two')
     monkeypatch.setenv('JAX_PROCESS_ID', '1')

@@ -170,7 +170,7 @@ def test_objectives_of_a_chain_and_of_a_tree():
 
 
 @pytest.mark.parametrize('missing', ['config.json', 'metrics.jsonl'])
-def test_a_folder_that_is_no_run_is_one_line(tmp_path, missing):
+def test_a_folder_that_is_no_run_is_refused(tmp_path, missing):
   write_run(tmp_path, [training('warm', 1)])
   (tmp_path / missing).unlink()
   with pytest.raises(ConfigError, match='not a run') as error:
@@ -179,7 +179,7 @@ def test_a_folder_that_is_no_run_is_one_line(tmp_path, missing):
   assert not (tmp_path / 'report').exists()
 
 
-def test_an_empty_run_is_one_line(tmp_path):
+def test_an_empty_run_is_refused(tmp_path):
   write_run(tmp_path, [])
   with pytest.raises(ConfigError, match='is empty: nothing to report'):
     write_report(tmp_path)

@@ -210,7 +210,7 @@ def test_a_worker_that_ran_out_of_memory_is_replaced():
     assert ask(g, ['worker']).values != first
 
 
-def test_time_outs_are_replayed_from_the_journal(pool):
+def test_known_time_outs_are_not_run_again(pool):
   ask(pool, ['warm'])
   start = time.monotonic()
   scores = ask(pool, ['abc', 'hang', 'ab'], timed_out=(1, 2))
@@ -374,7 +374,7 @@ def _alive(pid: int) -> bool:
     ('model', 'name its folder in reward.model'),
   ],
 )
-def test_a_wrong_name_is_one_clear_line(function, message):
+def test_a_wrong_name_is_refused_in_one_line(function, message):
   with pytest.raises(ConfigError, match=message) as error:
     grader(function)
   assert '\n' not in str(error.value)

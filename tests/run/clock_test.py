@@ -13,7 +13,7 @@ from recorded_runs import record
 from gft_jax.run.clock import Clock, memory, read_past
 
 
-def test_a_phase_has_its_seconds_without_those_of_the_compiler():
+def test_seconds_of_a_phase_exclude_compilation():
   clock = Clock()
   for _ in range(2):
     with clock.phase('update'):
@@ -32,7 +32,7 @@ def test_a_phase_has_its_seconds_without_those_of_the_compiler():
   assert record['time/compile'] + record['time/update'] <= spent
 
 
-def test_what_two_clocks_have_measured_adds_up():
+def test_measurements_of_two_clocks_add_up():
   clock = Clock()
   clock.add('time/compile', 1.5)
   clock.add('time/save', 2.0)
@@ -40,7 +40,7 @@ def test_what_two_clocks_have_measured_adds_up():
   assert clock.added_to(step) == step | {'time/compile': 1.75, 'time/save': 2.0}
 
 
-def test_the_fullest_device_is_said_where_the_backend_tells(monkeypatch):
+def test_memory_is_that_of_the_fullest_device(monkeypatch):
   assert set(memory()) == {'memory/host_peak_mb'}  # CPUs do not.
   devices = [
     types.SimpleNamespace(memory_stats=lambda peak=peak: peak)
@@ -56,7 +56,7 @@ def write_walls(workdir, *records):
   return [0, *np.cumsum([len(json.dumps(r)) + 1 for r in records])]
 
 
-def test_what_an_interruption_costs(tmp_path):
+def test_an_interruption_costs_time_lost_and_time_down(tmp_path):
   """Killed after 17 s, three of them after the save, and away for 40."""
   begun = 1000.0
   assert read_past(tmp_path, 0, begun) == (begun, 0, 0)
@@ -98,6 +98,6 @@ def test_what_an_interruption_costs(tmp_path):
   )
 
 
-def test_a_run_of_before_has_no_past(tmp_path):
+def test_a_run_without_wall_times_has_no_past(tmp_path):
   write_walls(tmp_path, {'stage': 'gft', 'step': 1})
   assert read_past(tmp_path, 0, 7.0) == (7.0, 0, 0)

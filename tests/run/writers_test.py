@@ -29,7 +29,7 @@ def test_floats_come_back_bit_for_bit(tmp_path):
 
 
 @pytest.mark.parametrize('value', [math.nan, math.inf])
-def test_what_is_not_finite_is_refused(tmp_path, value):
+def test_a_value_that_is_not_finite_is_refused(tmp_path, value):
   writer = writers.MetricsFile(tmp_path)
   with pytest.raises(ValueError, match='not JSON compliant'):
     writer.write(record(1, train__loss=value))
@@ -134,7 +134,7 @@ def test_the_bar_counts_steps_and_goes_to_stderr(capsys):
   assert 'grpo:' in err and '0/2' in err
 
 
-def test_wandb_that_is_not_installed_is_one_line(tmp_path, monkeypatch):
+def test_wandb_must_be_installed(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'wandb', None)
   with pytest.raises(ConfigError, match='pip install wandb'):
     writers.make_writer(tmp_path, LogConfig(wandb=True))

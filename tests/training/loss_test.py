@@ -67,7 +67,7 @@ def test_any_objective_can_add_entropy_and_an_estimated_kl(
   )
 
 
-def test_a_kl_without_a_reference_is_said(model, params, batch):
+def test_a_kl_without_a_reference_is_refused(model, params, batch):
   with pytest.raises(ValueError, match=r'kl_weight needs .* reference'):
     run(model, params, batch, 'sft', kl_weight=0.1)
 

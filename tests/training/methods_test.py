@@ -11,7 +11,7 @@ from gft_jax.training.objectives import OBJECTIVES
 
 
 @ROWS
-def test_a_docstring_says_where_with_what_and_what_becomes_of_the_unlikely(
+def test_docstrings_name_source_published_values_and_unlikely_tokens(
   name,
 ):
   text = ' '.join(OBJECTIVES[name].terms.__doc__.split())
@@ -62,7 +62,7 @@ def test_ablations_of_gft_meet_sft():
   assert (gft.values < sft.values).any()
 
 
-def test_the_end_is_spared_on_request():
+def test_the_end_token_is_not_rectified_on_request():
   end = np.zeros((B, G, T), bool)
   end[:, :, 0] = True
   for name in ('dft', 'gft', 'gft_no_gal', 'asft'):

@@ -31,7 +31,7 @@ def test_what_a_row_publishes_can_be_set(name):
     dataclasses.replace(section, **{field: value})
 
 
-def test_no_sampler_wrote_what_psft_divides_by():
+def test_psft_refuses_log_probabilities_of_the_sampler():
   with pytest.raises(ConfigError, match=r'behavior=sampler: .* recomputed'):
     resolved('psft', behavior='sampler')
   assert resolved('psft').behavior == 'recomputed'
@@ -58,7 +58,7 @@ def test_the_user_wins_over_the_published_value():
     ({'behavior': 'sample'}, 'did you mean sampler'),
   ],
 )
-def test_a_name_that_is_no_choice_is_refused(settings, message):
+def test_an_unknown_name_is_refused(settings, message):
   with pytest.raises(ConfigError, match=message):
     resolved('gft', **settings)
 
