@@ -117,7 +117,7 @@ def write(
     svg: write comparison.svg too.
   """
   folder.mkdir(parents=True, exist_ok=True)
-  values = about | {'arms': numbers(table)}
+  values = {**about, 'arms': numbers(table)}
   (folder / 'comparison.json').write_text(json.dumps(values, indent=1))
   (folder / 'comparison.md').write_text(markdown(table) + '\n')
   kinds = ('png', 'svg') if svg else ('png',)
