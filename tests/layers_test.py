@@ -146,10 +146,9 @@ def test_the_test_can_fail(room, source, found):
 
 
 def test_importing_the_package_costs_nothing():
-  """No jax, and under 2 s, where Python itself takes a part of it."""
+  """No jax, and nothing else that takes seconds."""
   script = (
-    'import sys, time; start = time.perf_counter(); import gft_jax;'
-    'print(time.perf_counter() - start);'
+    'import sys; import gft_jax;'
     'print(*sorted({"jax", "numpy", "flax", "orbax", "grain"}'
     ' & set(sys.modules)))'
   )
@@ -160,6 +159,4 @@ def test_importing_the_package_costs_nothing():
     text=True,
     check=True,
   )
-  seconds, loaded = done.stdout.split('\n')[:2]
-  assert float(seconds) < 2
-  assert loaded == ''
+  assert done.stdout.strip() == ''

@@ -21,7 +21,7 @@ def load(tmp_path):
       path=str(path),
       eval_path=str(path),
       cache=str(tmp_path / 'cache'),
-      **settings,
+      **{'max_prompt': 16, 'max_response': 40} | settings,
     )
     tokenizer = tokenizer or arithmetic.tokenizer()
     return data.load(config, group, tokenizer, 'train', seed)

@@ -3,7 +3,6 @@
 import csv
 import json
 import pathlib
-import time
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -129,10 +128,9 @@ def test_final_answers(expert, answer):
   assert files.final_answer(expert) == answer
 
 
+@pytest.mark.timeout(120)  # A second scan for each takes hours.
 def test_a_final_answer_is_found_in_linear_time():
-  start = time.perf_counter()
   assert files.final_answer(r'\boxed{' * 300_000) == ''
-  assert time.perf_counter() - start < 3  # a second scan for each takes hours
 
 
 def turns(*contents):

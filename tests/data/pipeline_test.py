@@ -406,10 +406,10 @@ def test_a_prompt_without_tokens_is_dropped(load):
   assert dataset.statistics.dropped == {'prompts without tokens': [5]}
 
 
-def test_the_embedded_task_trains_at_its_defaults(tmp_path, monkeypatch):
+def test_the_embedded_task_fits_its_recipes(tmp_path, monkeypatch):
   monkeypatch.setitem(arithmetic.SIZES, 'train', 400)
   monkeypatch.setitem(arithmetic.SIZES, 'pretrain', 400)
-  config = DataConfig(cache=str(tmp_path))
+  config = DataConfig(cache=str(tmp_path), max_prompt=16, max_response=40)
   tokenizer = arithmetic.tokenizer()
   dataset = data.load(config, GroupConfig(), tokenizer, 'train')
   assert (len(dataset), dataset.statistics.dropped) == (400, {})
@@ -423,11 +423,6 @@ def test_the_embedded_task_trains_at_its_defaults(tmp_path, monkeypatch):
     for slot, text in enumerate(batch.given_texts[i]):
       ids = batch.given_tokens[i, slot, : batch.given_length[i, slot]]
       assert tokenizer.decode(ids) == text + '$'
-  # Milliseconds beside a training step of 100; ten times the measured.
-  start = time.perf_counter()
-  for _ in range(20):
-    next(batches)
-  assert (time.perf_counter() - start) / 20 < 0.01
 
 
 def test_gsm8k_is_tokenised_in_seconds(tmp_path, shared):
