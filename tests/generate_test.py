@@ -71,7 +71,7 @@ def test_a_prompt_and_its_answer_fit_the_positions_of_the_model():
 
 
 def test_prompts_by_hand():
-  found = generate.encode_prompts(Config(), policy(), ['1+2:', '7:'], 8)
+  found = generate.prompts_to_ask(Config(), policy(), ['1+2:', '7:'], 8)
   first = [IDS[c] for c in '1+2:'] + [0] * 28
   second = [IDS[c] for c in '7:'] + [0] * 30
   assert found.tokens.tolist() == [first, second]
@@ -87,7 +87,7 @@ def test_a_prompt_is_asked_in_the_template_with_the_instruction():
     '{% if add_generation_prompt %}n{% endif %}'
   )
   config = Config(data=DataConfig(instruction='7'))
-  found = generate.encode_prompts(config, asked, ['1'], 8)
+  found = generate.prompts_to_ask(config, asked, ['1'], 8)
   ids = found.tokens[0, : found.length[0]]
   assert asked.tokenizer.decode(ids) == '#1+7n'
 
@@ -102,7 +102,7 @@ def test_a_prompt_is_asked_in_the_template_with_the_instruction():
 )
 def test_a_prompt_that_cannot_be_asked_is_one_line(texts, message):
   with pytest.raises(ConfigError) as error:
-    generate.encode_prompts(Config(), policy(48), texts, 8)
+    generate.prompts_to_ask(Config(), policy(48), texts, 8)
   assert str(error.value).startswith(message)
   assert '\n' not in str(error.value)
 
