@@ -97,7 +97,10 @@ def test_a_prompt_is_asked_in_the_template_with_the_instruction():
   [
     (['1:', 'x:'], '--prompt number 2 has text that the tokenizer does not'),
     (['1:', '2:', ''], '--prompt number 3 has no token'),
-    (['1' * 41], 'a prompt of 41 tokens and --max-tokens 8 exceed the 48'),
+    (
+      ['1:', '1' * 41],
+      'a prompt of 41 tokens and --max-tokens 8 exceed the 48',
+    ),
   ],
 )
 def test_a_prompt_that_cannot_be_asked_is_one_line(texts, message):
