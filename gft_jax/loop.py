@@ -34,6 +34,7 @@ from gft_jax.run.workdir import (
   check_data,
   check_workdir,
   claim,
+  local_folder,
   stage_directory,
 )
 from gft_jax.run.writers import Writer, make_writer
@@ -68,7 +69,7 @@ def train(config: Config, workdir: str | pathlib.Path) -> dict[str, Evaluation]:
     checkpoint.SaveError: the disk is full; the last checkpoint stands.
     processes.LostProcessError: another process of the run is gone.
   """
-  started, workdir = time.time(), pathlib.Path(workdir)
+  started, workdir = time.time(), local_folder(workdir)
   check_workdir(workdir, config)
   policy = load_policy(config)
   jobs = plan_stages(config, policy)

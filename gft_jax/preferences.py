@@ -32,7 +32,7 @@ from gft_jax.parallel.mesh import check_divisible, make_mesh
 from gft_jax.policy import Policy, key_of, load_policy
 from gft_jax.rollout import groups
 from gft_jax.run import checkpoint, compiler, writers
-from gft_jax.run.workdir import check_workdir, claim
+from gft_jax.run.workdir import check_workdir, claim, local_folder
 from gft_jax.training import train_step
 from gft_jax.training.metrics import Metrics, check_finite
 from gft_jax.types import Json, Numbers, Params, Tree
@@ -123,7 +123,7 @@ def train_reward_model(
   """
   compiler.return_freed_memory()
   _check(config)
-  workdir = pathlib.Path(workdir)
+  workdir = local_folder(workdir)
   check_workdir(workdir, config)
   policy = load_policy(config)
   seen, held_out = _split(pairs)

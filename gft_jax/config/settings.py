@@ -539,6 +539,11 @@ class Stage:
   )
 
   def __post_init__(self):
+    require(
+      bool(self.name.strip('.')) and not set(self.name) & set('/[]*?\\'),
+      f'stages: {self.name!r} is to name a folder of checkpoints, which needs a'
+      ' letter or digit and none of / [ ] * ? \\',
+    )
     positive(f'stages.{self.name}.steps', self.steps)
     for name in ('tokens', 'seconds'):
       value = getattr(self, name)

@@ -6,6 +6,7 @@ import dataclasses
 import fcntl
 import json
 import pathlib
+import re
 from collections.abc import Generator, Iterable
 
 import jax
@@ -83,6 +84,31 @@ def stage_config(
     loss=own.loss,
     eval=own.eval,
   )
+
+
+# Orbax looks for the files of a checkpoint by a pattern that holds its path.
+PATTERN = '[]*?\\'
+
+
+def local_folder(workdir: str | pathlib.Path) -> pathlib.Path:
+  """The folder of a run; ~ is the home directory.
+
+  Raises:
+    ConfigError: a bucket, or a path under which checkpoints could not be read
+      again.
+  """
+  require(
+    not re.match(r'\w+:/', str(workdir)),
+    f'{workdir} is not a local folder; mount the bucket and name the folder',
+  )
+  folder = pathlib.Path(workdir).expanduser()
+  found = [sign for sign in PATTERN if sign in str(folder.absolute())]
+  require(
+    not found,
+    f'{folder.absolute()} has {" ".join(found)} in its path, and its checkpoints'
+    ' could not be read again; use another --workdir',
+  )
+  return folder
 
 
 def check_workdir(workdir: pathlib.Path, config: Config) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 
 import pytest
 
@@ -10,6 +11,7 @@ from gft_jax.report.run import read_run
 from gft_jax.run.workdir import (
   check_stage,
   check_workdir,
+  local_folder,
   read_config,
   stage_config,
 )
@@ -82,3 +84,35 @@ def test_a_stage_that_is_not_there_is_named(config, name, best, message):
   with pytest.raises(ConfigError, match=message.replace('?', r'\?')):
     check_stage(config, name, best)
   assert isinstance(check_stage(config, 'gft'), Stage)
+
+
+@pytest.mark.parametrize('name', ['gft[tau=0.7]', 'a*', 'a?', 'a\\b', ']'])
+def test_a_path_that_is_a_pattern_is_refused(tmp_path, name):
+  """Orbax saves under it and can never restore."""
+  with pytest.raises(ConfigError, match='could not be read again') as error:
+    local_folder(tmp_path / name / 'run')
+  assert '\n' not in str(error.value) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('name', ['gs://bucket/run', 's3://b', 'gs:/bucket'])
+def test_a_bucket_is_refused(name):
+  for workdir in (name, pathlib.Path(name)):
+    with pytest.raises(ConfigError, match='is not a local folder'):
+      local_folder(workdir)
+
+
+@pytest.mark.parametrize('name', ['plain', 'a b', 'tau=0.7', 'ä', 'a:b', '{a}'])
+def test_any_other_folder_is_kept(tmp_path, name):
+  assert local_folder(str(tmp_path / name)) == tmp_path / name
+
+
+def test_the_home_directory_may_be_abbreviated(tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  assert local_folder('~/run') == tmp_path / 'run'
+
+
+@pytest.mark.parametrize('name', ['a/b', '', 'a[b]', '..', '*', 'a\\b', '../x'])
+def test_a_stage_that_cannot_name_its_folder_is_refused(name):
+  with pytest.raises(ConfigError, match='name a folder of checkpoints'):
+    Stage(name)
+  assert Stage('tau 0.7').name == 'tau 0.7'
