@@ -35,16 +35,26 @@ def main(arguments: list[str] | None = None) -> int:
   add(
     '--configs',
     nargs='+',
-    default=[f'embedded/{arm}' for arm in sorted(embedded.ARMS)],
+    action='extend',
     help='names of recipes, or files; by default all of embedded/',
   )
-  add('--seeds', nargs='+', type=int, default=[0, 1, 2])
+  add(
+    '--seeds',
+    nargs='+',
+    action='extend',
+    type=int,
+    help='by default 0 1 2',
+  )
   add('--budget', default='prompts', help='prompts, tokens=N or seconds=S')
   add('--steps', type=int, help="of every arm; by default each config's own")
   add('--workdir', required=True, help='where the runs live')
   add('--svg', action='store_true', help='write comparison.svg too')
   command.add_set(parser, 'overrides a setting of every config')
   options = parser.parse_args(arguments)
+  options.seeds = options.seeds or [0, 1, 2]
+  options.configs = options.configs or [
+    f'embedded/{arm}' for arm in sorted(embedded.ARMS)
+  ]
   return command.run(lambda: compare(options))
 
 

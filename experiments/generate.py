@@ -19,7 +19,7 @@ from gft_jax.config import ConfigError, overridden
 def main(arguments: list[str] | None = None) -> int:
   parser = command.parser(__doc__)
   command.add_model(parser)
-  parser.add_argument('--prompt', nargs='+', required=True)
+  parser.add_argument('--prompt', nargs='+', action='extend', required=True)
   parser.add_argument('--samples', type=int, default=1)
   parser.add_argument('--max-tokens', type=int, default=256)
   parser.add_argument(

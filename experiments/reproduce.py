@@ -97,7 +97,13 @@ def main(arguments: list[str] | None = None) -> int:
   parser = command.parser(__doc__)
   parser.add_argument('--workdir', required=True, help='where the runs live')
   parser.add_argument('--scale', default='embedded', choices=SCALES)
-  parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
+  parser.add_argument(
+    '--seeds',
+    nargs='+',
+    action='extend',
+    type=int,
+    help='by default 0 1 2',
+  )
   parser.add_argument('--out', help='where the summary goes')
   parser.add_argument(
     '--draw', action='store_true', help='only draw: run nothing'
@@ -116,7 +122,7 @@ def main(arguments: list[str] | None = None) -> int:
     workdir = pathlib.Path(options.workdir)
     out = pathlib.Path(options.out or workdir / 'summary')
     command.check_writable('--out', out)
-    seeds = list(dict.fromkeys(options.seeds))
+    seeds = list(dict.fromkeys(options.seeds or [0, 1, 2]))
     plans = {
       seed: plan(workdir / str(seed), SCALES[options.scale], seed, options.set)
       for seed in seeds

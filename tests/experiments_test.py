@@ -472,9 +472,7 @@ def test_generate_from_a_stage(scripts, whole, capsys):
     str(whole[0]),
     '--stage',
     'gft',
-    '--prompt',
-    '7+8:',
-    '1',
+    *('--prompt', '7+8:', '--prompt', '1'),  # Each adds.
   ]
   script = scripts('generate')
   outputs = []

@@ -86,6 +86,11 @@ def _named(columns: str, first: dict, path: pathlib.Path) -> dict[str, str]:
       f'{path}: no column {name!r}; columns: {", ".join(first)}'
       + nearest(name, first),
     )
+    require(
+      role not in found,
+      f'data.columns names the role {role} twice: {found.get(role)!r} and'
+      f' {name!r}; a role has one column',
+    )
     found[role] = name
   return found
 

@@ -68,6 +68,7 @@ def test_columns_are_named(tmp_path):
     ('prompt=questin', "no column 'questin'; columns: question, answer; did"),
     ('promt=question', "'promt=question' is not role=column.*did you mean pr"),
     ('question', "'question' is not role=column"),
+    ('prompt=question,prompt=answer', "role prompt twice: 'question' and 'ans"),
     ('answer=answer', 'no column for the prompt among question, answer'),
     ('prompt=question', 'no column for the answer among question, answer'),
   ],
