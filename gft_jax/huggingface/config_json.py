@@ -235,9 +235,13 @@ def _refuse_unsupported(fields: _Fields, task: str) -> None:
 def _rope(
   fields: _Fields,
 ) -> tuple[float, tuple[float, float, float, int] | None]:
-  """Base and Llama-3 scaling, in the old or the transformers-5 spelling."""
+  """Base and Llama-3 scaling, in the old or the transformers-5 spelling.
+
+  Where both stand, the old one counts, as in transformers 5.23
+  (modeling_rope_utils.py, convert_rope_params_to_dict).
+  """
   path = fields.path
-  given = fields.table('rope_parameters') or fields.table('rope_scaling')
+  given = fields.table('rope_scaling') or fields.table('rope_parameters')
   nested = [name for name, value in given.items() if isinstance(value, dict)]
   require(
     not nested,

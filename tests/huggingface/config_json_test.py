@@ -195,3 +195,31 @@ def test_a_pipeline_is_not_a_model(tmp_path):
   (tmp_path / 'model_index.json').write_text('{}')
   with pytest.raises(ConfigError, match='is a pipeline of several models'):
     read_architecture(tmp_path)
+
+
+@pytest.mark.parametrize(
+  'both',
+  [
+    {'rope_parameters': {'rope_type': 'default', 'rope_theta': 1e6}},
+    {
+      'rope_parameters': {'rope_type': 'default', 'rope_theta': 1e6},
+      'rope_theta': 5e5,
+    },
+    {
+      'rope_parameters': folders.LLAMA3 | {'factor': 2.0, 'rope_theta': 1e6},
+      'rope_scaling': folders.LLAMA3 | {'rope_theta': 7e4},
+    },
+    {
+      'rope_parameters': folders.LLAMA3 | {'rope_theta': 1e6},
+      'rope_scaling': None,
+    },
+  ],
+)
+def test_two_spellings_of_the_rope_are_read_as_transformers_reads_them(
+  tmp_path, both
+):
+  found = read(tmp_path, **{'rope_scaling': folders.LLAMA3} | both)
+  wanted = transformers.AutoConfig.from_pretrained(tmp_path).rope_parameters
+  assert wanted['rope_type'] == 'llama3'
+  assert found.rope_theta == wanted['rope_theta']
+  assert found.rope_scaling[0] == wanted['factor']
