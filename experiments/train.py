@@ -38,7 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
     if recipe.claims:
       for claim, holds in recipe.claims(results).items():
         print(f'{"holds" if holds else "DOES NOT HOLD"}: {claim}')
-    print(f'report: {options.workdir}/report/index.html')
+    if recipe.config.log.report:
+      print(f'report: {options.workdir}/report/index.html')
 
   return command.run(work)
 

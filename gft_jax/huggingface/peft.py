@@ -4,10 +4,10 @@ import json
 import pathlib
 
 import numpy as np
-import safetensors.numpy
 from flax import traverse_util
 
 from gft_jax import huggingface
+from gft_jax.huggingface import tensor_files
 from gft_jax.models.transformer import Transformer
 from gft_jax.types import Params
 
@@ -47,9 +47,7 @@ def save(
       tensors[f'base_model.model.{name.format(i)}.{suffix}.weight'] = (
         np.ascontiguousarray(layer.reshape(shape).T)
       )
-  safetensors.numpy.save_file(
-    tensors, directory / 'adapter_model.safetensors', {'format': 'pt'}
-  )
+  tensor_files.save(tensors, directory / 'adapter_model.safetensors')
   config = {
     'peft_type': 'LORA',
     'task_type': 'CAUSAL_LM',

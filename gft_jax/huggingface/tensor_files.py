@@ -125,6 +125,15 @@ def bytes_of(size: str) -> int:
   return int(match[1]) * UNITS[match[2]]
 
 
+def save(tensors: dict[str, np.ndarray], path: pathlib.Path) -> None:
+  """Writes one file of tensors, which whoever reads the folder may read.
+
+  safetensors gives its files to their owner alone.
+  """
+  safetensors.numpy.save_file(tensors, path, metadata={'format': 'pt'})
+  path.chmod(path.parent.stat().st_mode & 0o666)
+
+
 def write(
   directory: pathlib.Path,
   shapes: Mapping[str, jax.ShapeDtypeStruct | np.ndarray],
@@ -152,11 +161,7 @@ def write(
       earlier.unlink()
   (directory / INDEX).unlink(missing_ok=True)
   for file, names in split.filename_to_tensors.items():
-    safetensors.numpy.save_file(
-      {name: read(name) for name in names},
-      directory / file,
-      metadata={'format': 'pt'},
-    )
+    save({name: read(name) for name in names}, directory / file)
   if split.is_sharded:
     index = {
       'metadata': split.metadata,

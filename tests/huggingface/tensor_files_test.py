@@ -122,3 +122,16 @@ def test_sizes(text, size):
 def test_what_is_no_size(text):
   with pytest.raises(ConfigError, match='is not a size; right are 5GB'):
     tensor_files.bytes_of(text)
+
+
+@pytest.mark.parametrize('mode', [0o755, 0o750, 0o700])
+def test_whoever_reads_the_folder_may_read_the_weights(tmp_path, mode):
+  folder = tmp_path / 'model'
+  folder.mkdir()
+  folder.chmod(mode)
+  tensors = {'a': np.zeros((2, 3), np.float32), 'b': np.ones(4, np.float32)}
+  tensor_files.write(folder, tensors, tensors.__getitem__, 10)
+  written = [*folder.glob('*.safetensors')]
+  assert len(written) == 2
+  for path in written:
+    assert path.stat().st_mode & 0o777 == mode & 0o666
