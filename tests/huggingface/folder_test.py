@@ -199,7 +199,7 @@ def test_a_run_from_a_folder_on_eight_devices(
   stage = Stage('tuned', '', 'gft', 1)
   config = dataclasses.replace(config, stages=(stage,))
   loaded = load_policy(config)
-  assert loaded.stop_ids == tuple(stops)
+  assert loaded.eos_ids == tuple(stops)
   kernel = loaded.params['blocks']['down']['kernel']
   assert tuple(kernel.sharding.spec) == (None, 'tensor', 'fsdp')
   jax.tree.map(np.testing.assert_array_equal, loaded.params, policy.params)
@@ -392,17 +392,18 @@ def test_rotary_buffers_and_a_copied_head_are_accepted(folder, copy):
 MEASURE = """
 import functools, sys
 import jax, jax.numpy as jnp
-from gft_jax import parallel
-from gft_jax.config import MeshConfig
 from gft_jax import huggingface
+from gft_jax.config import MeshConfig
+from gft_jax.parallel.mesh import make_mesh
+from gft_jax.parallel.sharding import parameter_shardings
 
 def peak():
   # Not ru_maxrss, which begins at what the parent of the process had.
   status = open('/proc/self/status').read()
   return int(status.split('VmHWM:')[1].split()[0]) * 1024
 
-mesh = parallel.make_mesh(MeshConfig(fsdp=int(sys.argv[2])))
-shardings = functools.partial(parallel.parameter_shardings, mesh=mesh)
+mesh = make_mesh(MeshConfig(fsdp=int(sys.argv[2])))
+shardings = functools.partial(parameter_shardings, mesh=mesh)
 # What any first call costs: the runtime, and a tokenizer without weights.
 huggingface.load_tokenizer(sys.argv[1])
 jax.block_until_ready(jnp.ones(3) + 1)
