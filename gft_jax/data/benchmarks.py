@@ -122,7 +122,7 @@ def rows(name: str, path: str | pathlib.Path) -> list[dict[str, str]]:
     try:
       if isinstance(raw, files.BadRow):
         raise raw
-      raw = _decoded(raw)
+      raw = {column: _decoded(value) for column, value in raw.items()}
       prompt = _render(benchmark.prompt, raw)
       if not prompt:
         raise files.BadRow(f'has nothing for {benchmark.prompt!r}')
@@ -183,7 +183,7 @@ def _render(template: str, raw: dict) -> str:
   return text
 
 
-def _decoded(value: Any) -> Any:
+def _decoded(value: object) -> object:
   """Text for the bytes of a parquet file, at any depth."""
   if isinstance(value, bytes):
     try:
