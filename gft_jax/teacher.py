@@ -80,11 +80,12 @@ def check_teacher(
   require(out.suffix == '.jsonl', f'--out {out} does not end in .jsonl')
   require(out.parent.is_dir(), f'--out {out}: there is no folder {out.parent}')
   check_rows('data.batch_size', config.data.batch_size, config.mesh)
-  if not keep_correct:
+  if not keep_correct and not config.reward.function:
     return
+  # A reward that is named is read, though --keep-correct alone asks it.
   with Grader(config.reward) as grader:
     require(
-      not grader.asks_model,
+      not keep_correct or not grader.asks_model,
       f'--keep-correct: reward.function={config.reward.function!r} asks a'
       ' reward model, which gives no verdict of right or wrong',
     )

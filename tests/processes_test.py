@@ -322,13 +322,13 @@ import command
 
 def work():
   import jax
-  from gft_jax import parallel
   from gft_jax.config import ConfigError
+  from gft_jax.parallel.processes import barrier, initialize_processes
 
-  parallel.initialize_processes()
+  initialize_processes()
   if jax.process_index() == 1:
     raise ConfigError('only here')
-  parallel.barrier()
+  barrier()
 
 sys.exit(command.run(work))
 """
