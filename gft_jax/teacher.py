@@ -82,7 +82,7 @@ def check_teacher(
   check_rows('data.batch_size', config.data.batch_size, config.mesh)
   if not keep_correct and not config.reward.function:
     return
-  # A reward that is named is read, though --keep-correct alone asks it.
+  # A wrong name is refused even where nothing is graded.
   with Grader(config.reward) as grader:
     require(
       not keep_correct or not grader.asks_model,
