@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import shutil
 import signal
 import socket
@@ -123,8 +124,9 @@ class Processes:
   def said(self, index: int) -> list[str]:
     """Lines of a process, without those of the runtime as it starts."""
     lines = self._logs[index].read_text().splitlines()
-    noise = ('connected peer ranks', 'spmd_partitioner')
-    return [x for x in lines if x and not any(word in x for word in noise)]
+    # Threads of gloo write into each other's lines: a number may stand alone.
+    noise = re.compile(r'Gloo|peer ranks|spmd_partitioner|^[\d\s]*$')
+    return [line for line in lines if not noise.search(line)]
 
 
 def records(workdir):
