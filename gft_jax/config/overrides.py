@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import difflib
 import functools
 import types
 import typing
@@ -9,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, TypeGuard, TypeVar
 
 from gft_jax.config.checks import ConfigError, nearest, require
+from gft_jax.config.elsewhere import OURS
 from gft_jax.config.settings import Config, Stage
 
 if TYPE_CHECKING:
@@ -18,22 +20,28 @@ Settings = TypeVar('Settings', bound='DataclassInstance')
 
 
 def override(config: Settings, assignment: str) -> Settings:
-  """Returns `config` with one field replaced.
+  """Returns `config` with one setting replaced, in every stage.
+
+  What a stage overrides gives way: the last who speaks of a setting counts.
 
   Args:
     config: a dataclass of this module.
-    assignment: 'a.b=c'. A segment after a tuple of named parts picks the part
-      by its name: 'stages.gft.steps=10'.
+    assignment: 'a.b=c', or for one stage 'stages.NAME.a.b=c', as in
+      'stages.gft.steps=10' and 'stages.gft.loss.tau=0.3'.
 
   Raises:
     ConfigError: unknown field (names the nearest), wrong type, failed check.
   """
-  path, separator, text = assignment.partition('=')
-  require(
-    bool(separator) and bool(path.strip()),
-    f'--set {assignment!r} is not of the form a.b=c',
-  )
-  return _replace(config, path.strip().split('.'), text.strip(), path.strip())
+  path, text = _parts(assignment)
+  config = _replace(config, path.split('.'), text, path)
+  if not isinstance(config, Config):
+    return config
+  stages = tuple(_without(stage, path) for stage in config.stages)
+  config = dataclasses.replace(config, stages=stages)
+  for stage in stages:
+    if path.startswith(f'stages.{stage.name}.'):
+      for_stage(config, stage)  # An override that does not fit is refused.
+  return config
 
 
 def overridden(config: Config, assignments: Iterable[str]) -> Config:
@@ -42,8 +50,18 @@ def overridden(config: Config, assignments: Iterable[str]) -> Config:
 
 
 def for_stage(config: Config, stage: Stage) -> Config:
-  """The settings of one stage: the top level under its overrides."""
-  return overridden(config, stage.overrides)
+  """The settings of one stage: the top level under its overrides.
+
+  Raises:
+    ConfigError: an override that does not fit; names the stage.
+  """
+  for assignment in stage.overrides:
+    path, text = _parts(assignment)
+    try:
+      config = _replace(config, path.split('.'), text, path)
+    except ConfigError as error:
+      raise ConfigError(f'stages.{stage.name}.overrides: {error}') from None
+  return config
 
 
 def to_dict(config: 'DataclassInstance') -> dict[str, object]:
@@ -98,6 +116,41 @@ def fields_with_meaning(kind: type = Config, path: str = ''):
       yield name, kind_name, field.default, field.metadata['meaning']
 
 
+def _parts(assignment: str) -> tuple[str, str]:
+  """'a.b = c' -> ('a.b', 'c')."""
+  path, separator, text = assignment.partition('=')
+  require(
+    bool(separator) and bool(path.strip()),
+    f'--set {assignment!r} is not of the form a.b=c',
+  )
+  return path.strip(), text.strip()
+
+
+def _without(stage: Stage, setting: str) -> Stage:
+  """The stage without its overrides of a setting."""
+  kept = tuple(x for x in stage.overrides if _parts(x)[0] != setting)
+  return dataclasses.replace(stage, overrides=kept)
+
+
+def _with(stage: Stage, setting: str, text: str) -> Stage:
+  """The stage with this override of a setting, and no other of it."""
+  others = _without(stage, setting).overrides
+  return dataclasses.replace(stage, overrides=(*others, f'{setting}={text}'))
+
+
+def _meant(name: str, head: str, choices: Iterable[str]) -> str:
+  """What was meant by a setting that is not there, if that can be guessed."""
+  choices, last = tuple(choices), name.rpartition('.')[2]
+  if last in OURS:
+    return f'; here it is {OURS[last]}'
+  if difflib.get_close_matches(head, choices, cutoff=0.7):
+    return nearest(head, choices)
+  found = [x for x, *_ in fields_with_meaning() if x.endswith(f'.{last}')]
+  if found:
+    return f'; did you mean {" or ".join(found)}?'
+  return nearest(head, choices)
+
+
 def _is_stages(value: object) -> TypeGuard[tuple[Stage, ...]]:
   return (
     bool(value) and isinstance(value, tuple) and isinstance(value[0], Stage)
@@ -110,13 +163,17 @@ def _replace_stage(
   head, rest = path[0], path[1:]
   names = [stage.name for stage in stages]
   require(
-    head in names and bool(rest),
+    head in names,
     f'{name}: no stage {head!r}; stages: {", ".join(names)}'
     + nearest(head, names),
   )
+  require(bool(rest), f'{name} is a group of settings, not one setting')
+  if rest[0] in typing.get_type_hints(Stage):
+    replace = functools.partial(_replace, path=rest, text=text, name=name)
+  else:  # A setting of the run, for this stage alone.
+    replace = functools.partial(_with, setting='.'.join(rest), text=text)
   return tuple(
-    _replace(stage, rest, text, name) if stage.name == head else stage
-    for stage in stages
+    replace(stage) if stage.name == head else stage for stage in stages
   )
 
 
@@ -125,7 +182,7 @@ def _replace(node: Settings, path: list[str], text: str, name: str) -> Settings:
   hints = typing.get_type_hints(type(node))
   require(
     head in hints,
-    f'{name}: no setting {head!r}' + nearest(head, hints),
+    f'{name}: no setting {head!r}' + _meant(name, head, hints),
   )
   current = getattr(node, head)
   grouped = dataclasses.is_dataclass(current) or _is_stages(current)

@@ -527,7 +527,10 @@ class Stage:
   objective: str = setting('gft', 'row of training.objectives.OBJECTIVES')
   steps: int = setting(100, 'rollouts, each of optimizer.mini_batches updates')
   overrides: tuple[str, ...] = setting(
-    (), 'settings of this stage, for instance optimizer.learning_rate=1e-4'
+    (),
+    'settings of this stage, for instance optimizer.learning_rate=1e-4; --set'
+    ' stages.NAME.optimizer.learning_rate=1e-4 writes one, and --set'
+    ' optimizer.learning_rate=1e-4 removes it, for it holds in every stage',
   )
   tokens: int = setting(
     0, 'end after the step in which so many tokens have trained; 0: no limit'

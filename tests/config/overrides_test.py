@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import pytest
 
@@ -8,9 +9,11 @@ from gft_jax.config import (
   LossConfig,
   Stage,
   differences,
+  elsewhere,
   fields_with_meaning,
   for_stage,
   from_dict,
+  overridden,
   override,
   to_dict,
 )
@@ -90,6 +93,11 @@ def test_override_sets_one_field(assignment, value):
     ('model.lora.targets=', 'model.lora.targets names no projection'),
     ('model.lora.targets=qeury', r'one of query, .* did you mean query\?'),
     ('model.lora.targets=q_proj', "model.lora.targets='q_proj' is not one of"),
+    ('tau=0.2', r'did you mean loss.tau\?'),
+    ('temperature=1', 'did you mean sampler.temperature or eval.temperature'),
+    ('stages.gft=1', 'stages.gft is a group of settings'),
+    ('stages.gft.loss.tau=2', r'stages.gft.overrides: loss.tau=2.0 is not in'),
+    ('stages.gft.loss.tua=1', r"no setting 'tua'; did you mean tau\?"),
     ('stages.gtf.steps=1', r"no stage 'gtf'; .* did you mean gft\?"),
     ('model.architecture.heads=6', 'heads=6 is not a multiple of kv_heads=4'),
     ('eval.ks=1,8', r'eval.ks=\(1, 8\) has a k above eval.samples=4'),
@@ -106,6 +114,74 @@ def test_override_says_in_one_line_what_is_wrong(assignment, message):
 def test_stage_overrides_apply_to_that_stage_only():
   sft, gft = (for_stage(TREE, stage) for stage in TREE.stages)
   assert (sft.group.size, gft.group.size) == (1, 8)
+
+
+RATES = Config(
+  stages=(
+    Stage('sft', '', 'sft', 3, ('optimizer.learning_rate=1e-3', 'loss.tau=1')),
+    Stage('gft', 'sft', 'gft', 5, ('loss.tau = 0.5', 'eval.samples=8')),
+  )
+)
+
+
+def in_stages(config, name):
+  group, field = name.split('.')
+  return [
+    getattr(getattr(for_stage(config, stage), group), field)
+    for stage in config.stages
+  ]
+
+
+@pytest.mark.parametrize(
+  ('assignments', 'name', 'values'),
+  [
+    ([], 'loss.tau', [1.0, 0.5]),
+    (['loss.tau=0.3'], 'loss.tau', [0.3, 0.3]),
+    (['optimizer.learning_rate=1e-5'], 'optimizer.learning_rate', [1e-5, 1e-5]),
+    (['stages.gft.loss.tau=0.3'], 'loss.tau', [1.0, 0.3]),
+    (['stages.gft.loss.tau=0.3', 'loss.tau=0.1'], 'loss.tau', [0.1, 0.1]),
+    (['loss.tau=0.1', 'stages.gft.loss.tau=0.3'], 'loss.tau', [0.1, 0.3]),
+    (['loss.tau=0.3'], 'eval.samples', [4, 8]),
+  ],
+)
+def test_the_last_who_speaks_of_a_setting_counts(assignments, name, values):
+  assert in_stages(overridden(RATES, assignments), name) == values
+
+
+def test_what_the_command_line_says_is_what_config_json_says():
+  config = override(RATES, 'loss.tau=0.3')
+  assert config.loss.tau == 0.3
+  assert [s.overrides for s in config.stages] == [
+    ('optimizer.learning_rate=1e-3',),
+    ('eval.samples=8',),
+  ]
+
+
+@pytest.mark.parametrize(
+  ('name', 'ours'),
+  [
+    ('lr', 'optimizer.learning_rate'),
+    ('beta', 'loss.kl_weight'),
+    ('epochs', 'stages.NAME.steps'),
+    ('num_generations', 'group.samples'),
+    ('max_completion_length', 'data.max_response'),
+    ('actor_rollout_ref.actor.optim.lr', 'optimizer.learning_rate'),
+    ('trainer.save_freq', 'checkpoint.every'),
+    ('loss.beta', 'loss.kl_weight'),
+    ('stages.gft.lr', 'optimizer.learning_rate'),
+  ],
+)
+def test_a_name_of_another_trainer_leads_to_ours(name, ours):
+  with pytest.raises(ConfigError, match=f'no setting .*here it is {ours}'):
+    override(TREE, f'{name}=1')
+
+
+def test_what_others_call_a_setting_is_a_setting_here():
+  settings = {name for name, *_ in fields_with_meaning()}
+  for ours in elsewhere.OURS.values():
+    found = re.findall(r'[a-z]+(?:\.\w+)+', ours)
+    assert found or ours == '--workdir', ours
+    assert settings.issuperset(found), ours
 
 
 def test_json_round_trip():
