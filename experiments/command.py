@@ -4,13 +4,15 @@ No jax here: spawned reward workers import the script that started them.
 """
 
 import argparse
+import contextlib
 import os
 import pathlib
 import signal
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 
 from gft_jax import recipes
 from gft_jax.config import (
@@ -20,6 +22,7 @@ from gft_jax.config import (
   overridden,
   override,
 )
+from gft_jax.run.signals import Preempted, say
 
 # Four processes on two cores took more than a second to fail one after the other.
 LAST_WORDS_S = 5
@@ -136,20 +139,23 @@ def load_recipe(name_or_file: str, assignments: list[str]) -> recipes.Recipe:
 def run(work: Callable[[], None]) -> int:
   """Calls `work`; expected failures become one line and an exit code.
 
+  Ctrl-C ends it at once, where the work does not save first, as training does.
+
   Compiled programs are kept for the next process. JAX reads the place when it
   is imported, in `work`; a place that the user has named stands.
   """
   programs = pathlib.Path('~/.cache/gft_jax/programs').expanduser()
   os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(programs))
   try:
-    work()
+    with _ended_by_hand():
+      work()
   except ConfigError as error:
     print(f'error: {error}', file=sys.stderr)
     _leave_others(2)
     return 2
-  except InterruptedError as error:
+  except Preempted as error:
     print(f'stopped: {error}', file=sys.stderr)
-    return 128 + signal.SIGTERM
+    return 128 + error.number
   except (FloatingPointError, OSError) as error:
     print(f'stopped: {error}', file=sys.stderr)
     _leave_others(1)
@@ -165,10 +171,37 @@ def run(work: Callable[[], None]) -> int:
   return 0
 
 
+@contextlib.contextmanager
+def _ended_by_hand() -> Generator[None, None, None]:
+  """The first Ctrl-C ends the process, where nothing inside takes it.
+
+  A KeyboardInterrupt would be raised inside any import or compilation, which
+  may swallow it, or end the process with words of its own. All that the project
+  writes survives a kill.
+  """
+  main_thread = threading.current_thread() is threading.main_thread()
+  handler = signal.getsignal(signal.SIGINT)
+  if not main_thread or handler is not signal.default_int_handler:
+    yield
+    return
+
+  def end(*unused: object) -> None:
+    say('stopped by hand')
+    _leave_others(128 + signal.SIGINT)
+    os._exit(128 + signal.SIGINT)
+
+  signal.signal(signal.SIGINT, end)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGINT, handler)
+
+
 def _several() -> bool:
   """Whether this is one process of several."""
-  jax = sys.modules.get('jax')
-  return bool(jax) and jax.distributed.is_initialized()
+  # Ctrl-C may come while jax is imported.
+  distributed = getattr(sys.modules.get('jax'), 'distributed', None)
+  return distributed is not None and distributed.is_initialized()
 
 
 def _leave_others(code: int) -> None:

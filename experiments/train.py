@@ -8,7 +8,8 @@ get_config() -> Config.
 The same command continues an interrupted run. For a run of several processes
 see experiments/pods/. Exit codes: 0 done; 1 stopped by a non-finite step, a full
 disk, or because another process is gone; 2 a setting or an input that cannot
-work, and nothing was written; 143 preempted, and saved.
+work, and nothing was written; 143 (SIGTERM) and 130 (Ctrl-C) stopped, and saved;
+130 also where nothing was to be saved yet.
 """
 
 import sys

@@ -29,7 +29,7 @@ from gft_jax.run import checkpoint
 from gft_jax.run.profiling import Profiler
 from gft_jax.run.progress import Budget, Due, Evaluation, Position, what_is_due
 from gft_jax.run.recorder import Recorder
-from gft_jax.run.signals import Preempted, sigterm_event
+from gft_jax.run.signals import Preempted, stop_requests
 from gft_jax.run.workdir import (
   check_data,
   check_workdir,
@@ -64,7 +64,7 @@ def train(config: Config, workdir: str | pathlib.Path) -> dict[str, Evaluation]:
       config, on other data, or in use by another run. Nothing has been written
       then.
     NonFiniteError: the last good checkpoint stands.
-    Preempted: SIGTERM came; the step in progress is done and saved. An
+    Preempted: SIGTERM or Ctrl-C came; the step in progress is done and saved. An
       evaluation in progress is done when the same command continues.
     checkpoint.SaveError: the disk is full; the last checkpoint stands.
     processes.LostProcessError: another process of the run is gone.
@@ -79,7 +79,7 @@ def train(config: Config, workdir: str | pathlib.Path) -> dict[str, Evaluation]:
     engine = hold(open_engine(config, policy, rewards_of(jobs), timeouts))
     hold(claim(workdir, config))
     check_data(workdir, fingerprints(jobs))
-    stop_requested = hold(sigterm_event())
+    stop_request = hold(stop_requests())
     first = jax.process_index() == 0
     writer = make_writer(workdir, config.log) if first else Writer()
     hold(closing(writer))
@@ -94,7 +94,7 @@ def train(config: Config, workdir: str | pathlib.Path) -> dict[str, Evaluation]:
       Recorder(writer, workdir, started),
       saver,
       profiler,
-      stop_requested,
+      stop_request,
     )
     results = {job.stage.name: run_stage(run, job) for job in jobs}
     if config.log.report and first:
@@ -132,11 +132,12 @@ def run_stage(run: Run, job: Job) -> Evaluation:
         unfinished_evaluation=unfinished,
         score=job.score_of(evaluation) if measured else None,
       )
-      save(run, job, step, position, wait=due.last or stop)
+      save(run, job, step, position, wait=due.last or bool(stop))
     if stop:
       raise Preempted(
-        f'SIGTERM: stage {job.stage.name} is saved at step {step.number}; the'
-        ' same command continues'
+        stop,
+        f'stage {job.stage.name} is saved at step {step.number}; the same'
+        ' command continues',
       )
     if due.last:
       break
@@ -184,10 +185,10 @@ def finish_evaluation(run: Run, job: Job, begun: Begun) -> Begun:
 
 def agree_on_what_is_due(
   run: Run, job: Job, step: Step, budget: Budget
-) -> tuple[Due, bool]:
-  """What is due in every process, and whether any has been asked to stop."""
-  budget_reached, stop = processes.any_process(
-    budget.spent.reaches(job.stage), run.stop_requested.is_set()
+) -> tuple[Due, int]:
+  """What is due in every process, and the signal that asks any to stop, or 0."""
+  budget_reached, stop = processes.largest(
+    budget.spent.reaches(job.stage), run.stop_request.number
   )
   due = what_is_due(
     step.number,
@@ -195,7 +196,7 @@ def agree_on_what_is_due(
     evaluate_every=job.config.eval.every,
     save_every=job.config.checkpoint.every,
     save_evaluated=bool(job.config.checkpoint.best),
-    budget_reached=budget_reached,
-    stop_requested=stop,
+    budget_reached=bool(budget_reached),
+    stop_requested=bool(stop),
   )
   return due, stop

@@ -3,7 +3,6 @@
 import logging
 import pathlib
 import shutil
-import threading
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -22,6 +21,7 @@ from gft_jax.run.clock import Clock, memory
 from gft_jax.run.profiling import Profiler
 from gft_jax.run.progress import Position
 from gft_jax.run.recorder import Recorder
+from gft_jax.run.signals import StopRequest
 from gft_jax.run.workdir import stage_directory
 from gft_jax.training.metrics import Maxima, Metrics, check_finite, floats_of
 from gft_jax.training.optimizer import make_schedule
@@ -39,7 +39,7 @@ class Run(NamedTuple):
     recorder: of metrics.
     saver: of checkpoints.
     profiler: of the steps that log.profile names.
-    stop_requested: set by SIGTERM to this process.
+    stop_request: what SIGTERM and Ctrl-C have asked of this process.
   """
 
   config: Config
@@ -49,7 +49,7 @@ class Run(NamedTuple):
   recorder: Recorder
   saver: checkpoint.Saver
   profiler: Profiler
-  stop_requested: threading.Event
+  stop_request: StopRequest
 
   def result_of(self, stage: str) -> Params:
     """Final parameters of a stage; of the model where the name is empty."""

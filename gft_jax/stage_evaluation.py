@@ -28,26 +28,26 @@ class Evaluated(NamedTuple):
   Attributes:
     evaluation: its numbers, or those of the evaluation before.
     unfinished: as Position.unfinished_evaluation.
-    stop: SIGTERM has come.
+    stop: the signal that asks to stop, or 0.
   """
 
   evaluation: Evaluation
   unfinished: str
-  stop: bool
+  stop: int
 
 
 def evaluate_or_stop(
   run: Run, job: Job, params: Params, step: int, last: bool, before: Evaluation
 ) -> Evaluated:
-  """Evaluates a step, unless SIGTERM comes before it is done.
+  """Evaluates a step, unless a signal asks to stop before it is done.
 
   An evaluation may take longer than the notice that is given.
   """
   try:
     evaluation = evaluate_stage(run, job, params, step, last=last)
-  except Preempted:
-    return Evaluated(before, 'last' if last else 'step', True)
-  return Evaluated(evaluation, '', is_stop_requested(run))
+  except Preempted as stopped:
+    return Evaluated(before, 'last' if last else 'step', stopped.number)
+  return Evaluated(evaluation, '', stop_signal(run))
 
 
 def evaluate_stage(
@@ -56,15 +56,17 @@ def evaluate_stage(
   """Evaluates a step of a stage and writes the record.
 
   Raises:
-    Preempted: SIGTERM has come; it is looked for between two batches.
+    Preempted: a signal asks to stop; it is looked for between two batches.
   """
   stage, clock = job.stage.name, Clock()
 
   def check() -> None:
-    if is_stop_requested(run):
+    number = stop_signal(run)
+    if number:
       raise Preempted(
-        f'SIGTERM: the evaluation of stage {stage} at step {step} is still to be'
-        ' done; the same command continues'
+        number,
+        f'the evaluation of stage {stage} at step {step} is still to be done; the'
+        ' same command continues',
       )
 
   with clock.phase('evaluate'):
@@ -84,9 +86,9 @@ def evaluate_stage(
   return evaluation
 
 
-def is_stop_requested(run: Run) -> bool:
-  """Whether SIGTERM came to any process; every process must ask."""
-  return processes.any_process(run.stop_requested.is_set())[0]
+def stop_signal(run: Run) -> int:
+  """The signal that asks any process to stop, or 0; every process must ask."""
+  return processes.largest(run.stop_request.number)[0]
 
 
 def base_of(run: Run, job: Job, params: Params) -> Params | None:

@@ -33,7 +33,7 @@ from gft_jax.loop import train
 from gft_jax.policy import load_policy, restore_stage
 from gft_jax.rewards.grader import Grader
 from gft_jax.run import checkpoint
-from gft_jax.run.signals import Preempted
+from gft_jax.run.signals import HINT, Preempted
 from gft_jax.run.workdir import claim
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -242,6 +242,37 @@ def test_a_run_whose_disk_is_full_says_so_and_goes_on_elsewhere(
   train(config, tmp_path / 'rest')
   train(config, tmp_path / 'whole')
   assert records(tmp_path / 'rest') == records(tmp_path / 'whole')
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_after_the_step_and_the_same_command_continues(
+  one_stage, tmp_path
+):
+  workdir = tmp_path / 'run'
+  long = dataclasses.replace(
+    one_stage, stages=(Stage('gft', '', 'gft', 10**6),)
+  )
+  arguments = command(long, tmp_path, workdir)
+  run = subprocess.Popen(
+    arguments, stderr=subprocess.PIPE, text=True, env=environment()
+  )
+  try:
+    deadline = time.monotonic() + 120
+    metrics = workdir / 'metrics.jsonl'
+    # The first step is compiled after the config is written.
+    while not (workdir / 'config.json').exists() or not metrics.exists():
+      assert run.poll() is None and time.monotonic() < deadline
+      time.sleep(0.05)
+    run.send_signal(signal.SIGINT)
+    _, said = run.communicate(timeout=120)
+  finally:
+    run.kill()
+  assert run.returncode == 128 + signal.SIGINT
+  assert said.startswith(
+    f'{HINT}\nstopped: Ctrl-C: stage gft is saved at step 1'
+  )
+  assert said.count('\n') == 2
+  assert checkpoint.newest(workdir / 'checkpoints/gft').name == '00000001'
 
 
 @pytest.mark.slow

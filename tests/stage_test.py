@@ -98,7 +98,7 @@ def run_in(workdir, engine=None, profile=''):
     recorder=types.SimpleNamespace(valid_bytes=0, unreported_times=Clock()),
     saver=None,
     profiler=Profiler(workdir / 'profile', profile),
-    stop_requested=None,
+    stop_request=None,
   )
 
 

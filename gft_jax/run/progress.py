@@ -130,7 +130,7 @@ def what_is_due(
     save_every: checkpoint.every.
     save_evaluated: each evaluated step is saved (checkpoint.best).
     budget_reached: the stage has spent its tokens or seconds.
-    stop_requested: SIGTERM has come.
+    stop_requested: SIGTERM or Ctrl-C has come.
   """
   last = step == steps or budget_reached
   evaluate = last or _divides(evaluate_every, step)

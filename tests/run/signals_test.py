@@ -1,11 +1,11 @@
-"""SIGTERM sets an event, in the main thread, as long as somebody looks."""
+"""A signal is a request, in the main thread, as long as somebody looks."""
 
 import signal
 import threading
 
 import pytest
 
-from gft_jax.run.signals import sigterm_event
+from gft_jax.run.signals import HINT, Preempted, stop_requests
 
 
 @pytest.fixture
@@ -18,37 +18,72 @@ def before():
   signal.signal(signal.SIGTERM, found)
 
 
-def test_sigterm_sets_the_event_and_nothing_else(before):
-  with sigterm_event() as event:
-    assert not event.is_set()
+def test_sigterm_is_a_request_and_nothing_else(before):
+  with stop_requests() as request:
+    assert request.number == 0
     signal.raise_signal(signal.SIGTERM)
-    assert event.is_set()
+    assert request.number == signal.SIGTERM
     signal.raise_signal(signal.SIGTERM)  # A second one does no harm.
   assert before == []
 
 
+def test_ctrl_c_is_a_request_and_a_second_one_is_an_interrupt(capfd):
+  with stop_requests() as request:
+    signal.raise_signal(signal.SIGINT)
+    assert request.number == signal.SIGINT
+    assert capfd.readouterr().err == f'{HINT}\n'
+    with pytest.raises(KeyboardInterrupt):
+      signal.raise_signal(signal.SIGINT)
+  with pytest.raises(KeyboardInterrupt):
+    signal.raise_signal(signal.SIGINT)
+
+
+def test_the_first_of_two_signals_says_how_the_process_ends(before, capfd):
+  with stop_requests() as request:
+    signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(signal.SIGINT)  # Not the second Ctrl-C.
+  assert request.number == signal.SIGTERM and before == []
+
+
+def test_a_signal_that_is_ignored_stays_ignored():
+  found = signal.signal(signal.SIGINT, signal.SIG_IGN)
+  try:
+    with stop_requests() as request:
+      signal.raise_signal(signal.SIGINT)
+    assert request.number == 0
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+  finally:
+    signal.signal(signal.SIGINT, found)
+
+
+def test_who_was_stopped_says_by_what():
+  stopped = Preempted(signal.SIGINT, 'saved')
+  assert (str(stopped), stopped.number) == ('Ctrl-C: saved', signal.SIGINT)
+  assert str(Preempted(signal.SIGTERM, 'saved')) == 'SIGTERM: saved'
+
+
 def test_the_handler_before_is_put_back_also_after_an_error(before):
   handler = signal.getsignal(signal.SIGTERM)
-  with sigterm_event() as event:
+  with stop_requests() as request:
     assert signal.getsignal(signal.SIGTERM) is not handler
   assert signal.getsignal(signal.SIGTERM) is handler
-  with pytest.raises(KeyError), sigterm_event():
+  with pytest.raises(KeyError), stop_requests():
     raise KeyError
   signal.raise_signal(signal.SIGTERM)
-  assert before == ['SIGTERM'] and not event.is_set()
+  assert before == ['SIGTERM'] and not request.number
 
 
-def test_another_thread_gets_an_event_and_no_handler_is_touched(before):
+def test_another_thread_gets_a_request_and_no_handler_is_touched(before):
   handler, entered, leave = (
     signal.getsignal(signal.SIGTERM),
     threading.Event(),
     threading.Event(),
   )
-  events = []
+  requests = []
 
   def run():
-    with sigterm_event() as event:
-      events.append(event)
+    with stop_requests() as request:
+      requests.append(request)
       entered.set()
       leave.wait(60)
 
@@ -61,5 +96,5 @@ def test_another_thread_gets_an_event_and_no_handler_is_touched(before):
   finally:
     leave.set()
     thread.join(60)
-  assert before == ['SIGTERM'] and not events[0].is_set()
+  assert before == ['SIGTERM'] and not requests[0].number
   assert signal.getsignal(signal.SIGTERM) is handler
