@@ -27,6 +27,9 @@ def main(arguments: list[str] | None = None) -> int:
   parser.add_argument(
     '--adapter', action='store_true', help='adapters alone, for PEFT'
   )
+  command.add_set(
+    parser, 'overrides one setting, as model.path where its folder has moved'
+  )
   options = parser.parse_args(arguments)
 
   def work():
@@ -41,6 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
       best=options.best,
       adapter=options.adapter,
       max_shard_size=tensor_files.bytes_of(options.max_shard_size),
+      assignments=options.set,
     )
     print(f'{options.out}: stage {options.stage}, step {step}')
 

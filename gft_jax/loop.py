@@ -54,7 +54,8 @@ def train(config: Config, workdir: str | pathlib.Path) -> dict[str, Evaluation]:
   """Runs, or resumes, every stage.
 
   Afterwards `workdir` holds config.json, data.json, metrics.jsonl,
-  checkpoints/ and report/. A finished stage is not run again.
+  checkpoints/ and report/. A finished stage is not run again; one that has more
+  steps now goes on, if it is the last.
 
   Returns:
     The last evaluation of each stage, by stage.
@@ -107,7 +108,7 @@ def run_stage(run: Run, job: Job) -> Evaluation:
   """Runs or resumes one stage; returns its last evaluation."""
   begun = begin_stage(run, job)
   evaluation, budget = begun.position.evaluation, Budget(begun.position.spent)
-  if begun.position.finished:
+  if begun.is_over(job.stage):
     return evaluation
   for step in training_steps(run, job, begun):
     run.recorder.defer(step.read)
@@ -149,7 +150,7 @@ def run_stage(run: Run, job: Job) -> Evaluation:
 def begin_stage(run: Run, job: Job) -> Begun:
   """Restores a stage, and does the evaluations that come before its steps."""
   begun, stage = restore(run, job), job.stage
-  if begun.position.finished:
+  if begun.is_over(stage):
     return begun
   void_later_stages(run, stage, begun.step)
   run.recorder.begin_stage(stage.name, stage.steps, begun.step)

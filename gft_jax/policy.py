@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import pathlib
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -10,7 +11,14 @@ import jax.numpy as jnp
 from transformers import PreTrainedTokenizerBase
 
 from gft_jax import huggingface
-from gft_jax.config import Config, ConfigError, MeshConfig, require
+from gft_jax.config import (
+  Config,
+  ConfigError,
+  LoraConfig,
+  MeshConfig,
+  overridden,
+  require,
+)
 from gft_jax.data import arithmetic
 from gft_jax.huggingface import hub, peft
 from gft_jax.models import lora, transformer
@@ -20,7 +28,9 @@ from gft_jax.parallel.sharding import create_sharded
 from gft_jax.run import checkpoint
 from gft_jax.run.workdir import (
   check_stage,
+  found_again,
   read_config,
+  split_stage,
   stage_config,
   stage_directory,
 )
@@ -111,7 +121,15 @@ def load_stage(
     ConfigError: no run, no such stage, or no checkpoint of it that verifies.
   """
   config = config or stage_config(workdir, stage, best)
-  policy = load_policy(config)
+  try:
+    policy = load_policy(config)
+  except ConfigError as error:
+    path = config.model.path
+    if not path or split_stage(path) or pathlib.Path(path).exists():
+      raise
+    raise ConfigError(
+      f'{error}; where the folder has moved, --set model.path=FOLDER names it'
+    ) from error
   params, step = restore_stage(policy, workdir, stage, best=best)
   return LoadedStage(config, policy, params, step)
 
@@ -124,6 +142,7 @@ def export_stage(
   best: bool = False,
   adapter: bool = False,
   max_shard_size: int = 5 * 10**9,
+  assignments: Sequence[str] = (),
 ) -> int:
   """Writes a stage of a run as a folder for `transformers`; returns its step.
 
@@ -137,11 +156,14 @@ def export_stage(
     best: the step with the largest `checkpoint.best`, not the last.
     adapter: write the adapters alone, as a folder for PEFT.
     max_shard_size: bytes of a file of weights; more go into several files.
+    assignments: override settings of the run, as model.path where its model
+      has moved.
 
   Raises:
     ConfigError: as `load_stage`, or `adapter` of a run without adapters.
   """
-  config = read_config(workdir)
+  config = found_again(read_config(workdir), workdir)
+  config = overridden(config, assignments)
   check_stage(config, stage, best)
   if adapter and not config.model.lora.rank:
     raise ConfigError(
@@ -152,6 +174,11 @@ def export_stage(
     config = dataclasses.replace(config, mesh=MeshConfig())
   _, policy, params, step = load_stage(workdir, stage, best=best, config=config)
   if adapter:
+    require(
+      split_stage(config.model.path) is None,
+      f'--adapter: PEFT finds no folder in model.path={config.model.path}; export'
+      ' that stage and train on the folder, or leave out the flag',
+    )
     base = str(pathlib.Path(config.model.path).expanduser())
     peft.save(directory, policy.model, params, base=base)
   else:
@@ -160,44 +187,91 @@ def export_stage(
       policy.model,
       lora.merge(policy.model, policy.frozen, params),
       policy.tokenizer,
-      source=config.model.path or None,
+      source=source_of(config.model.path),
       max_shard_size=max_shard_size,
     )
   return step
 
 
+def source_of(path: str) -> str | None:
+  """The folder or hub id behind `model.path`; None if there is none."""
+  run = split_stage(path)
+  if run is None:
+    return path or None
+  config = found_again(read_config(run[0]), run[0])
+  return source_of(config.model.path)
+
+
 def load_policy(config: Config) -> Policy:
   """The model of the config, or fresh parameters, on its mesh.
 
-  With `model.lora` the model's are frozen, and fresh adapters trained.
+  A model is a folder, or a stage of another run. With `model.lora` its
+  parameters are frozen, and fresh adapters trained.
 
   Raises:
-    ConfigError: no such folder, a model that is not supported, or too few
-      devices.
+    ConfigError: no such folder or stage, a model that is not supported, or too
+      few devices.
   """
-  return _from_folder(config) if config.model.path else _from_scratch(config)
+  if not config.model.path:
+    return _from_scratch(config)
+  run = split_stage(config.model.path)
+  policy = _from_run(config, *run) if run else _from_folder(config)
+  rank = config.model.lora.rank
+  if not rank:
+    return policy
+  model = policy.model.clone(lora=config.model.lora)
+  adapters = lora.create(
+    model, key_of(config.seed, 'init', 0), _shardings(config)
+  )
+  return policy._replace(model=model, params=adapters, frozen=policy.params)
+
+
+def _shardings(config: Config) -> Callable[[Params], Params]:
+  """Tree of shapes -> tree of shardings on the mesh of the config."""
+  mesh = make_mesh(config.mesh)
+  return functools.partial(sharding.parameter_shardings, mesh=mesh)
+
+
+def _from_run(config: Config, workdir: str, stage: str) -> Policy:
+  """The result of a stage of another run, computed as this config says."""
+  begun = stage_config(workdir, stage)
+  model = dataclasses.replace(
+    config.model,
+    path=begun.model.path,
+    tokenizer=begun.model.tokenizer,
+    architecture=begun.model.architecture,
+    lora=begun.model.lora,
+  )
+  begun = dataclasses.replace(begun, model=model, mesh=config.mesh)
+  policy = load_policy(begun)
+  params, _ = restore_stage(policy, workdir, stage)
+  if policy.frozen is None:
+    return policy._replace(params=params)
+  require(
+    jax.process_count() == 1,
+    f'model.path={workdir}:{stage} has adapters, which one process alone can'
+    ' merge; export the stage, and name the folder',
+  )
+  merged = lora.merge(policy.model, policy.frozen, params)
+  merged = jax.device_put(merged, _shardings(config)(merged))
+  model = policy.model.clone(lora=LoraConfig())
+  return policy._replace(model=model, params=merged, frozen=None)
 
 
 def _from_folder(config: Config) -> Policy:
   settings = config.model
-  mesh = make_mesh(config.mesh)
-  shardings = functools.partial(sharding.parameter_shardings, mesh=mesh)
   folder = hub.folder_of(settings.path)
   model, params, tokenizer = huggingface.load(
     folder,
     dtype=settings.dtype,
     param_dtype=settings.param_dtype,
     remat=settings.remat,
-    shardings=shardings,
+    shardings=_shardings(config),
   )
   eos_ids = huggingface.stop_ids(
     folder, tokenizer, model.architecture.vocab_size
   )
-  if not settings.lora.rank:
-    return Policy(model, params, tokenizer, eos_ids)
-  model = model.clone(lora=settings.lora)
-  adapters = lora.create(model, key_of(config.seed, 'init', 0), shardings)
-  return Policy(model, adapters, tokenizer, eos_ids, frozen=params)
+  return Policy(model, params, tokenizer, eos_ids)
 
 
 def _from_scratch(config: Config) -> Policy:

@@ -29,7 +29,7 @@ from gft_jax.models import reward_model
 from gft_jax.models.transformer import Transformer
 from gft_jax.parallel import sharding
 from gft_jax.parallel.mesh import check_divisible, make_mesh
-from gft_jax.policy import Policy, key_of, load_policy
+from gft_jax.policy import Policy, key_of, load_policy, source_of
 from gft_jax.rollout import groups
 from gft_jax.run import checkpoint, compiler, writers
 from gft_jax.run.workdir import check_workdir, claim, local_folder
@@ -157,7 +157,7 @@ def train_reward_model(
     task.model,
     state.params,
     policy.tokenizer,
-    source=config.model.path or None,
+    source=source_of(config.model.path),
   )
   return evaluation | {'pairs': fitting, 'too_long': len(pairs) - fitting}
 

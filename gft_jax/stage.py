@@ -75,6 +75,11 @@ class Begun(NamedTuple):
   batches: Batches
   position: Position
 
+  def is_over(self, stage: Stage) -> bool:
+    """Whether nothing is left; a finished stage may have been given more."""
+    done = self.step >= stage.steps or self.position.spent.reaches(stage)
+    return self.position.finished and done
+
 
 class Step(NamedTuple):
   """A step that is dispatched.

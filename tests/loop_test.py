@@ -10,7 +10,7 @@ import chex
 import jax
 import numpy as np
 import pytest
-from small_runs import alone
+from small_runs import alone, demonstrations
 
 from gft_jax import evaluate, huggingface
 from gft_jax.config import ConfigError, Stage, override
@@ -22,6 +22,7 @@ from gft_jax.report import groups as report_groups
 from gft_jax.report.run import goodput, read_run
 from gft_jax.rewards.journal import Journal
 from gft_jax.run import writers
+from gft_jax.run.workdir import read_config
 from gft_jax.training.metrics import NonFiniteError
 
 
@@ -522,6 +523,19 @@ def test_a_changed_config_is_refused_by_name(config, whole):
   changed = override(config, 'loss.tau=0.1')
   with pytest.raises(ConfigError, match=r'changed: loss.tau: 0.7 -> 0.1;'):
     train(changed, whole[0])
+
+
+def test_a_finished_run_may_be_extended(config, tmp_path):
+  """By steps and by a stage: as if it had been asked for from the start."""
+  train(demonstrations(config, ('a', '', 2)), tmp_path / 'run')
+  longer = demonstrations(config, ('a', '', 3), ('b', 'a', 1))
+  train(longer, tmp_path / 'run')
+  train(longer, tmp_path / 'whole')
+  assert comparable(training(tmp_path / 'run')) == comparable(
+    training(tmp_path / 'whole')
+  )
+  assert steps_of(tmp_path / 'run') == [1, 2, 3, 1]
+  assert read_config(tmp_path / 'run') == longer
 
 
 @pytest.mark.slow

@@ -1,11 +1,13 @@
 """Stages of a run, loaded again and written for others."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
 from gft_jax import huggingface
-from gft_jax.config import ConfigError, override
+from gft_jax.config import ConfigError, Stage, overridden, override
 from gft_jax.loop import train
 from gft_jax.policy import (
   export_stage,
@@ -76,3 +78,84 @@ def test_keys_differ_by_seed_stream_and_step():
   ]
   data = {tuple(np.asarray(jax.random.key_data(key))) for key in keys}
   assert len(data) == len(keys)
+
+
+def continued(config, path, *assignments):
+  """One short stage that starts from `path`."""
+  stage = Stage('more', '', 'sft', 1, ('group.teachers=0', 'group.samples=0'))
+  config = dataclasses.replace(config, stages=(stage,))
+  settings = (f'model.path={path}', 'eval.splits=', 'log.report=false')
+  return overridden(config, [*settings, 'eval.base=', *assignments])
+
+
+def test_a_model_may_be_a_stage_of_a_run(whole, config, tmp_path):
+  workdir, _ = whole
+  policy = load_policy(continued(config, f'{workdir}:gft'))
+  assert same(policy.params, load_stage(workdir, 'gft').params)
+  export_stage(workdir, 'gft', tmp_path / 'model')
+  exported = load_policy(continued(config, tmp_path / 'model'))
+  assert same(policy.params, exported.params)
+  assert policy.model == exported.model
+  assert policy.eos_ids == exported.eos_ids
+
+
+def test_a_run_goes_on_from_a_run_and_is_exported(whole, config, tmp_path):
+  workdir, _ = whole
+  first = continued(config, f'{workdir}:base', 'model.param_dtype=bfloat16')
+  leaves = jax.tree.leaves(load_policy(first).params)
+  assert {leaf.dtype.name for leaf in leaves} == {'bfloat16'}
+  second = continued(config, f'{workdir}:base', 'mesh.fsdp=2')
+  train(second, tmp_path / 'second')
+  third = continued(config, f'{tmp_path / "second"}:more')
+  train(third, tmp_path / 'third')
+  assert export_stage(tmp_path / 'third', 'more', tmp_path / 'out') == 1
+  _, params, _ = huggingface.load(tmp_path / 'out')
+  assert same(params, load_stage(tmp_path / 'third', 'more').params)
+
+
+def test_adapters_of_a_run_are_merged_where_another_starts(
+  whole, config, tmp_path
+):
+  workdir, _ = whole
+  export_stage(workdir, 'base', tmp_path / 'model')
+  adapted = continued(config, tmp_path / 'model', 'model.lora.rank=2')
+  train(adapted, tmp_path / 'adapted')
+  policy = load_policy(continued(config, f'{tmp_path / "adapted"}:more'))
+  export_stage(tmp_path / 'adapted', 'more', tmp_path / 'merged')
+  assert same(policy.params, huggingface.load(tmp_path / 'merged')[1])
+  assert policy.frozen is None and not policy.model.lora.rank
+  again = f'{tmp_path / "adapted"}:more'
+  policy = load_policy(continued(config, again, 'model.lora.rank=3'))
+  assert same(policy.frozen, huggingface.load(tmp_path / 'merged')[1])
+
+
+@pytest.mark.parametrize(
+  'ending, message',
+  [
+    ('', r'is a run, not a model.*stages: base, gft, grpo'),
+    (':gtf', r"'gtf' is not one of base, gft, grpo; did you mean gft\?"),
+    (':', 'needs --stage, one of base, gft, grpo'),
+  ],
+)
+def test_a_run_without_a_stage_is_no_model(whole, config, ending, message):
+  with pytest.raises(ConfigError, match=message) as error:
+    load_policy(continued(config, f'{whole[0]}{ending}'))
+  assert '\n' not in str(error.value)
+
+
+def test_a_relative_model_is_found_from_another_folder(
+  whole, config, tmp_path, monkeypatch
+):
+  """Also where run and model have moved together; else it may be named."""
+  export_stage(whole[0], 'base', tmp_path / 'old/models/base')
+  monkeypatch.chdir(tmp_path / 'old')
+  train(continued(config, 'models/base'), 'runs/first')
+  monkeypatch.chdir(tmp_path)
+  assert export_stage(tmp_path / 'old/runs/first', 'more', 'a') == 1
+  (tmp_path / 'old').rename(tmp_path / 'new')
+  assert export_stage('new/runs/first', 'more', 'b') == 1
+  (tmp_path / 'new/models/base').rename(tmp_path / 'elsewhere')
+  with pytest.raises(ConfigError, match=r'models/base is .*model\.path='):
+    export_stage('new/runs/first', 'more', 'c')
+  named = [f'model.path={tmp_path / "elsewhere"}']
+  assert export_stage('new/runs/first', 'more', 'c', assignments=named) == 1

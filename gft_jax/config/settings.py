@@ -92,8 +92,8 @@ class LoraConfig:
 class ModelConfig:
   path: str = setting(
     '',
-    'Hugging Face folder, or owner/name or owner/name@revision on the hub;'
-    ' empty: train from scratch',
+    'Hugging Face folder, or owner/name or owner/name@revision on the hub, or'
+    ' a stage of a run as WORKDIR:STAGE; empty: train from scratch',
   )
   tokenizer: str = setting(
     '',

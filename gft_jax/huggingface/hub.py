@@ -32,6 +32,11 @@ def folder_of(
   Raises:
     ConfigError: neither a folder nor within reach.
   """
+  require(
+    '://' not in str(name),
+    f'{name} is not a local folder; mount the bucket or copy the model, and name'
+    ' the folder',
+  )
   folder = pathlib.Path(name).expanduser()
   if folder.exists():
     require(folder.is_dir(), f'{folder} is a file, not the folder of a model')

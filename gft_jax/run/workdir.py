@@ -8,12 +8,16 @@ import json
 import pathlib
 import re
 from collections.abc import Generator, Iterable
+from typing import TypeVar
 
 import jax
 
 from gft_jax.config import (
   Config,
   ConfigError,
+  DataConfig,
+  ModelConfig,
+  RewardConfig,
   Stage,
   differences,
   for_stage,
@@ -24,6 +28,8 @@ from gft_jax.config import (
 )
 from gft_jax.parallel import processes
 from gft_jax.run.files import write_whole
+
+Group = TypeVar('Group', ModelConfig, DataConfig, RewardConfig)
 
 
 def read_config(workdir: str | pathlib.Path) -> Config:
@@ -41,6 +47,62 @@ def read_config(workdir: str | pathlib.Path) -> Config:
       f'{path} is not the config of a run ({error}); restore it, or use another'
       ' --workdir'
     ) from error
+
+
+def found_again(config: Config, workdir: str | pathlib.Path) -> Config:
+  """The settings of a run whose paths were relative to another folder.
+
+  A relative path that is not here is looked for in the folders above the run,
+  the nearest first: where the run was begun, as a rule.
+  """
+  above = pathlib.Path(workdir).absolute().parents
+
+  def find(path: str) -> str:
+    if not path or _exists(path):
+      return path
+    places = (str(folder / path) for folder in above)
+    return next(filter(_exists, places), path)
+
+  def in_fields(group: Group, *names: str) -> Group:
+    found = {name: find(getattr(group, name)) for name in names}
+    return dataclasses.replace(group, **found)
+
+  return dataclasses.replace(
+    config,
+    model=in_fields(config.model, 'path', 'tokenizer'),
+    data=in_fields(config.data, 'path', 'eval_path'),
+    reward=in_fields(config.reward, 'model'),
+  )
+
+
+def _exists(path: str) -> bool:
+  """Whether a file, a folder, or a run before the colon is there."""
+  names = path, path.rpartition(':')[0] or path
+  return any(pathlib.Path(name).expanduser().exists() for name in names)
+
+
+def split_stage(path: str) -> tuple[str, str] | None:
+  """'runs/first:gft' -> ('runs/first', 'gft'); None for what is no run.
+
+  Raises:
+    ConfigError: a run without a stage.
+  """
+  folder, _, stage = path.rpartition(':')
+  if _is_run(folder):
+    return str(pathlib.Path(folder).expanduser()), stage
+  if _is_run(path):
+    names = ', '.join(x.name for x in read_config(path).stages)
+    raise ConfigError(
+      f'{path} is a run, not a model; name one of its stages, as in'
+      f' model.path={path}:STAGE; stages: {names}'
+    )
+  return None
+
+
+def _is_run(folder: str) -> bool:
+  """Whether a run has begun there; a model's config.json has no stages."""
+  path = pathlib.Path(folder).expanduser() / 'config.json'
+  return bool(folder) and path.is_file() and '"stages"' in path.read_text()
 
 
 def check_stage(config: Config, name: str | None, best: bool = False) -> Stage:
@@ -75,7 +137,7 @@ def stage_config(
   Raises:
     ConfigError: no run, no such stage, or no best step; see `check_stage`.
   """
-  config = read_config(workdir)
+  config = found_again(read_config(workdir), workdir)
   own = for_stage(config, check_stage(config, name, best))
   return dataclasses.replace(
     config,
@@ -112,15 +174,43 @@ def local_folder(workdir: str | pathlib.Path) -> pathlib.Path:
 
 
 def check_workdir(workdir: pathlib.Path, config: Config) -> None:
-  """Refuses a workdir that was begun under another config, log.* aside."""
+  """Refuses a workdir that was begun under another config, log.* aside.
+
+  More stages at the end, and more steps of the last stage, change nothing that
+  was done.
+  """
   if (workdir / 'config.json').exists():
-    begun = read_config(workdir)
+    begun = _extended(read_config(workdir), config)
     changed = differences(dataclasses.replace(begun, log=config.log), config)
     if changed:
       raise ConfigError(
         f'{workdir} was begun under another config; changed:'
         f' {"; ".join(changed)}; use a new --workdir'
       )
+
+
+def _extended(begun: Config, config: Config) -> Config:
+  """What was begun, with what `config` adds to its end."""
+  count = len(begun.stages)
+  if [x.name for x in begun.stages] != [x.name for x in config.stages[:count]]:
+    return begun
+  *before, last = begun.stages
+  wanted = config.stages[count - 1]
+  # A schedule that ends with the stage would have had other rates.
+  if for_stage(begun, last).optimizer.schedule == 'constant':
+    last = dataclasses.replace(
+      last,
+      steps=max(last.steps, wanted.steps),
+      tokens=int(_larger(last.tokens, wanted.tokens)),
+      seconds=_larger(last.seconds, wanted.seconds),
+    )
+  stages = (*before, last, *config.stages[count:])
+  return dataclasses.replace(begun, stages=stages)
+
+
+def _larger(limit: float, wanted: float) -> float:
+  """The limit that allows more; 0 is none."""
+  return max(limit, wanted) if limit and wanted else 0
 
 
 @contextlib.contextmanager
@@ -174,13 +264,16 @@ def check_data(
   path = workdir / 'data.json'
   if path.exists():
     begun = json.loads(path.read_text())
-    changed = [name for name in found if begun.get(name) != found[name]]
+    # A run that was extended reads more; what it has read must be the same.
+    changed = [x for x in found if set(begun.get(x, ())) - prints[x]]
     require(
       not changed,
       f'{workdir} was begun on other data; changed: {"; ".join(changed)};'
       ' restore the file, or use a new --workdir',
     )
-  elif jax.process_index() == 0:
+    if found == begun:
+      return
+  if jax.process_index() == 0:
     write_whole(path, json.dumps(found, indent=1))
 
 

@@ -5,10 +5,12 @@ import json
 import pathlib
 
 import pytest
+from small_runs import demonstrations
 
-from gft_jax.config import Config, ConfigError, Stage, to_dict
+from gft_jax.config import Config, ConfigError, Stage, overridden, to_dict
 from gft_jax.report.run import read_run
 from gft_jax.run.workdir import (
+  check_data,
   check_stage,
   check_workdir,
   local_folder,
@@ -116,3 +118,41 @@ def test_a_stage_that_cannot_name_its_folder_is_refused(name):
   with pytest.raises(ConfigError, match='name a folder of checkpoints'):
     Stage(name)
   assert Stage('tau 0.7').name == 'tau 0.7'
+
+
+@pytest.mark.parametrize(
+  'stages, assignments, message',
+  [
+    ([('a', '', 1), ('b', 'a', 2)], [], r'stages.a.steps: 2 -> 1'),
+    ([('a', '', 3), ('b', 'a', 2)], [], r'stages.a.steps: 2 -> 3'),
+    ([('a', '', 2)], [], 'changed: stages: '),
+    ([('b', '', 2), ('a', '', 2)], [], 'changed: stages: '),
+    (
+      [('a', '', 2), ('b', 'a', 3)],
+      ['optimizer.schedule=cosine'],
+      r'stages.b.steps: 2 -> 3',
+    ),
+    ([('a', '', 2), ('b', 'a', 3)], ['loss.tau=0.1'], 'loss.tau: 0.7 -> 0.1'),
+  ],
+)
+def test_what_was_done_may_not_change(
+  config, tmp_path, stages, assignments, message
+):
+  begun = demonstrations(config, ('a', '', 2), ('b', 'a', 2))
+  if 'loss.tau=0.1' not in assignments:
+    begun = overridden(begun, assignments)
+  (tmp_path / 'config.json').write_text(json.dumps(to_dict(begun)))
+  wanted = overridden(demonstrations(config, *stages), assignments)
+  with pytest.raises(ConfigError, match=f'under another config.*{message}'):
+    check_workdir(tmp_path, wanted)
+
+
+def test_a_run_that_is_extended_may_read_more_but_nothing_else(tmp_path):
+  check_data(tmp_path, [('a', '1')])
+  check_data(tmp_path, [('a', '1'), ('a', '2'), ('b', '3')])
+  kept = {'a': ['1', '2'], 'b': ['3']}
+  assert json.loads((tmp_path / 'data.json').read_text()) == kept
+  for changed in ([('a', '1'), ('b', '3')], [('a', '4'), ('b', '3')]):
+    with pytest.raises(ConfigError, match='other data; changed: a;'):
+      check_data(tmp_path, changed)
+  assert json.loads((tmp_path / 'data.json').read_text()) == kept
