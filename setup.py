@@ -38,6 +38,7 @@ setuptools.setup(
     'safetensors>=0.6',
     'tensorboardX>=2.6',
     'tensorflow-datasets>=4.9.9',
+    'tensorstore>=0.1.80',
     'tokenizers>=0.22',
     'tqdm>=4.66',
     'transformers>=5.0,<6',

@@ -3,14 +3,17 @@
 A step is a folder `<step>/` with Orbax checkpoints of the parameters and of
 the rest of the state, the run's position, and `manifest.json`, written last:
 the SHA-256 of every other file (two of the position, while `amend` replaces
-it). Orbax 0.12 loads flipped bits silently and lists truncated steps, so a step
-without a manifest, or with one that does not match, does not count.
+it), once every part of every array was found in what will be read. Orbax 0.12
+loads flipped bits silently and lists truncated steps, so a step without a
+manifest, or with one that does not match, does not count.
 """
 
+import collections
 import contextlib
 import hashlib
 import json
 import logging
+import math
 import pathlib
 import shutil
 from collections.abc import Generator, Mapping, Sequence
@@ -19,6 +22,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import flax.serialization
 import jax
+import numpy as np
+import tensorstore
 from orbax.checkpoint import v1 as ocp
 
 from gft_jax.parallel import processes
@@ -26,6 +31,7 @@ from gft_jax.run.files import write_whole
 from gft_jax.types import Json, Params, Tree
 
 MANIFEST = 'manifest.json'
+Shapes = dict[str, tuple[int, ...]]
 
 # A Flax train state, or another tree of arrays with `params`.
 State = TypeVar('State')
@@ -33,6 +39,10 @@ State = TypeVar('State')
 
 class SaveError(OSError):
   """A checkpoint could not be written; the message is one line."""
+
+
+class RestoreError(OSError):
+  """A checkpoint could not be read; the message is one line."""
 
 
 class Restored(NamedTuple, Generic[State]):
@@ -120,12 +130,13 @@ class Saver:
             shutil.rmtree(other)
         target.parent.mkdir(parents=True, exist_ok=True)
       processes.barrier()  # Nobody writes before that.
+      parts = {'params': params, 'rest': rest}
       arrays = [
-        ocp.save_async(str(target / 'params'), params),
-        ocp.save_async(str(target / 'rest'), rest),
+        ocp.save_async(str(target / name), part) for name, part in parts.items()
       ]
+    shapes = {name: _shapes(part) for name, part in parts.items()}
     self._saving = self._thread.submit(
-      _finish, target, arrays, position, keep, keep_best
+      _finish, target, arrays, shapes, position, keep, keep_best
     )
 
   def wait(self) -> None:
@@ -181,6 +192,7 @@ def amend(
 def _finish(
   target: pathlib.Path,
   arrays: list[ocp.AsyncResponse[None]],
+  shapes: Mapping[str, Shapes],
   position: Mapping[str, object],
   keep: int,
   keep_best: bool,
@@ -193,6 +205,8 @@ def _finish(
         written.callback(array.result)
     if jax.process_index() != 0:
       return
+    for name, expected in shapes.items():
+      _check_readable(target / name / 'state', expected)
     write_whole(target / 'position.json', json.dumps(position))
     write_whole(target / MANIFEST, json.dumps(_digests(target), indent=1))
   done = sorted(p.parent for p in target.parent.glob(f'*/{MANIFEST}'))
@@ -201,6 +215,42 @@ def _finish(
     kept += [x for x in _by_score(done) if x == target or not _fault(x)][:1]
   for old in set(done) - set(kept):
     shutil.rmtree(old)
+
+
+def _shapes(tree: Tree) -> Shapes:
+  """Shape of every array, by the name that Orbax gives it: a.b.c."""
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {
+    '.'.join(
+      str(getattr(key, 'key', getattr(key, 'idx', key))) for key in path
+    ): (np.shape(leaf))
+    for path, leaf in leaves
+  }
+
+
+def _check_readable(folder: pathlib.Path, expected: Shapes) -> None:
+  """Finds every part of every array in the database that `_load` opens.
+
+  Orbax merges what the processes wrote into one database, and only warns where
+  it found nothing to merge. Nothing of the arrays is read.
+
+  Raises:
+    ValueError: an array, or a part of one, is not there.
+  """
+  base = {'driver': 'file', 'path': f'{folder}/'}
+  store = tensorstore.KvStore.open({'driver': 'ocdbt', 'base': base}).result()
+  keys = [key.decode() for key in store.list().result()]
+  parts = collections.Counter(key.partition('/c')[0] for key in keys)
+  for name, shape in expected.items():
+    if f'{name}/zarr.json' not in keys:
+      raise ValueError(f'{name} is not in what was written')
+    header = json.loads(store.read(f'{name}/zarr.json').result().value)
+    chunk = header['chunk_grid']['configuration']['chunk_shape']
+    if tuple(header['shape']) != shape:
+      raise ValueError(f'{name} has the shape {header["shape"]}, not {shape}')
+    wanted = math.prod(-(-n // size) for n, size in zip(shape, chunk))
+    if parts[name] != wanted:
+      raise ValueError(f'{name} has {parts[name]} of {wanted} parts')
 
 
 @contextlib.contextmanager
@@ -307,7 +357,13 @@ def _load(path: pathlib.Path, abstract: Tree) -> Tree:
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
     abstract,
   )
-  loaded: Any = ocp.load(str(path), target)
+  try:
+    loaded: Any = ocp.load(str(path), target)
+  except (OSError, ValueError, KeyError) as error:
+    reason = ' '.join(str(error).split())[:300]
+    raise RestoreError(
+      f'the checkpoint {path} cannot be read as these parameters ({reason})'
+    ) from error
   return loaded
 
 

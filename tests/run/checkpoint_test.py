@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tensorstore
 from flax.training.train_state import TrainState
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 
 from gft_jax.config import MeshConfig
@@ -60,6 +62,60 @@ def test_a_relative_directory(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   save(pathlib.Path('run'), 5)
   assert checkpoint.restore(pathlib.Path('run'), state_at(0)).step == 5
+
+
+@pytest.mark.parametrize('name', ['gft[tau=0.7]', '[a]*'])
+def test_a_step_that_could_not_be_read_does_not_count(tmp_path, name):
+  """Orbax looks for what to merge by a pattern, and only warns."""
+  with pytest.raises(checkpoint.SaveError, match='is not in what was written'):
+    save(tmp_path / name, 1)
+  assert not list((tmp_path / name).iterdir())
+
+
+@pytest.mark.parametrize(
+  'change, message',
+  [
+    ({'more': (2, 3)}, 'more is not in what was written'),
+    ({'embedding': (3, 4)}, r'embedding has the shape \[4, 3\], not \(3, 4\)'),
+    ({}, None),
+  ],
+)
+def test_every_array_is_looked_for_before_a_step_counts(
+  tmp_path, change, message
+):
+  save(tmp_path, 1)
+  shapes = checkpoint._shapes(state_at(1).params)
+  assert shapes == {'embedding': (4, 3), 'blocks.down.kernel': (2, 4, 2)}
+  folder = tmp_path / '00000001/params/state'
+  expected = (
+    pytest.raises(ValueError, match=message)
+    if message
+    else (contextlib.nullcontext())
+  )
+  with expected:
+    checkpoint._check_readable(folder, shapes | change)
+
+
+def test_a_lost_part_of_an_array_is_missed(tmp_path):
+  mesh = jax.make_mesh((2,), ('x',), axis_types=(AxisType.Auto,))
+  where = NamedSharding(mesh, PartitionSpec('x'))
+  params = {'w': jax.device_put(jnp.arange(8.0), where)}
+  checkpoint.save(tmp_path, 1, {'params': params, 'step': 1}, {}, keep=1)
+  folder = tmp_path / '00000001/params/state'
+  checkpoint._check_readable(folder, {'w': (8,)})
+  base = {'driver': 'file', 'path': f'{folder}/'}
+  store = tensorstore.KvStore.open({'driver': 'ocdbt', 'base': base}).result()
+  store.delete_range(tensorstore.KvStore.KeyRange('w/c/1', 'w/c/2')).result()
+  with pytest.raises(ValueError, match='w has 1 of 2 parts'):
+    checkpoint._check_readable(folder, {'w': (8,)})
+
+
+def test_parameters_of_another_shape_are_one_line(tmp_path):
+  save(tmp_path, 1)
+  other = {'embedding': jnp.zeros((4, 3)), 'blocks': {'up': jnp.zeros(2)}}
+  with pytest.raises(checkpoint.RestoreError, match='cannot be read') as error:
+    checkpoint.restore_params(tmp_path, other)
+  assert '\n' not in str(error.value)
 
 
 def test_nothing_there(tmp_path):
