@@ -404,7 +404,9 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-  data: int = setting(1, 'devices that hold different prompts')
+  data: int = setting(
+    1, 'devices that hold different prompts; a run says which stay idle'
+  )
   fsdp: int = setting(1, 'devices that also share the parameters')
   tensor: int = setting(1, 'devices that share each matrix product')
   rollout_tensor: int = setting(

@@ -7,6 +7,8 @@
 | tensor | heads, MLP width and vocabulary |
 """
 
+import functools
+import logging
 from collections.abc import Sequence
 
 import jax
@@ -38,6 +40,33 @@ def make_mesh(config: MeshConfig) -> Mesh:
     ' processes must use all of them',
   )
   return mesh_of(config, jax.devices()[:needed])
+
+
+@functools.cache
+def warn_of_idle_devices(config: MeshConfig, *sizes: int) -> None:
+  """Says once which devices the mesh leaves idle, and what would use them.
+
+  Args:
+    config: the mesh.
+    *sizes: numbers of prompts that the devices would have to divide.
+  """
+  idle = jax.device_count() - config.size
+  if idle <= 0:
+    return
+  shared = config.fsdp * config.tensor
+  fitting = max(
+    count
+    for count in range(1, jax.device_count() // shared + 1)
+    if count == 1 or all(size % (count * config.fsdp) == 0 for size in sizes)
+  )
+  better = (
+    f'mesh.data={fitting} gives prompts to {fitting * shared} devices'
+    if fitting > config.data
+    else f'batches of {" and ".join(map(str, sizes))} prompts fill no more'
+  )
+  logging.warning(
+    '%d of %d devices stay idle; %s', idle, jax.device_count(), better
+  )
 
 
 def mesh_of(config: MeshConfig, devices: Sequence[jax.Device]) -> Mesh:

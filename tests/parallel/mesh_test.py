@@ -1,3 +1,4 @@
+import re
 from typing import NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ from gft_jax.parallel.mesh import (
   make_mesh,
   mesh_of,
   rollout_mesh,
+  warn_of_idle_devices,
 )
 
 
@@ -23,6 +25,26 @@ def test_mesh_has_three_auto_axes_on_the_first_devices(axis):
   assert set(mesh.axis_types) == {AxisType.Auto}
   assert mesh.shape[axis] == mesh.size == 4
   assert list(mesh.devices.flat) == jax.devices()[:4]
+
+
+@pytest.mark.parametrize(
+  ('mesh', 'sizes', 'said'),
+  [
+    ({}, (16, 128), '7 of 8 devices stay idle; mesh.data=8 gives prompts to 8'),
+    ({}, (20, 128), '7 of 8 devices stay idle; mesh.data=4 gives prompts to 4'),
+    ({'tensor': 2}, (16,), '6 of 8 .* mesh.data=4 gives prompts to 8 devices'),
+    ({'fsdp': 3}, (6,), '5 of 8 .* mesh.data=2 gives prompts to 6 devices'),
+    ({'data': 2}, (6,), '6 of 8 .* mesh.data=6 gives prompts to 6 devices'),
+    ({}, (5, 7), '7 of 8 .* batches of 5 and 7 prompts fill no more'),
+    ({'data': 4, 'fsdp': 2}, (16,), None),
+  ],
+)
+def test_devices_that_stay_idle_are_named_once(mesh, sizes, said, caplog):
+  warn_of_idle_devices.cache_clear()
+  for _ in range(2):
+    warn_of_idle_devices(MeshConfig(**mesh), *sizes)
+  assert len(caplog.messages) == (said is not None)
+  assert said is None or re.match(said, caplog.messages[0])
 
 
 def test_a_mesh_has_the_devices_of_a_process_side_by_side():
