@@ -37,7 +37,7 @@ from gft_jax.run.workdir import (
   local_folder,
   stage_directory,
 )
-from gft_jax.run.writers import Writer, make_writer
+from gft_jax.run.writers import Writer, check_writers, make_writer
 from gft_jax.stage import (
   Begun,
   Run,
@@ -72,6 +72,9 @@ def train(config: Config, workdir: str | pathlib.Path) -> dict[str, Evaluation]:
   """
   started, workdir = time.time(), local_folder(workdir)
   check_workdir(workdir, config)
+  first = jax.process_index() == 0
+  if first:
+    check_writers(config.log)
   policy = load_policy(config)
   jobs = plan_stages(config, policy)
   with processes.connected(), contextlib.ExitStack() as stack:
@@ -81,7 +84,6 @@ def train(config: Config, workdir: str | pathlib.Path) -> dict[str, Evaluation]:
     hold(claim(workdir, config))
     check_data(workdir, fingerprints(jobs))
     stop_request = hold(stop_requests())
-    first = jax.process_index() == 0
     writer = make_writer(workdir, config.log) if first else Writer()
     hold(closing(writer))
     saver = hold(checkpoint.Saver())

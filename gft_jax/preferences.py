@@ -125,6 +125,7 @@ def train_reward_model(
   _check(config)
   workdir = local_folder(workdir)
   check_workdir(workdir, config)
+  writers.check_writers(config.log)
   policy = load_policy(config)
   seen, held_out = _split(pairs)
   require(bool(seen), 'all pairs have one prompt, and one must be held out')

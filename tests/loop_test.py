@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import re
+import sys
 import time
 
 import chex
@@ -523,6 +524,14 @@ def test_a_changed_config_is_refused_by_name(config, whole):
   changed = override(config, 'loss.tau=0.1')
   with pytest.raises(ConfigError, match=r'changed: loss.tau: 0.7 -> 0.1;'):
     train(changed, whole[0])
+
+
+def test_a_run_that_wandb_refuses_writes_nothing(config, tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'wandb', None)
+  config = override(config, 'log.wandb=true')
+  with pytest.raises(ConfigError, match='pip install wandb'):
+    train(config, tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
 
 
 def test_a_finished_run_may_be_extended(config, tmp_path):

@@ -5,12 +5,13 @@ groups train, eval, time and memory (see `clock`). metrics.jsonl is always
 written and is the truth of a run; the others are conveniences.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING
 
 import tqdm
@@ -114,21 +115,18 @@ class WeightsAndBiases(Writer):
   """One W&B run per workdir; a resumed run goes on in the same one."""
 
   def __init__(self, workdir: pathlib.Path):
-    """Raises ConfigError if wandb is not installed."""
-    try:
-      import wandb
-    except ImportError as error:
-      raise ConfigError(
-        'log.wandb=True needs the package wandb: pip install wandb'
-      ) from error
+    """Raises ConfigError where W&B begins no run."""
     workdir = workdir.resolve()
-    self._run = wandb.init(
-      project='gft_jax',
-      name=workdir.name,
-      id=hashlib.sha256(str(workdir).encode()).hexdigest()[:16],
-      resume='allow',
-      dir=str(workdir),
-    )
+    with _wandb_errors():
+      import wandb
+
+      self._run = wandb.init(
+        project='gft_jax',
+        name=workdir.name,
+        id=hashlib.sha256(str(workdir).encode()).hexdigest()[:16],
+        resume='allow',
+        dir=str(workdir),
+      )
 
   def begin(self, stage: str, steps: int, step: int, position: int) -> None:
     self._run.define_metric(f'{stage}/*', step_metric=f'{stage}/step')
@@ -139,6 +137,37 @@ class WeightsAndBiases(Writer):
 
   def close(self) -> None:
     self._run.finish()
+
+
+@contextlib.contextmanager
+def _wandb_errors() -> Generator[None, None, None]:
+  """Whatever W&B raises becomes a ConfigError of one line."""
+  try:
+    yield
+  except Exception as error:
+    if isinstance(error, ModuleNotFoundError) and error.name == 'wandb':
+      raise ConfigError(
+        'log.wandb=true needs the package wandb: pip install wandb'
+      ) from error
+    reason = ' '.join(str(error).split()) or type(error).__name__
+    what = 'cannot be imported' if isinstance(error, ImportError) else 'refuses'
+    raise ConfigError(
+      f'log.wandb=true: wandb {what} ({reason[:200]}); `wandb login`, or'
+      ' WANDB_MODE=offline, or log.wandb=false'
+    ) from error
+
+
+def check_writers(config: LogConfig) -> None:
+  """Tries what may be refused, before a run writes anything.
+
+  Raises:
+    ConfigError: W&B is asked for, and is not installed or has no key.
+  """
+  if config.wandb:
+    with _wandb_errors():
+      import wandb
+
+      wandb.login()
 
 
 class ProgressBar(Writer):
@@ -204,7 +233,7 @@ def make_writer(workdir: str | pathlib.Path, config: LogConfig) -> Writer:
   """Opens metrics.jsonl in an existing `workdir`, and what `config` asks for.
 
   Raises:
-    ConfigError: W&B is asked for and not installed; nothing is written then.
+    ConfigError: W&B is asked for, and begins no run; see `check_writers`.
   """
   workdir = pathlib.Path(workdir)
   wandb = [WeightsAndBiases(workdir)] if config.wandb else []

@@ -139,6 +139,34 @@ def test_wandb_must_be_installed(tmp_path, monkeypatch):
   with pytest.raises(ConfigError, match='pip install wandb'):
     writers.make_writer(tmp_path, LogConfig(wandb=True))
   assert not list(tmp_path.iterdir())
+  with pytest.raises(ConfigError, match='pip install wandb'):
+    writers.check_writers(LogConfig(wandb=True))
+  writers.check_writers(LogConfig(wandb=False))
+
+
+@pytest.mark.parametrize(
+  ('body', 'message'),
+  [
+    ('import torch_xyz', "cannot be imported .No module named 'torch_xyz'"),
+    ('import json\nfrom json import nothing', 'cannot be imported'),
+    ('raise OSError("no libwandb")', 'refuses .no libwandb'),
+    (
+      'def login(): raise ValueError("No API key\\n configured")',
+      'refuses .No API key configured.; `wandb login`, or WANDB_MODE=offline',
+    ),
+    ('def login(): raise RuntimeError', 'refuses .RuntimeError'),
+  ],
+)
+def test_wandb_that_is_broken_or_has_no_key_is_one_line(
+  tmp_path, monkeypatch, body, message
+):
+  (tmp_path / 'wandb.py').write_text(body)
+  monkeypatch.syspath_prepend(tmp_path)
+  monkeypatch.delitem(sys.modules, 'wandb', raising=False)
+  with pytest.raises(ConfigError, match=message) as error:
+    writers.check_writers(LogConfig(wandb=True))
+  assert '\n' not in str(error.value)
+  sys.modules.pop('wandb', None)
 
 
 def test_wandb_logs_each_stage_on_its_own_axis(tmp_path, monkeypatch):
