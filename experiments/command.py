@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import os
 import pathlib
+import re
 import signal
 import sys
 import threading
@@ -28,11 +29,43 @@ from gft_jax.run.signals import Preempted, say
 LAST_WORDS_S = 5
 
 
+class _StoreOnce(argparse.Action):
+  """Stores one value; a flag that is given twice is refused, not replaced."""
+
+  _given: argparse.Namespace | None = None
+
+  def __call__(self, parser, namespace, values, option_string=None) -> None:
+    if self._given is namespace:
+      parser.error(f'{option_string} is given twice')
+    self._given = namespace
+    setattr(namespace, self.dest, values)
+
+
 def parser(description: str) -> argparse.ArgumentParser:
-  return argparse.ArgumentParser(
+  """A parser whose flags stand once, where they do not add up."""
+  made = argparse.ArgumentParser(
     description=description,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
+  for name in (None, 'store'):
+    made.register('action', name, _StoreOnce)
+  return made
+
+
+def with_texts(arguments: list[str] | None, flag: str) -> list[str]:
+  """The arguments, with every text of a flag bound to it.
+
+  argparse takes a text that begins with a dash, such as the prompt -3+5:, for
+  a flag. One that looks like a flag, --a, has to be written as FLAG=--a.
+  """
+  found, texts = [], False
+  for argument in sys.argv[1:] if arguments is None else arguments:
+    if argument == flag:
+      texts = True
+      continue
+    texts = texts and not re.match('--[a-z]|-h$', argument)
+    found.append(f'{flag}={argument}' if texts else argument)
+  return found
 
 
 def add_config(

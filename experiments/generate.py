@@ -19,7 +19,13 @@ from gft_jax.config import ConfigError, overridden
 def main(arguments: list[str] | None = None) -> int:
   parser = command.parser(__doc__)
   command.add_model(parser)
-  parser.add_argument('--prompt', nargs='+', action='extend', required=True)
+  parser.add_argument(
+    '--prompt',
+    nargs='+',
+    action='extend',
+    required=True,
+    help='one text or several; may be repeated',
+  )
   parser.add_argument('--samples', type=int, default=1)
   parser.add_argument('--max-tokens', type=int, default=256)
   parser.add_argument(
@@ -27,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
   )
   parser.add_argument('--seed', type=int, default=0)
   command.add_set(parser, 'overrides one setting; may be repeated')
-  options = parser.parse_args(arguments)
+  options = parser.parse_args(command.with_texts(arguments, '--prompt'))
   return command.run(lambda: generate(options))
 
 

@@ -1,5 +1,6 @@
 """What the scripts of experiments/ share: how they end, and what they accept."""
 
+import argparse
 import os
 import pathlib
 import signal
@@ -71,3 +72,59 @@ def test_what_takes_the_signal_itself_has_it(tmp_path):
   )
   assert done.returncode == 130
   assert done.stderr.endswith('\nstopped: Ctrl-C: saved\n')
+
+
+@pytest.fixture
+def command(monkeypatch):
+  monkeypatch.syspath_prepend(str(ROOT / 'experiments'))
+  import command
+
+  return command
+
+
+def parsed(command, *arguments):
+  parser = command.parser('A script.')
+  parser.add_argument('--prompt', nargs='+', action='extend')
+  parser.add_argument('--samples', type=int, default=1)
+  parser.add_argument('--best', action='store_true')
+  command.add_set(parser, 'settings')
+  return parser.parse_args(command.with_texts(list(arguments), '--prompt'))
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'prompts'),
+  [
+    (['--prompt', 'a', 'b'], ['a', 'b']),
+    (['--prompt', '-3+5:'], ['-3+5:']),
+    (['--prompt', 'a', '-1 x', '--samples', '2'], ['a', '-1 x']),
+    (['--prompt', '-3', '--prompt', '--3'], ['-3', '--3']),
+    (['--prompt=--why', '--best', '--prompt', 'b=c'], ['--why', 'b=c']),
+    (['--samples', '2', '--prompt', ''], ['']),
+  ],
+)
+def test_a_prompt_may_begin_with_a_dash(command, arguments, prompts):
+  assert parsed(command, *arguments).prompt == prompts
+
+
+def test_a_flag_that_does_not_add_up_is_given_once(command, capsys):
+  for _ in range(2):  # A parser may be used again.
+    assert parsed(command, '--samples', '2').samples == 2
+  both = parsed(command, '--set', 'a=1', '--set', 'b=2', '--best', '--best')
+  assert both.set == ['a=1', 'b=2']
+  with pytest.raises(SystemExit) as ended:
+    parsed(command, '--samples', '1', '--samples=1')
+  assert ended.value.code == 2
+  assert '--samples is given twice' in capsys.readouterr().err
+
+
+def test_a_benchmark_offers_the_shapes_that_there_are(monkeypatch):
+  monkeypatch.syspath_prepend(str(ROOT / 'experiments'))
+  from speed import models
+
+  parser = argparse.ArgumentParser()
+  models.add_flags(parser)
+  (offered,) = [x.choices for x in parser._actions if x.dest == 'preset']
+  assert {'SMOLLM2_135M', 'QWEN2_5_0_5B'} <= set(offered)
+  for name in offered:
+    options = argparse.Namespace(preset=name)
+    assert models.block_parameters(models.shape(options)) > 0

@@ -9,7 +9,11 @@ from gft_jax.models import presets
 def add_flags(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--preset',
-    choices=[name for name in vars(presets) if name.isupper()],
+    choices=[
+      name
+      for name, value in vars(presets).items()
+      if isinstance(value, Architecture)
+    ],
     help='a published shape instead of the small one',
   )
   parser.add_argument(
