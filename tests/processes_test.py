@@ -296,14 +296,16 @@ def test_a_process_that_hangs_ends_the_others_in_bounded_time(recipe, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('index', [0, 1])
-def test_sigterm_to_one_process_saves_all_at_one_step(
-  recipe, finished, tmp_path, index
+@pytest.mark.parametrize(
+  ('index', 'number'), [(0, signal.SIGINT), (1, signal.SIGTERM)]
+)
+def test_a_signal_to_one_process_saves_all_at_one_step(
+  recipe, finished, tmp_path, index, number
 ):
   workdir = tmp_path / 'run'
   run = Processes(recipe, workdir, 2)
-  run.signal_at(2, index, signal.SIGTERM)
-  assert run.wait(timeout=120) == [128 + signal.SIGTERM] * 2
+  run.signal_at(2, index, number)
+  assert run.wait(timeout=120) == [128 + number] * 2
   first, second = (
     [line for line in run.said(i) if line.startswith('stopped: ')]
     for i in range(2)
