@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import pathlib
 import typing
 
 
@@ -32,6 +33,21 @@ def not_negative(name: str, value: float) -> None:
   require(
     0 <= value < math.inf, f'{name}={value} must be finite and not negative'
   )
+
+
+def user_path(path: str | pathlib.Path, setting: str) -> pathlib.Path:
+  """The path with the home directory in place of ~.
+
+  Raises:
+    ConfigError: it begins with ~, and there is no home directory.
+  """
+  try:
+    return pathlib.Path(path).expanduser()
+  except RuntimeError:
+    raise ConfigError(
+      f'{setting}={path}: there is no home directory (HOME is not set); set'
+      f' {setting}=DIR to a path without ~'
+    ) from None
 
 
 def nearest(word: str, choices: typing.Iterable[str]) -> str:
