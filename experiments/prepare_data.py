@@ -150,7 +150,7 @@ def describe(config: Config, tokenizer_path: str, split: str) -> dict[str, Any]:
     ).statistics
   except ConfigError:
     # Named before the run is refused; this too is, where nothing is left.
-    _print_columns(source.columns, source.unused)
+    _print_columns(source.roles, source.unused)
     _print_dropped(inspection.dropped_rows(config, tokenizer, split))
     raise
   print(f'rows used: {used.rows}')
@@ -159,11 +159,11 @@ def describe(config: Config, tokenizer_path: str, split: str) -> dict[str, Any]:
     print(f'empty slots: {count} {reason}')
   for reason, numbers in source.left_out.items():
     print(f'left out: {len(numbers)} {reason}: {_named(numbers)}')
-  _print_columns(source.columns, source.unused)
+  _print_columns(source.roles, source.unused)
   return {
     'data': config.data.path,
     'split': split,
-    'columns': source.columns,
+    'columns': source.roles,
     'unused_columns': list(source.unused),
     'left_out': source.left_out,
     'tokens': {role: found._asdict() for role, found in lengths.items()},

@@ -60,21 +60,23 @@ class Source:
   Attributes:
     name: for messages.
     rows: dicts of row (its number in the file, or in the split), prompt,
-      answer, expert, teacher, and in conversations prompt_turns and
-      expert_turns; see `files.rows`.
+      answer, expert, teacher, and in conversations prompt_turns,
+      expert_turns and tools; see `files.rows`.
     dropped: bad rows of the file: reason -> their numbers.
+    file: where the rows come from, with all of their columns; None: no file.
+    roles: role -> column of that file.
+    unused: columns of that file that no role reads.
     left_out: teachers that cannot be used: reason -> numbers of their rows,
       each as often as it has such teachers.
-    columns: role -> column of the file.
-    unused: columns of the file that no role reads.
   """
 
   name: str
   rows: Sequence[dict]
   dropped: dict[str, list[int]]
-  left_out: dict[str, list[int]] = dataclasses.field(default_factory=dict)
-  columns: dict[str, str] = dataclasses.field(default_factory=dict)
+  file: pathlib.Path | None = None
+  roles: dict[str, str] = dataclasses.field(default_factory=dict)
   unused: Sequence[str] = ()
+  left_out: dict[str, list[int]] = dataclasses.field(default_factory=dict)
 
 
 class LocalBuilder(tfds.core.GeneratorBasedBuilder):
@@ -220,7 +222,7 @@ class _File(NamedTuple):
 
   name: str
   path: pathlib.Path
-  columns: dict[str, str]
+  roles: dict[str, str]
   unused: list[str]
   asked_only: bool
 
@@ -279,10 +281,10 @@ def _file_source(config: DataConfig, file: _File, part: str) -> Source:
     _digest(
       file.path,
       *(pathlib.Path(code.__file__) for code in (files, turns, cells, answers)),
-      repr((sorted(file.columns.items()), file.asked_only)),
+      repr((sorted(file.roles.items()), file.asked_only)),
     ),
     path=file.path,
-    columns=file.columns,
+    columns=file.roles,
     asked_only=file.asked_only,
   )
   metadata = builder.info.metadata
@@ -305,9 +307,10 @@ def _file_source(config: DataConfig, file: _File, part: str) -> Source:
     file.name,
     rows,
     metadata['dropped'],
-    metadata['left_out'],
-    file.columns,
+    file.path,
+    file.roles,
     file.unused,
+    metadata['left_out'],
   )
 
 

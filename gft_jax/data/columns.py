@@ -22,6 +22,7 @@ ROLES = (
   'expert',
   'teacher',
   'messages',
+  'tools',
 )
 # Names that are taken for a role, the likeliest first, in any case and with
 # spaces or hyphens for underscores. The dotted ones are the columns of verl, to
@@ -56,6 +57,7 @@ NAMES = {
     'extra_info.model_answer',
   ),
   'messages': ('messages', 'conversations', 'conversation', 'chosen'),
+  'tools': ('tools',),
 }
 # One column for each teacher.
 NUMBERED = re.compile(r'(?:teacher|model_answer)_?\d+')
@@ -273,6 +275,7 @@ def _guessed(first: Values, named: Roles) -> Roles:
   if 'prompt' not in named and _plain(found.get('prompt', '')) == 'instruction':
     guess('input')
   guess('system')
+  guess('tools', _is_there)
   guess('teacher', _is_there)
   if 'teacher' not in named:
     several = [name for name in first if NUMBERED.fullmatch(_plain(name))]

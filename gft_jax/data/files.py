@@ -23,6 +23,7 @@ from gft_jax.data import turns
 from gft_jax.data.cells import (
   BadRow,
   answer_of,
+  as_json,
   decoded,
   number_as_text,
   text_of,
@@ -43,7 +44,7 @@ __all__ = [
 # Rows that tell which columns a file has, and whether they hold conversations.
 FIRST_ROWS = 1000
 # What a row has of a conversation; see `rows`.
-TURNS = frozenset({'prompt_turns', 'expert_turns'})
+TURNS = frozenset({'prompt_turns', 'expert_turns', 'tools'})
 # Columns of what is no text; a row that has some cannot be used.
 MEDIA = ('image', 'images', 'video', 'videos', 'audio', 'audios')
 # A list of texts as Python prints it.
@@ -70,8 +71,9 @@ def rows(
   ('' where there is none; of several turns the last) and `teacher`, a list. It
   has `prompt_turns` where more is asked than one text of a user, and
   `expert_turns` where the expert says more than one text: lists of {role,
-  content} with the further keys of a turn. It has `left_out` where a teacher
-  cannot be used: the reason of each.
+  content} with the further keys of a turn. It has `tools` where there are some,
+  a list of objects, and `left_out` where a teacher cannot be used: the reason
+  of each.
 
   Args:
     path: a .jsonl, .json, .csv or .parquet file; blank lines are not rows.
@@ -337,6 +339,7 @@ def _row(raw: dict | BadRow, columns: dict[str, str], asked_only: bool) -> dict:
   for name, value in (
     ('prompt_turns', prompt_turns),
     ('expert_turns', expert_turns),
+    ('tools', _tools(row.get('tools'))),
     ('left_out', left_out),
   ):
     if value:
@@ -418,6 +421,14 @@ def _repeated(said: list[turns.Turn], asked: object) -> int:
   """How many turns of the expert are the prompt once more."""
   question = _asked(asked)
   return len(question) if said[: len(question)] == question else 0
+
+
+def _tools(value: object) -> list:
+  """The tools of a row, which the chat template writes; [] for none."""
+  found = as_json(turns.listed(value)) or []
+  if not isinstance(found, list) or not all(isinstance(t, dict) for t in found):
+    raise BadRow('tools is not a list of JSON objects')
+  return found
 
 
 def _teachers(

@@ -304,7 +304,7 @@ def test_an_evaluation_file_needs_neither_expert_nor_teacher(tmp_path):
   )
   train = builders.source(settings, 'train')
   assert train.rows[0]['expert'] == 'so 1'
-  assert train.columns['teacher'] == 't' and not train.unused
+  assert train.roles['teacher'] == 't' and not train.unused
   test = builders.source(settings, 'test')
   assert [row['prompt'] for row in test.rows] == ['e', 'f']
   assert not test.dropped

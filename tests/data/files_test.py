@@ -567,3 +567,24 @@ def test_calls_without_an_answer_are_named(tmp_path, messages, reason):
   path = write(tmp_path / 'a.jsonl', {'messages': messages})
   ((_, bad),) = files.rows(path, column_map(path, ''))
   assert str(bad) == reason
+
+
+@pytest.mark.parametrize(
+  'tools, expected',
+  [
+    ([{'name': 'f', 'default': None}], [{'name': 'f'}]),
+    ('[{"name": "f"}]', [{'name': 'f'}]),
+    ([], None),
+    (None, None),
+    ('', None),
+    ('f', files.BadRow),
+    (['f'], files.BadRow),
+  ],
+)
+def test_tools_are_a_list_of_objects(tmp_path, tools, expected):
+  path = write(tmp_path / 'a.jsonl', {**GOOD, 'tools': tools})
+  ((_, row),) = files.rows(path, column_map(path, ''))
+  if expected is files.BadRow:
+    assert str(row) == 'tools is not a list of JSON objects'
+  else:
+    assert row.get('tools') == expected

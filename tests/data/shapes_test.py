@@ -135,9 +135,9 @@ SHAPES = {
   ),
   'OpenAI messages, with tools and thoughts': (
     {'messages': CALLING, 'tools': TOOLS},
-    {'messages': 'messages'},
-    row('What is 1+1?', 'It is 2.', expert_turns=CALLING[1:]),
-    ['tools'],
+    {'messages': 'messages', 'tools': 'tools'},
+    row('What is 1+1?', 'It is 2.', expert_turns=CALLING[1:], tools=TOOLS),
+    [],
   ),
   'OpenAI messages, in parts': (
     {
