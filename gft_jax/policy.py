@@ -10,7 +10,13 @@ import jax.numpy as jnp
 from transformers import PreTrainedTokenizerBase
 
 from gft_jax import huggingface
-from gft_jax.config import Config, ConfigError, MeshConfig, require
+from gft_jax.config import (
+  Config,
+  ConfigError,
+  MeshConfig,
+  require,
+  user_path,
+)
 from gft_jax.data import arithmetic
 from gft_jax.huggingface import hub, peft
 from gft_jax.models import lora, transformer
@@ -152,7 +158,7 @@ def export_stage(
     config = dataclasses.replace(config, mesh=MeshConfig())
   _, policy, params, step = load_stage(workdir, stage, best=best, config=config)
   if adapter:
-    base = str(pathlib.Path(config.model.path).expanduser())
+    base = str(user_path(config.model.path, 'model.path'))
     peft.save(directory, policy.model, params, base=base)
   else:
     huggingface.save(

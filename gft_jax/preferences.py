@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from gft_jax import huggingface, programs
 from gft_jax.batch import GroupBatch
-from gft_jax.config import Config, require
+from gft_jax.config import Config, require, user_path
 from gft_jax.data import files, pipeline
 from gft_jax.models import reward_model
 from gft_jax.models.transformer import Transformer
@@ -57,7 +57,7 @@ def read_pairs(path: str | pathlib.Path) -> list[Pair]:
   Raises:
     ConfigError: no such file, a bad row (names it), or no pair.
   """
-  path = pathlib.Path(path).expanduser()
+  path = user_path(path)
   files.check_exists(path)
   rows, kept = [], False
   for number, row in files.raw_rows(path):

@@ -35,8 +35,12 @@ def not_negative(name: str, value: float) -> None:
   )
 
 
-def user_path(path: str | pathlib.Path, setting: str) -> pathlib.Path:
+def user_path(path: str | pathlib.Path, setting: str = '') -> pathlib.Path:
   """The path with the home directory in place of ~.
+
+  Args:
+    path: as the user wrote it.
+    setting: that holds it, for the message.
 
   Raises:
     ConfigError: it begins with ~, and there is no home directory.
@@ -45,8 +49,10 @@ def user_path(path: str | pathlib.Path, setting: str) -> pathlib.Path:
     return pathlib.Path(path).expanduser()
   except RuntimeError:
     raise ConfigError(
-      f'{setting}={path}: there is no home directory (HOME is not set); set'
-      f' {setting}=DIR to a path without ~'
+      f'{setting}{"=" if setting else ""}{path}: there is no home directory'
+      ' (HOME is not set); '
+      + (f'set {setting}=DIR to' if setting else 'name')
+      + ' a path without ~'
     ) from None
 
 

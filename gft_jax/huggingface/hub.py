@@ -1,12 +1,13 @@
 """Where a model lies: in a folder, or on the Hugging Face hub."""
 
+import errno
 import pathlib
 import re
 
 import huggingface_hub
-from huggingface_hub import errors
+from huggingface_hub import constants, errors
 
-from gft_jax.config import ConfigError, require
+from gft_jax.config import ConfigError, require, user_path
 
 HUB_ID = re.compile(r'(\w[\w.-]*/[\w.-]+)(?:@([\w./-]+))?')
 # What a folder is made of; never a pickle, nor weights in another format.
@@ -32,7 +33,7 @@ def folder_of(
   Raises:
     ConfigError: neither a folder nor within reach.
   """
-  folder = pathlib.Path(name).expanduser()
+  folder = user_path(name)
   if folder.exists():
     require(folder.is_dir(), f'{folder} is a file, not the folder of a model')
     return folder
@@ -43,6 +44,11 @@ def folder_of(
       ' owner/name@revision)'
     )
   repository, revision = match.groups()
+  require(
+    not constants.HF_HUB_CACHE.startswith('~'),
+    f'{name} is fetched into the home directory, and there is none (HOME is not'
+    ' set); set HF_HOME=DIR in the environment',
+  )
   try:
     path = huggingface_hub.snapshot_download(
       repository,
@@ -66,4 +72,6 @@ def _why(error: Exception) -> str:
       return 'the repository has no such revision'
     case errors.LocalEntryNotFoundError():
       return 'the hub does not answer, and no copy is cached here'
+    case OSError(errno=errno.EACCES | errno.EROFS):
+      return f'{error.filename} cannot be written; set HF_HOME=DIR in the environment'
   return ' '.join(str(error).split())

@@ -21,6 +21,7 @@ from gft_jax.config import (
   nearest,
   require,
   to_dict,
+  user_path,
 )
 from gft_jax.parallel import processes
 from gft_jax.run.files import write_whole
@@ -101,7 +102,7 @@ def local_folder(workdir: str | pathlib.Path) -> pathlib.Path:
     not re.match(r'\w+:/', str(workdir)),
     f'{workdir} is not a local folder; mount the bucket and name the folder',
   )
-  folder = pathlib.Path(workdir).expanduser()
+  folder = user_path(workdir, '--workdir')
   found = [sign for sign in PATTERN if sign in str(folder.absolute())]
   require(
     not found,
