@@ -243,16 +243,15 @@ def _names_of(roles: Iterable[str]) -> list[tuple[str, tuple[str, ...]]]:
 
 def _closest(names: Iterable[str], columns: list[str]) -> str:
   """The column whose name is nearest to one of `names`, or ''."""
-  scores = [
-    (
-      difflib.SequenceMatcher(None, _plain(name), _plain(column)).ratio(),
-      column,
-    )
-    for name in names
-    for column in columns
-  ]
+
+  def likeness(name: str, column: str) -> float:
+    name, column = _plain(name), _plain(column)
+    likeness = difflib.SequenceMatcher(None, name, column).ratio()
+    return max(likeness, 0.9) if name in column else likeness
+
+  scores = [(likeness(n, column), column) for n in names for column in columns]
   best = max(scores, default=(0, ''))
-  return best[1] if best[0] > 0.5 else ''
+  return best[1] if best[0] > 0.6 else ''
 
 
 def _guessed(first: Values, named: Roles) -> Roles:

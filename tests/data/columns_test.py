@@ -272,6 +272,12 @@ def test_all_that_is_missing_is_said_at_once(tmp_path, row, columns, message):
   assert str(caught.value) == f'{path}: {message}'
 
 
+def test_a_name_that_is_only_somewhat_alike_is_not_offered(tmp_path):
+  path = write(tmp_path / 'a.jsonl', {'text': 'p'})
+  with pytest.raises(ConfigError, match=r'for the answer; set data\.columns='):
+    column_map(path, '')
+
+
 def test_preferences_in_one_text_are_refused(tmp_path):
   path = write(tmp_path / 'a.jsonl', {'chosen': 'q: a', 'rejected': 'q: b'})
   with pytest.raises(ConfigError, match='split the prompt off chosen and rej'):
