@@ -18,25 +18,35 @@ def exists(path: pathlib.Path) -> bool:
     return False
 
 
+def check_writable(folder: pathlib.Path) -> None:
+  """Raises ConfigError where nothing can be written in the cache `folder`."""
+  above = folder
+  while not exists(above) and above != above.parent:
+    above = above.parent
+  _refuse(not above.is_dir(), folder, f'{above} is not a folder')
+  _refuse(not os.access(above, os.W_OK | os.X_OK), folder, 'read-only')
+
+
 def writable(path: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
   """Makes a folder in the cache `folder`, and gives it.
 
   Raises:
     ConfigError: nothing can be written there.
   """
-  why = ''
+  check_writable(folder)
   try:
     path.mkdir(parents=True, exist_ok=True)
   except OSError as error:
-    why = error.strerror or str(error)
-  if not why and not os.access(path, os.W_OK | os.X_OK):
-    why = 'read-only'
+    _refuse(True, folder, error.strerror or str(error))
+  return path
+
+
+def _refuse(fault: bool, folder: pathlib.Path, why: str) -> None:
   require(
-    not why,
+    not fault,
     f'data.cache={folder} cannot be written ({why}), and this dataset is not'
     ' prepared there; set data.cache=DIR to a folder that can',
   )
-  return path
 
 
 def folder_of(cache: str) -> pathlib.Path:

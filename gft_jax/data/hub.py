@@ -21,6 +21,7 @@ import re
 
 from gft_jax.config import ConfigError, require
 from gft_jax.data import cache as cached
+from gft_jax.huggingface.hub import check_home
 
 PREFIX = 'hub:'
 
@@ -59,6 +60,8 @@ def fetched(path: str, cache: pathlib.Path) -> pathlib.Path:
     f'datasets {datasets.__version__} runs scripts of a repository; 4 does not:'
     ' pip install "datasets>=4"',
   )
+  check_home(path)
+  cached.check_writable(cache)
   try:
     found = datasets.load_dataset(name, config or None, split=split)
   except (OSError, ValueError, RuntimeError) as error:

@@ -44,11 +44,7 @@ def folder_of(
       ' owner/name@revision)'
     )
   repository, revision = match.groups()
-  require(
-    not constants.HF_HUB_CACHE.startswith('~'),
-    f'{name} is fetched into the home directory, and there is none (HOME is not'
-    ' set); set HF_HOME=DIR in the environment',
-  )
+  check_home(str(name))
   try:
     path = huggingface_hub.snapshot_download(
       repository,
@@ -60,6 +56,15 @@ def folder_of(
       f'{name} is neither a folder nor a hub id within reach: {_why(error)}'
     ) from error
   return pathlib.Path(path)
+
+
+def check_home(name: str) -> None:
+  """Raises ConfigError where `name` would be fetched to a folder called ~."""
+  require(
+    not constants.HF_HUB_CACHE.startswith('~'),
+    f'{name} is fetched into the home directory, and there is none (HOME is not'
+    ' set); set HF_HOME=DIR in the environment',
+  )
 
 
 def _why(error: Exception) -> str:

@@ -294,7 +294,10 @@ def test_a_teacher_that_is_left_out_is_counted(tmp_path):
 def test_an_evaluation_file_needs_neither_expert_nor_teacher(tmp_path):
   rows = [{'q': 'p', 's': 'so 1', 'a': '1', 't': 'one'}] * 3
   path = jsonl(tmp_path / 'a.jsonl', rows)
-  asked = [{'q': 'e', 'a': '2'}, {'q': 'f', 'a': '3', 'solution': None}]
+  asked = [
+    {'q': 'e', 'a': '2', 'teacher': []},
+    {'q': 'f', 'a': '3', 'solution': None},
+  ]
   eval_path = jsonl(tmp_path / 'e.jsonl', asked)
   settings = config(
     tmp_path,
