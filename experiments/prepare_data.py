@@ -275,9 +275,8 @@ def _print_columns(columns: Mapping[str, str], unused: Sequence[str]) -> None:
     print('columns not used: ' + ', '.join(unused))
   if 'rejected' in unused or 'rejected' in columns:
     print(
-      'preferences: chosen is read as the expert; a reward model learns from'
-      ' chosen and rejected (train_reward_model.py --pairs, where prompt, chosen'
-      ' and rejected are texts)'
+      'preferences: chosen is read as the expert; train_reward_model.py --pairs'
+      ' learns from chosen and rejected'
     )
 
 
