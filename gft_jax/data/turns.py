@@ -179,6 +179,8 @@ def _turn(where: str, turn: object) -> Turn:
     if key not in ('role', 'content', 'from', 'value')
     and value not in (None, '', b'', [], {})
   }
+  if speaker == 'assistant' and further.get('weight', 1) != 1:
+    raise BadRow(f'{where} has weight {further["weight"]}; every answer trains')
   content = turn.get('content', turn.get('value'))
   content = _joined(where, content) if isinstance(content, list) else content
   # A call of a tool needs no words, nor has every tool a result to tell.

@@ -56,6 +56,10 @@ def test_a_turn_in_our_names(turn, expected):
       'messages: turn 1: content has a part of type image, not text',
     ),
     ({'from': 'function_call', 'value': '{}'}, 'has the role'),
+    (
+      {**ASSISTANT, 'weight': 0},
+      'messages: turn 1 has weight 0; every answer trains',
+    ),
     ({'from': None, 'value': 'a'}, 'messages: turn 1 has no role'),
     ({'role': 'user', 'content': []}, 'messages: turn 1: content is empty'),
     ({'role': 'user'}, 'messages: turn 1: content is missing'),
