@@ -173,12 +173,8 @@ def run(work: Callable[[], None]) -> int:
   """Calls `work`; expected failures become one line and an exit code.
 
   Ctrl-C ends it at once, where the work does not save first, as training does.
-
-  Compiled programs are kept for the next process. JAX reads the place when it
-  is imported, in `work`; a place that the user has named stands.
   """
-  programs = pathlib.Path('~/.cache/gft_jax/programs').expanduser()
-  os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(programs))
+  _keep_programs()
   try:
     with _ended_by_hand():
       work()
@@ -228,6 +224,29 @@ def _ended_by_hand() -> Generator[None, None, None]:
     yield
   finally:
     signal.signal(signal.SIGINT, handler)
+
+
+def _keep_programs() -> None:
+  """Keeps compiled programs for the next process, where there is a place.
+
+  JAX reads the place when it is imported; one that the user has named stands.
+  Programs on a read-only volume are read, and none is added.
+  """
+  if 'JAX_COMPILATION_CACHE_DIR' in os.environ:
+    return
+  try:
+    place = pathlib.Path('~/.cache/gft_jax/programs').expanduser()
+    above = place
+    while not above.exists():
+      above = above.parent
+    writable = above.is_dir() and os.access(above, os.W_OK | os.X_OK)
+  except (OSError, RuntimeError):  # no home directory, or a closed one
+    return
+  if writable or above == place:
+    os.environ['JAX_COMPILATION_CACHE_DIR'] = str(place)
+  if not writable:
+    seconds = 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'
+    os.environ.setdefault(seconds, '1e9')
 
 
 def _several() -> bool:

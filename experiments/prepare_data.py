@@ -16,14 +16,16 @@ as they are, and the line says why.
 
 A row is bad where a role cannot be read as text: missing, null, empty, not
 UTF-8, of another type. Bad rows, and then rows that the limits drop, may be a
-share of data.max_dropped at most. A row without teachers is not bad.
+share of data.max_dropped at most. A row without teachers is not bad; a teacher
+that cannot be read is left out. The last lines say which column was read as
+what, and which were not used.
 """
 
 import json
 import os
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import command
@@ -98,6 +100,8 @@ def main(arguments: list[str] | None = None) -> int:
       given_answers.check_reward(config.reward)  # a mistake stops here
     if options.json:
       _check_folder('--json', options.json)
+    if not options.config and not any('group.' in s for s in options.set):
+      config = _for_file(config, options.split)
     statistics = describe(config, options.tokenizer, options.split)
     if graded:
       statistics['pass_rates'] = pass_rates(config, options.split)
@@ -105,6 +109,21 @@ def main(arguments: list[str] | None = None) -> int:
       pathlib.Path(options.json).write_text(json.dumps(statistics, indent=1))
 
   return command.run(work)
+
+
+def _for_file(config: Config, split: str) -> Config:
+  """The groups that a file allows, where nobody has said which."""
+  from gft_jax.data import inspection
+
+  rows = inspection.source_of(config, split).rows
+  if any(row['answer'] for row in rows):
+    return config
+  print(
+    'no row has a reference answer: read as for imitation alone, with'
+    ' group.teachers=0 group.samples=0; where answers are graded, set'
+    ' data.columns=answer=NAME'
+  )
+  return overridden(config, ('group.teachers=0', 'group.samples=0'))
 
 
 def describe(config: Config, tokenizer_path: str, split: str) -> dict[str, Any]:
@@ -119,6 +138,7 @@ def describe(config: Config, tokenizer_path: str, split: str) -> dict[str, Any]:
   tokenizer = _tokenizer(
     tokenizer_path or config.model.path or config.model.tokenizer
   )
+  source = inspection.source_of(config, split)
   lengths = inspection.token_lengths(config, tokenizer, split)
   print(f'{"tokens":10}{"count":>9}{"mean":>9}{"p50":>7}{"p95":>7}{"max":>7}')
   for role, (count, mean, *others) in lengths.items():
@@ -130,15 +150,22 @@ def describe(config: Config, tokenizer_path: str, split: str) -> dict[str, Any]:
     ).statistics
   except ConfigError:
     # Named before the run is refused; this too is, where nothing is left.
+    _print_columns(source.roles, source.unused)
     _print_dropped(inspection.dropped_rows(config, tokenizer, split))
     raise
   print(f'rows used: {used.rows}')
   _print_dropped(used.dropped)
   for reason, count in used.empty_slots.items():
     print(f'empty slots: {count} {reason}')
+  for reason, numbers in source.left_out.items():
+    print(f'left out: {len(numbers)} {reason}: {_named(numbers)}')
+  _print_columns(source.roles, source.unused)
   return {
     'data': config.data.path,
     'split': split,
+    'columns': source.roles,
+    'unused_columns': list(source.unused),
+    'left_out': source.left_out,
     'tokens': {role: found._asdict() for role, found in lengths.items()},
     'rows': used.rows,
     'dropped': used.dropped,
@@ -238,6 +265,19 @@ def _tokenizer(path: str):
   from gft_jax.huggingface.tokenizer import load_tokenizer
 
   return load_tokenizer(path)
+
+
+def _print_columns(columns: Mapping[str, str], unused: Sequence[str]) -> None:
+  """Says which column was read as what, and which were not read."""
+  if columns:
+    print('columns: ' + ', '.join(f'{k}={v}' for k, v in columns.items()))
+  if unused:
+    print('columns not used: ' + ', '.join(unused))
+  if 'rejected' in unused or 'rejected' in columns:
+    print(
+      'preferences: chosen is read as the expert; train_reward_model.py --pairs'
+      ' learns from chosen and rejected'
+    )
 
 
 def _print_dropped(dropped: dict[str, list[int]]) -> None:

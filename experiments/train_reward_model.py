@@ -4,11 +4,12 @@
     --workdir runs/reward_model --epochs 2 --set optimizer.learning_rate=1e-5
 
 The backbone starts as the policy in --model, a Hugging Face folder of a causal
-language model. A row of --pairs has the texts prompt, chosen and rejected; or
-the file holds answers that experiments/evaluate.py has kept, and better ones
-are paired with worse ones. WORKDIR/model is a folder for reward.model, and for
-transformers (sequence classification with one label). The same command
-continues an interrupted training.
+language model. A row of --pairs has prompt, chosen and rejected, as texts or as
+turns of one question and one answer; or the file holds answers that
+experiments/evaluate.py has kept, and better ones are paired with worse ones.
+WORKDIR/model is a folder for reward.model, and for transformers (sequence
+classification with one label). The same command continues an interrupted
+training.
 """
 
 import sys

@@ -18,6 +18,7 @@ from gft_jax.config import (
   MeshConfig,
   overridden,
   require,
+  user_path,
 )
 from gft_jax.data import arithmetic
 from gft_jax.huggingface import hub, peft
@@ -179,7 +180,7 @@ def export_stage(
       f'--adapter: PEFT finds no folder in model.path={config.model.path}; export'
       ' that stage and train on the folder, or leave out the flag',
     )
-    base = str(pathlib.Path(config.model.path).expanduser())
+    base = str(user_path(config.model.path, 'model.path'))
     peft.save(directory, policy.model, params, base=base)
   else:
     huggingface.save(

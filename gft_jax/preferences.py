@@ -23,8 +23,8 @@ from transformers import PreTrainedTokenizerBase
 
 from gft_jax import huggingface, programs
 from gft_jax.batch import GroupBatch
-from gft_jax.config import Config, require
-from gft_jax.data import files, pipeline
+from gft_jax.config import Config, require, user_path
+from gft_jax.data import files, pipeline, turns
 from gft_jax.models import reward_model
 from gft_jax.models.transformer import Transformer
 from gft_jax.parallel import sharding
@@ -51,13 +51,16 @@ class Pair(NamedTuple):
 def read_pairs(path: str | pathlib.Path) -> list[Pair]:
   """Pairs of a file with the columns prompt, chosen and rejected.
 
+  They are texts, or turns of one question and one answer; chosen and rejected
+  may then hold the question, too, in place of prompt.
+
   Or answers that an evaluation has kept: of each prompt the best with the
   worst, the second best with the second worst, while their rewards differ.
 
   Raises:
     ConfigError: no such file, a bad row (names it), or no pair.
   """
-  path = pathlib.Path(path).expanduser()
+  path = user_path(path)
   files.check_exists(path)
   rows, kept = [], False
   for number, row in files.raw_rows(path):
@@ -286,6 +289,10 @@ def _fault(row: Json | files.BadRow, kept: bool) -> str:
   """Why a row is neither a pair nor, with `kept`, an answer; '' where it is."""
   if isinstance(row, files.BadRow):
     return str(row)
+  try:
+    row |= {} if kept else _texts_of_turns(row)
+  except files.BadRow as bad:
+    return str(bad)
   for name in ('prompt', 'response') if kept else Pair._fields:
     if name not in row:
       return f'has no column {name!r}; a pair has {", ".join(Pair._fields)}'
@@ -302,6 +309,41 @@ def _fault(row: Json | files.BadRow, kept: bool) -> str:
   if not kept and row['chosen'] == row['rejected']:
     return 'has the same text chosen and rejected'
   return ''
+
+
+def _texts_of_turns(row: Json) -> Json:
+  """A pair of conversations as texts; {} where its sides are none.
+
+  Raises:
+    BadRow: there is more in it than one question and two answers.
+  """
+  sides = [
+    turns.conversation(name, found)
+    for name in ('chosen', 'rejected')
+    if (found := turns.turns_in(name, row.get(name))) is not None
+  ]
+  if len(sides) < 2:
+    return {}
+  asked = turns.turns_in('prompt', row.get('prompt'))
+  if asked is not None:
+    asked = turns.conversation('prompt', asked)
+  elif row.get('prompt') is None:
+    asked, _ = turns.split_at_difference(*sides)
+  else:
+    content = files.text_of('prompt', row['prompt'])
+    asked = [turns.Turn(role='user', content=content)]
+  said = [
+    side[len(asked) :] if side[: len(asked)] == asked else side
+    for side in sides
+  ]
+  speakers = ('user', 'assistant', 'assistant')
+  for part, speaker in zip((asked, *said), speakers):
+    if not part or turns.needs_template(part, speaker):
+      raise files.BadRow(
+        'is a conversation; a pair is one question of a user and two answers'
+      )
+  texts = [str(part[0]['content']) for part in (asked, *said)]
+  return dict(zip(Pair._fields, texts))
 
 
 def _of_kept(rows: list[Json]) -> list[Pair]:

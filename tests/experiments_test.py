@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import pathlib
+import pwd
 import re
 import shutil
 import signal
@@ -874,6 +875,40 @@ command.run(work)
 """
   subprocess.run([sys.executable, '-c', program], env=environment, check=True)
   assert list(place.glob('*-cache'))
+
+
+PROGRAMS = {
+  'JAX_COMPILATION_CACHE_DIR',
+  'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS',
+}
+
+
+@pytest.mark.parametrize('home', ['none', 'a file', 'read-only', 'filled'])
+def test_a_home_that_cannot_be_written_keeps_no_programs(
+  scripts, tmp_path, monkeypatch, home
+):
+  """What lies in a read-only home is read, and nothing is added to it."""
+  command = scripts('command')
+  for name in PROGRAMS:
+    monkeypatch.delenv(name, raising=False)
+  place = tmp_path / '.cache/gft_jax/programs'
+  if home == 'filled':
+    place.mkdir(parents=True)
+  path = tmp_path / 'file' if home == 'a file' else tmp_path
+  (tmp_path / 'file').touch()
+  monkeypatch.setenv('HOME', str(path))
+  if home == 'none':
+    monkeypatch.delenv('HOME')
+    monkeypatch.setattr(pwd, 'getpwuid', {}.__getitem__)
+  # Permissions do not bind root.
+  monkeypatch.setattr(os, 'access', lambda *_: False)
+  before = sorted(tmp_path.rglob('*'))
+  assert command.run(lambda: None) == 0
+  assert sorted(tmp_path.rglob('*')) == before
+  named = os.environ.pop('JAX_COMPILATION_CACHE_DIR', '')
+  assert named == (str(place) if home == 'filled' else '')
+  seconds = os.environ.pop('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+  assert float(seconds) > 0 or home == 'none'
 
 
 def test_the_tree_in_the_readme_is_the_tree():

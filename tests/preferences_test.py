@@ -152,6 +152,43 @@ def test_pairs_of_a_file(tmp_path):
   assert preferences.read_pairs(path) == [Pair('a', 'b', 'c')]
 
 
+ASKED = {'role': 'user', 'content': 'a'}
+GOOD, BAD = ({'role': 'assistant', 'content': text} for text in 'bc')
+
+
+@pytest.mark.parametrize(
+  'row',
+  [
+    {'prompt': [ASKED], 'chosen': [GOOD], 'rejected': [BAD]},
+    {'prompt': 'a', 'chosen': [GOOD], 'rejected': [BAD]},
+    {'prompt': 'a', 'chosen': [ASKED, GOOD], 'rejected': [ASKED, BAD]},
+    {'chosen': [ASKED, GOOD], 'rejected': [ASKED, BAD]},
+    {'prompt': 'a', 'chosen': GOOD, 'rejected': {'from': 'gpt', 'value': 'c'}},
+  ],
+)
+def test_pairs_of_turns(tmp_path, row):
+  path = tmp_path / 'pairs.jsonl'
+  path.write_text(json.dumps(row) + '\n')
+  assert preferences.read_pairs(path) == [Pair('a', 'b', 'c')]
+
+
+@pytest.mark.parametrize(
+  'asked, chosen',
+  [
+    ([{'role': 'system', 'content': 's'}, ASKED], [GOOD]),
+    ([ASKED], [GOOD, ASKED, GOOD]),
+    ([ASKED], [{**GOOD, 'reasoning_content': 'd'}]),
+    ([ASKED], [ASKED]),
+  ],
+)
+def test_pairs_of_more_than_two_answers_are_named(tmp_path, asked, chosen):
+  path = tmp_path / 'pairs.jsonl'
+  row = {'prompt': asked, 'chosen': chosen, 'rejected': [BAD]}
+  path.write_text(json.dumps(row) + '\n')
+  with pytest.raises(ConfigError, match='row 1 is a conversation; a pair is'):
+    preferences.read_pairs(path)
+
+
 def test_pairs_of_kept_answers(tmp_path):
   path = tmp_path / 'test.jsonl'
   rows = [

@@ -11,6 +11,7 @@ from gft_jax.config.checks import (
   one_of,
   positive,
   require,
+  user_path,
 )
 from gft_jax.config.overrides import (
   differences,
@@ -72,4 +73,5 @@ __all__ = [
   'profiled_steps',
   'require',
   'to_dict',
+  'user_path',
 ]

@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import pathlib
 import typing
 
 
@@ -32,6 +33,27 @@ def not_negative(name: str, value: float) -> None:
   require(
     0 <= value < math.inf, f'{name}={value} must be finite and not negative'
   )
+
+
+def user_path(path: str | pathlib.Path, setting: str = '') -> pathlib.Path:
+  """The path with the home directory in place of ~.
+
+  Args:
+    path: as the user wrote it.
+    setting: that holds it, for the message.
+
+  Raises:
+    ConfigError: it begins with ~, and there is no home directory.
+  """
+  try:
+    return pathlib.Path(path).expanduser()
+  except RuntimeError:
+    raise ConfigError(
+      f'{setting}{"=" if setting else ""}{path}: there is no home directory'
+      ' (HOME is not set); '
+      + (f'set {setting}=DIR to' if setting else 'name')
+      + ' a path without ~'
+    ) from None
 
 
 def nearest(word: str, choices: typing.Iterable[str]) -> str:

@@ -144,8 +144,10 @@ class DataConfig:
     '',
     'columns of the file as role=name pairs, for instance'
     ' prompt=question,answer=reward_model.ground_truth, with a dot into a nested'
-    ' column; roles: prompt, answer, expert, teacher (a list), or messages for'
-    ' prompt and expert; empty: guessed from the names',
+    ' column; roles: prompt, input (more of the prompt), system, answer, expert,'
+    ' teacher (a list; or a column for each, teacher=a,teacher=b), tools, or'
+    ' messages for prompt and expert; a role that is not named is guessed from the names'
+    ' of the columns, and role= says that none has it',
   )
   template: str = setting(
     'auto', 'prompt format: plain, chat (the tokenizer has a template) or auto'

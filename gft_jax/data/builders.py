@@ -19,14 +19,28 @@ import json
 import pathlib
 import shutil
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from gft_jax import answers
-from gft_jax.config import DataConfig, one_of, require
-from gft_jax.data import arithmetic, columns, files, hub
+from gft_jax.config import (
+  ConfigError,
+  DataConfig,
+  one_of,
+  require,
+  user_path,
+)
+from gft_jax.data import (
+  arithmetic,
+  cache,
+  cells,
+  columns,
+  files,
+  hub,
+  turns,
+)
 
 # The name of the embedded task, and its expert after a slash.
 EMBEDDED = 'arithmetic'
@@ -46,14 +60,23 @@ class Source:
   Attributes:
     name: for messages.
     rows: dicts of row (its number in the file, or in the split), prompt,
-      answer, expert, teacher, and in conversations prompt_turns and
-      expert_turns; see `files.rows`.
+      answer, expert, teacher, and in conversations prompt_turns,
+      expert_turns and tools; see `files.rows`.
     dropped: bad rows of the file: reason -> their numbers.
+    file: where the rows come from, with all of their columns; None: no file.
+    roles: role -> column of that file.
+    unused: columns of that file that no role reads.
+    left_out: teachers that cannot be used: reason -> numbers of their rows,
+      each as often as it has such teachers.
   """
 
   name: str
   rows: Sequence[dict]
   dropped: dict[str, list[int]]
+  file: pathlib.Path | None = None
+  roles: dict[str, str] = dataclasses.field(default_factory=dict)
+  unused: Sequence[str] = ()
+  left_out: dict[str, list[int]] = dataclasses.field(default_factory=dict)
 
 
 class LocalBuilder(tfds.core.GeneratorBasedBuilder):
@@ -92,14 +115,19 @@ class GroupFile(LocalBuilder):
   """
 
   def __init__(
-    self, *, path: pathlib.Path, columns: dict[str, str], **kwargs
+    self,
+    *,
+    path: pathlib.Path,
+    columns: dict[str, str],
+    asked_only: bool,
+    **kwargs,
   ) -> None:
-    self.path, self.columns = path, columns
-    self.talks = files.talks(path, columns)
+    self.path, self.columns, self.asked_only = path, columns, asked_only
+    self.talks = files.talks(path, columns, asked_only)
     super().__init__(**kwargs)
 
   def _info(self) -> tfds.core.DatasetInfo:
-    metadata = tfds.core.MetadataDict(dropped={}, first_bad='')
+    metadata = tfds.core.MetadataDict(dropped={}, first_bad='', left_out={})
     turns = {'turns': tfds.features.Text()} if self.talks else {}
     return _info(self, metadata, **turns)
 
@@ -108,30 +136,51 @@ class GroupFile(LocalBuilder):
 
   def _generate_examples(self):
     metadata, good, taught = self.info.metadata, 0, 0
-    for number, row in files.rows(self.path, self.columns):
+    for number, row in files.rows(self.path, self.columns, self.asked_only):
       if not self.talks and isinstance(row, dict) and files.TURNS & row.keys():
         row = files.BadRow('is a conversation, and the first rows are not')
       if isinstance(row, files.BadRow):
-        reason = str(row)
-        if len(metadata['dropped']) >= MOST_REASONS:
-          reason = reason if reason in metadata['dropped'] else 'other reasons'
-        metadata['dropped'].setdefault(reason, []).append(number)
+        reason = _counted(metadata['dropped'], str(row), number)
         if not metadata['first_bad']:
           metadata['first_bad'] = f'row {number}: {reason}'
       else:
         good += 1
         taught += bool(row['teacher'])
+        for reason in row.pop('left_out', ()):
+          _counted(metadata['left_out'], reason, number)
         if self.talks:
           turns = {name: row.pop(name) for name in files.TURNS & row.keys()}
           row['turns'] = json.dumps(turns) if turns else ''
         yield number, {'row': number, **row}
-    require(good > 0, f'{self.path}: every row is bad; {metadata["first_bad"]}')
+    require(
+      good > 0,
+      f'{self.path}: every row is bad; {metadata["first_bad"]}'
+      + _without(self.columns, metadata['first_bad']),
+    )
     # One row may lack teachers; a whole file that does was meant otherwise.
     require(
-      taught > 0 or 'teacher' not in self.columns,
+      taught > 0 or 'teacher' not in self.columns or self.asked_only,
       f'{self.path}: the teacher column {self.columns.get("teacher")!r} is'
-      ' empty in every row; leave it out with data.columns=prompt=NAME,...',
+      ' empty in every row; leave it out with data.columns=teacher=',
     )
+
+
+def _without(columns: dict[str, str], reason: str) -> str:
+  """How to read a file whose column has nothing in any row."""
+  role = reason.partition(': ')[2].removesuffix(' is missing')
+  if role not in ('answer', 'expert') or role not in columns:
+    return ''
+  return (
+    f' (column {columns[role]!r}); data.columns={role}= leaves the column out'
+  )
+
+
+def _counted(reasons: dict[str, list[int]], reason: str, number: int) -> str:
+  """Adds the number of a row to a reason, or to 'other reasons'."""
+  if len(reasons) >= MOST_REASONS and reason not in reasons:
+    reason = 'other reasons'
+  reasons.setdefault(reason, []).append(number)
+  return reason
 
 
 def source(config: DataConfig, split: str, seed: int = 0) -> Source:
@@ -153,22 +202,49 @@ def source(config: DataConfig, split: str, seed: int = 0) -> Source:
   task, _, expert = (config.path or EMBEDDED).partition('/')
   if task == EMBEDDED:
     return _embedded_source(config, expert or arithmetic.EXPERTS[0], split)
-  # Also what this split does not need, before anything is prepared.
-  local = {
-    path: _local_file(config, path, split, seed)
-    for path in filter(None, (config.path, config.eval_path))
-  }
   one_of('split', split, ('train', 'test'))
-  path = (split == 'test' and config.eval_path) or config.path
-  whole = config.eval_path or path.startswith(f'{GYM}/')
-  return _file_source(config, path, local[path], 'all' if whole else split)
+  # Also what this split does not need, before anything is prepared.
+  found, faults = {}, []
+  for setting in ('path', 'eval_path'):
+    if getattr(config, setting):
+      try:
+        found[setting] = _file_columns(config, setting, split, seed)
+      except ConfigError as error:
+        faults.append(str(error))
+  require(not faults, '; '.join(dict.fromkeys(faults)))
+  setting = 'eval_path' if split == 'test' and config.eval_path else 'path'
+  whole = config.eval_path or config.path.startswith(f'{GYM}/')
+  return _file_source(config, found[setting], 'all' if whole else split)
+
+
+class _File(NamedTuple):
+  """A file of rows: `name` for messages, and how it is read."""
+
+  name: str
+  path: pathlib.Path
+  roles: dict[str, str]
+  unused: list[str]
+  asked_only: bool
+
+
+def _file_columns(
+  config: DataConfig, setting: str, split: str, seed: int
+) -> _File:
+  """The file of data.path or data.eval_path, and its columns."""
+  name, asked_only = getattr(config, setting), setting == 'eval_path'
+  path = _local_file(config, setting, split, seed)
+  first = columns.first_values(path)
+  named = '' if name.startswith(f'{GYM}/') else config.columns
+  roles = columns.choose(path, first, named, asked_only)
+  return _File(name, path, roles, columns.unused(first, roles), asked_only)
 
 
 def _local_file(
-  config: DataConfig, path: str, split: str, seed: int
+  config: DataConfig, setting: str, split: str, seed: int
 ) -> pathlib.Path:
   """Where the rows of data.path or data.eval_path lie on this machine."""
-  cache = pathlib.Path(config.cache).expanduser()
+  path: str = getattr(config, setting)
+  folder = cache.folder_of(config.cache)
   if path.startswith(f'{GYM}/'):
     from gft_jax.data import gym  # needs the package
 
@@ -176,11 +252,11 @@ def _local_file(
     if split == 'test':
       rows = min(rows, MOST_HELD_OUT)
     task = path.removeprefix(f'{GYM}/')
-    return gym.written(task, split, rows, seed, cache)
+    return gym.written(task, split, rows, seed, folder)
   if path.startswith(hub.PREFIX):
-    return hub.fetched(path, cache)
-  file = pathlib.Path(path).expanduser()
-  files.check_exists(file)
+    return hub.fetched(path, folder)
+  file = user_path(path, f'data.{setting}')
+  files.check_exists(file, f'data.{setting}: data file')
   return file
 
 
@@ -197,40 +273,45 @@ def _embedded_source(config: DataConfig, expert: str, split: str) -> Source:
   return Source(f'{EMBEDDED}/{expert}, {split}', rows, dropped={})
 
 
-def _file_source(
-  config: DataConfig, path: str, file: pathlib.Path, part: str
-) -> Source:
+def _file_source(config: DataConfig, file: _File, part: str) -> Source:
   """`part` is all, or train or test for the two sides of the cut."""
-  named = '' if path.startswith(f'{GYM}/') else config.columns
-  roles = columns.column_map(file, named)
   builder = _prepared(
     GroupFile,
     config.cache,
     _digest(
-      file,
-      *(pathlib.Path(code.__file__) for code in (files, answers)),
-      repr(sorted(roles.items())),
+      file.path,
+      *(pathlib.Path(code.__file__) for code in (files, turns, cells, answers)),
+      repr((sorted(file.roles.items()), file.asked_only)),
     ),
-    path=file,
-    columns=roles,
+    path=file.path,
+    columns=file.roles,
+    asked_only=file.asked_only,
   )
   metadata = builder.info.metadata
   good = builder.info.splits['rows'].num_examples
   bad = sum(map(len, metadata['dropped'].values()))
   require(
     bad <= config.max_dropped * (good + bad),
-    f'{path}: {bad} of {good + bad} rows are bad, more than'
+    f'{file.name}: {bad} of {good + bad} rows are bad, more than'
     f' data.max_dropped={config.max_dropped} allows; the first:'
     f' {metadata["first_bad"]}',
   )
   cut = good - min(good // 10, MOST_HELD_OUT)
   require(
     part == 'all' or cut < good,
-    f'{path} has {good} rows, too few to hold a tenth out; set data.eval_path',
+    f'{file.name} has {good} rows, too few to hold a tenth out; set data.eval_path',
   )
   slices = {'all': 'rows', 'train': f'rows[:{cut}]', 'test': f'rows[{cut}:]'}
   rows = _read(builder.data_dir, slices[part])
-  return Source(path, rows, metadata['dropped'])
+  return Source(
+    file.name,
+    rows,
+    metadata['dropped'],
+    file.path,
+    file.roles,
+    file.unused,
+    metadata['left_out'],
+  )
 
 
 @functools.lru_cache(maxsize=8)
@@ -287,10 +368,15 @@ def _digest(*parts: str | pathlib.Path) -> str:
   return digest.hexdigest()[:24]
 
 
-def _prepared(kind: type, cache: str, key: str, **arguments):
-  """The builder with its files written, by one process at a time."""
-  folder = pathlib.Path(cache).expanduser() / key
-  folder.mkdir(parents=True, exist_ok=True)
+def _prepared(kind: type, place: str, key: str, **arguments):
+  """The builder with its files: there, or written by one process at a time."""
+  top = cache.folder_of(place)
+  folder = top / key
+  if cache.exists(folder):
+    builder = kind(data_dir=folder, file_format='array_record', **arguments)
+    if builder.is_prepared():
+      return builder
+  cache.writable(folder, top)
   # TFDS draws a bar and prints to stdout, which belongs to the caller.
   tfds.disable_progress_bar()
   with (folder / 'lock').open('w') as lock:

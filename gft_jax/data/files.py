@@ -1,18 +1,17 @@
 """Group datasets in files: JSONL, JSON, CSV or parquet -> validated rows.
 
 A row has a prompt, a reference answer for the grader, an expert's solution and
-a list of teachers' solutions, or `messages`: a whole conversation, whose turns
-up to the first of the assistant are the prompt and whose others are the
-expert's. A prompt and an expert may be lists of turns {role, content}, too.
-`columns` says which column is which. Where no column holds the answer, it is
-read from the expert's text; see `final_answer`.
+teachers' solutions, or `messages`: a whole conversation, whose turns up to the
+first of the assistant are the prompt and whose others are the expert's. A
+prompt and an expert may be lists of turns, too; see `turns`. `columns` says
+which column is which. Where no column holds the answer, it is read from the
+expert's text; see `final_answer`.
 """
 
+import codecs
 import csv
-import decimal
 import itertools
 import json
-import math
 import pathlib
 import re
 import sys
@@ -20,61 +19,83 @@ from collections.abc import Iterator
 
 from gft_jax.answers import MARK, last_boxed
 from gft_jax.config import ConfigError, nearest, require
+from gft_jax.data import turns
+from gft_jax.data.cells import (
+  BadRow,
+  answer_of,
+  as_json,
+  decoded,
+  number_as_text,
+  text_of,
+)
+
+__all__ = [
+  'BadRow',
+  'check_exists',
+  'decoded',
+  'final_answer',
+  'number_as_text',
+  'raw_rows',
+  'rows',
+  'talks',
+  'text_of',
+]
 
 # Rows that tell which columns a file has, and whether they hold conversations.
 FIRST_ROWS = 1000
 # What a row has of a conversation; see `rows`.
-TURNS = frozenset({'prompt_turns', 'expert_turns'})
-# Who speaks in a conversation.
-SPEAKERS = ('system', 'user', 'assistant')
-# The longest text of a row, in characters: far beyond any context, and seconds
-# of a tokenizer's time.
-LONGEST = 4_000_000
+TURNS = frozenset({'prompt_turns', 'expert_turns', 'tools'})
+# Columns of what is no text; a row that has some cannot be used.
+MEDIA = ('image', 'images', 'video', 'videos', 'audio', 'audios')
+# A list of texts as Python prints it.
+PRINTED = re.compile(r"""\s*\[\s*['"].*['"]\s*\]\s*""", re.DOTALL)
 
 
-class BadRow(ValueError):
-  """Why one row of a file cannot be used."""
-
-
-def check_exists(path: pathlib.Path) -> None:
+def check_exists(path: pathlib.Path, what: str = 'data file') -> None:
   """Raises ConfigError, with the nearest name, if there is no such file."""
-  require(not path.is_dir(), f'data file {path} is a folder; name a file in it')
+  require(not path.is_dir(), f'{what} {path} is a folder; name a file in it')
   require(
     path.is_file(),
-    f'data file {path} does not exist'
+    f'{what} {path} does not exist'
     + nearest(path.name, _siblings(path.parent)),
   )
 
 
 def rows(
-  path: pathlib.Path, columns: dict[str, str]
+  path: pathlib.Path, columns: dict[str, str], asked_only: bool = False
 ) -> Iterator[tuple[int, dict | BadRow]]:
   """Yields (row number from 1, row or the reason why it is bad).
 
   A row has `prompt` (where it is a conversation: the user's last turn),
   `answer` ('' where there is no column and the expert states none), `expert`
   ('' where there is none; of several turns the last) and `teacher`, a list. It
-  has `prompt_turns` where more is asked than one turn of a user, and
-  `expert_turns` where the expert speaks more than once: lists of {role,
-  content}.
+  has `prompt_turns` where more is asked than one text of a user, and
+  `expert_turns` where the expert says more than one text: lists of {role,
+  content} with the further keys of a turn. It has `tools` where there are some,
+  a list of objects, and `left_out` where a teacher cannot be used: the reason
+  of each.
 
   Args:
     path: a .jsonl, .json, .csv or .parquet file; blank lines are not rows.
     columns: role -> column, of `columns.column_map`.
+    asked_only: the rows are asked and graded, so that one without an expert is
+      not bad.
 
   Raises:
     ConfigError: the file as a whole cannot be read.
   """
   for number, raw in raw_rows(path):
     try:
-      yield number, _row(raw, columns)
+      yield number, _row(raw, columns, asked_only)
     except BadRow as bad:
       yield number, bad
 
 
-def talks(path: pathlib.Path, columns: dict[str, str]) -> bool:
+def talks(
+  path: pathlib.Path, columns: dict[str, str], asked_only: bool = False
+) -> bool:
   """Whether the first rows of a file hold conversations; see `rows`."""
-  first = itertools.islice(rows(path, columns), FIRST_ROWS)
+  first = itertools.islice(rows(path, columns, asked_only), FIRST_ROWS)
   return any(isinstance(row, dict) and TURNS & row.keys() for _, row in first)
 
 
@@ -110,29 +131,59 @@ def raw_rows(path: pathlib.Path) -> Iterator[tuple[int, dict | BadRow]]:
 
   Text of parquet comes as bytes.
   """
+  suffix = path.suffix.lower()
   require(
-    path.suffix in _READERS,
+    suffix in _READERS,
     f'data file {path} is neither {" nor ".join(_READERS)}',
   )
-  return _READERS[path.suffix](path)
+  return _READERS[suffix](path)
 
 
 def _raw_jsonl(path: pathlib.Path) -> Iterator[tuple[int, dict | BadRow]]:
+  """An object a line; also a file that is one list, whatever it is called."""
+  if _begins(path) == b'[':
+    raw = _loaded(path.read_bytes())
+    if isinstance(raw, list) and raw and isinstance(raw[0], dict):
+      return enumerate(map(_object, raw), 1)
+  return _lines(path)
+
+
+def _lines(path: pathlib.Path) -> Iterator[tuple[int, dict | BadRow]]:
   number = 0
   with path.open('rb') as lines:
     for line in lines:
-      if line.strip():
+      if line.removeprefix(codecs.BOM_UTF8).strip():
         number += 1
         yield number, _parsed(line)
 
 
 def _raw_json(path: pathlib.Path) -> Iterator[tuple[int, dict | BadRow]]:
+  """A list of objects; also an object a line."""
   raw = _loaded(path.read_bytes())
+  if isinstance(raw, list):
+    return enumerate(map(_object, raw), 1)
+  if isinstance(raw, BadRow) and _is_jsonl(path):
+    return _lines(path)
   if isinstance(raw, BadRow):
     raise ConfigError(f'{path} {raw}')
-  if not isinstance(raw, list):
-    raise ConfigError(f'{path} is not a list of JSON objects')
-  return enumerate(map(_object, raw), 1)
+  raise ConfigError(
+    f'{path} is not a list of JSON objects, nor an object on each line'
+  )
+
+
+def _begins(path: pathlib.Path) -> bytes:
+  """The first byte that is no space."""
+  with path.open('rb') as file:
+    for line in file:
+      if text := line.removeprefix(codecs.BOM_UTF8).strip():
+        return text[:1]
+  return b''
+
+
+def _is_jsonl(path: pathlib.Path) -> bool:
+  """Whether one of the first lines is a whole object."""
+  first = itertools.islice(_lines(path), FIRST_ROWS)
+  return any(isinstance(raw, dict) for _, raw in first)
 
 
 def _parsed(line: bytes) -> dict | BadRow:
@@ -261,146 +312,147 @@ def _binary(kind):
   return kind
 
 
-def _row(raw: dict | BadRow, columns: dict[str, str]) -> dict:
+def _row(raw: dict | BadRow, columns: dict[str, str], asked_only: bool) -> dict:
   if isinstance(raw, BadRow):
     raise raw
-  row = {role: _value(raw, name) for role, name in columns.items()}
-  if 'messages' in row:
-    asked, given = _halves(_turns('messages', _list(row['messages'])))
-  else:
-    asked, given = row['prompt'], row.get('expert')
-  prompt, prompt_turns = _prompt(asked)
+  for name in MEDIA:
+    if raw.get(name):
+      raise BadRow(f'has {name}, and only text is read')
+  row = {
+    role: _value(raw, name)
+    for role, name in columns.items()
+    if role != 'teacher'
+  }
+  asked, given = _asked_and_given(row)
+  prompt, prompt_turns = _prompt(asked, row.get('input'), row.get('system'))
   expert, expert_turns = '', []
-  if 'expert' in row or 'messages' in row:
-    expert, expert_turns = _expert(given)
-  if 'answer' in row:
-    answer = text_of('answer', number_as_text(row['answer']))
-  else:
-    answer = final_answer(expert)
-  teacher = [] if row.get('teacher') is None else _list(row['teacher'])
-  if not isinstance(teacher, list):
-    raise BadRow(f'teacher is a {type(teacher).__name__}, not a list')
+  if _is_there(given) or not _may_lack_expert(row, asked_only):
+    expert, expert_turns = _expert('expert', given, asked)
+  answer = answer_of(row['answer']) if 'answer' in row else ''
+  teacher, left_out = _teachers(raw, columns.get('teacher', ''), asked)
   found: dict = {
     'prompt': prompt,
-    'answer': answer,
+    'answer': answer or final_answer(expert),
     'expert': expert,
-    'teacher': [text_of('teacher', text) for text in teacher],
+    'teacher': teacher,
   }
-  if prompt_turns:
-    found['prompt_turns'] = prompt_turns
-  if expert_turns:
-    found['expert_turns'] = expert_turns
+  for name, value in (
+    ('prompt_turns', prompt_turns),
+    ('expert_turns', expert_turns),
+    ('tools', _tools(row.get('tools'))),
+    ('left_out', left_out),
+  ):
+    if value:
+      found[name] = value
   return found
 
 
-def _prompt(value: object) -> tuple[str, list[dict]]:
+def _asked_and_given(row: dict) -> tuple[object, object]:
+  """What is asked and what the expert says: a text or turns, else None."""
+  if 'messages' not in row:
+    return row['prompt'], row.get('expert')
+  whole = turns.conversation('messages', turns.listed(row['messages']))
+  if 'rejected' in row:
+    rejected = turns.conversation('rejected', turns.listed(row['rejected']))
+    return turns.split_at_difference(whole, rejected)
+  if 'answer' in row and whole[-1]['role'] == 'user':
+    return whole, None  # A question, and how it is graded.
+  return turns.split(whole)
+
+
+def _may_lack_expert(row: dict, asked_only: bool) -> bool:
+  """Whether a row without an expert can be used."""
+  if 'messages' in row:
+    return True  # It ends with the user, and has an answer.
+  return 'expert' not in row or (asked_only and 'answer' in row)
+
+
+def _prompt(
+  value: object, further: object, system: object
+) -> tuple[str, list[turns.Turn]]:
   """What the user asks last, and all turns where there are others."""
-  if not isinstance(value, list):
-    return text_of('prompt', value), []
-  turns = _turns('prompt', value)
-  if turns[-1]['role'] != 'user':
-    raise BadRow(f'prompt ends with the {turns[-1]["role"]}, not the user')
-  return turns[-1]['content'], turns if len(turns) > 1 else []
+  asked: list[turns.Turn] = _asked(value)
+  if asked[-1]['role'] != 'user':
+    raise BadRow(f'prompt ends with the {asked[-1]["role"]}, not the user')
+  content = str(asked[-1]['content'])
+  if _is_there(further):
+    content = f'{content}\n\n{text_of("input", number_as_text(further))}'
+    asked = [*asked[:-1], {**asked[-1], 'content': content}]
+  if _is_there(system) and asked[0]['role'] != 'system':
+    asked = [{'role': 'system', 'content': text_of('system', system)}, *asked]
+  return content, asked if turns.needs_template(asked, 'user') else []
 
 
-def _expert(value: object) -> tuple[str, list[dict]]:
-  """What the expert says last, and all turns where there are others."""
-  if not isinstance(value, list):
-    return text_of('expert', value), []
-  turns = _turns('expert', value)
-  for turn, place in ((turns[0], 'begins'), (turns[-1], 'ends')):
+def _asked(value: object) -> list[turns.Turn]:
+  """The turns of a prompt, checked; a text is one turn of a user."""
+  asked = turns.turns_in('prompt', value)
+  if asked is None:
+    return [{'role': 'user', 'content': text_of('prompt', value)}]
+  return turns.conversation('prompt', asked)
+
+
+def _is_there(value: object) -> bool:
+  value = decoded(value)
+  return bool(value.strip() if isinstance(value, str) else value is not None)
+
+
+def _expert(
+  role: str, value: object, asked: object
+) -> tuple[str, list[turns.Turn]]:
+  """What is said last, and all turns where there are others."""
+  said = turns.turns_in(role, value)
+  if said is None:
+    return text_of(role, value), []
+  said = turns.conversation(role, said)
+  if said[0]['role'] != 'assistant':
+    said = said[_repeated(said, asked) :]
+  if not said:
+    raise BadRow(f'{role} repeats the prompt and says nothing')
+  for turn, place in ((said[0], 'begins'), (said[-1], 'ends')):
     if turn['role'] != 'assistant':
-      raise BadRow(f'expert {place} with the {turn["role"]}, not the assistant')
-  return turns[-1]['content'], turns if len(turns) > 1 else []
+      raise BadRow(f'{role} {place} with the {turn["role"]}, not the assistant')
+  content = str(said[-1]['content'])
+  if not content:
+    raise BadRow(f'{role} ends with a call of a tool, not with an answer')
+  return content, said if turns.needs_template(said, 'assistant') else []
 
 
-def _halves(turns: list[dict]) -> tuple[list[dict], list[dict]]:
-  """Turns before the first of the assistant, and the others."""
-  speakers = [turn['role'] for turn in turns]
-  if 'assistant' not in speakers:
-    raise BadRow('messages has no turn of the assistant')
-  first = speakers.index('assistant')
-  if 'user' not in speakers[:first]:
-    raise BadRow('messages: the assistant speaks before the user')
-  return turns[:first], turns[first:]
+def _repeated(said: list[turns.Turn], asked: object) -> int:
+  """How many turns of the expert are the prompt once more."""
+  question = _asked(asked)
+  return len(question) if said[: len(question)] == question else 0
 
 
-def _turns(role: str, value: object) -> list[dict]:
-  """A conversation of {role, content}, checked; other keys are left out."""
-  if value is None:
-    raise BadRow(f'{role} is missing')
-  if not isinstance(value, list):
-    raise BadRow(f'{role} is a {type(value).__name__}, not a list of turns')
-  if not value:
-    raise BadRow(f'{role} is empty')
-  turns = []
-  for number, turn in enumerate(value, 1):
-    where = f'{role}: turn {number}'
-    if not isinstance(turn, dict):
-      raise BadRow(f'{where} is a {type(turn).__name__}, not an object')
-    speaker = decoded(turn.get('role'))
-    if speaker is None:
-      raise BadRow(f'{where} has no role')
-    if speaker not in SPEAKERS:
-      raise BadRow(
-        f'{where} has the role {str(speaker)[:40]!r}, which is not one of'
-        f' {", ".join(SPEAKERS)}'
-      )
-    content = text_of(f'{where}: content', turn.get('content'))
-    turns.append({'role': speaker, 'content': content})
-  return turns
+def _tools(value: object) -> list:
+  """The tools of a row, which the chat template writes; [] for none."""
+  found = as_json(turns.listed(value)) or []
+  if not isinstance(found, list) or not all(isinstance(t, dict) for t in found):
+    raise BadRow('tools is not a list of JSON objects')
+  return found
 
 
-def _list(value: object) -> object:
-  """The list in a text of JSON, as in a cell of CSV; else the value."""
-  value = decoded(value)
-  if not isinstance(value, str) or not value.startswith('['):
-    return value
-  found = _loaded(value.encode(errors='surrogateescape'))
-  return found if isinstance(found, list) else value
-
-
-def text_of(role: str, value: object) -> str:
-  """The text of a cell; raises BadRow where there is none."""
-  value = decoded(value)
-  if value is None:
-    raise BadRow(f'{role} is missing')
-  if isinstance(value, float) and not math.isfinite(value):
-    raise BadRow(f'{role} is {value}, not text')
-  if not isinstance(value, str):
-    raise BadRow(f'{role} is a {type(value).__name__}, not text')
-  if not value.strip():
-    raise BadRow(f'{role} is empty')
-  if len(value) > LONGEST:
-    raise BadRow(f'{role} is longer than {LONGEST:,} characters')
-  try:
-    value.encode()
-  except UnicodeEncodeError:
-    raise BadRow(f'{role} is not UTF-8') from None
-  return value
-
-
-def decoded(value: object) -> object:
-  """Text of bytes; what is not UTF-8 stays recognisable as such."""
-  if not isinstance(value, bytes):
-    return value
-  try:
-    return value.decode()
-  except UnicodeDecodeError:
-    # The encoding that `_text` refuses; `rows` must not stop here.
-    return value.decode(errors='surrogateescape')
-
-
-def number_as_text(value: object) -> object:
-  """Text of a finite number; anything else as it is."""
-  if isinstance(value, decimal.Decimal):
-    whole = value == value.to_integral_value()
-    return number_as_text(int(value) if whole else float(value))
-  if isinstance(value, float) and value.is_integer():
-    return str(int(value))
-  if isinstance(value, bool) or not isinstance(value, (int, float)):
-    return value
-  return str(value) if abs(value) < math.inf else value  # NaN is not
+def _teachers(
+  raw: dict, names: str, asked: object
+) -> tuple[list[str], list[str]]:
+  """Texts of the teachers, and why each of the others is left out."""
+  offered, texts, left_out = [], [], []
+  for name in filter(None, names.split(',')):
+    value = turns.listed(_value(raw, name))
+    if isinstance(value, list) and not turns.holds_turns(value):
+      offered += value
+    elif isinstance(value, str) and PRINTED.fullmatch(value):
+      left_out.append("teacher is a list in Python's spelling, not in JSON")
+    elif value is not None or ',' in names:
+      offered.append(value)  # Of several columns each is one teacher.
+  for value in offered:
+    try:
+      text, several = _expert('teacher', value, asked)
+      if several:
+        raise BadRow('teacher has several turns, calls or thoughts apart')
+      texts.append(text)
+    except BadRow as bad:
+      left_out.append(str(bad))
+  return texts, left_out
 
 
 _READERS = {

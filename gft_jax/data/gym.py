@@ -24,6 +24,7 @@ import pathlib
 import re
 
 from gft_jax.config import ConfigError, nearest, require
+from gft_jax.data import cache as cached
 
 try:
   import reasoning_gym
@@ -99,8 +100,8 @@ def written(
   version.update(reasoning_gym.__version__.encode())
   name = f'{task}-{first}-{rows}-{version.hexdigest()[:12]}.jsonl'
   file = cache / 'reasoning_gym' / name
-  if not file.is_file():
-    file.parent.mkdir(parents=True, exist_ok=True)
+  if not cached.exists(file):
+    cached.writable(file.parent, cache)
     whole = file.with_suffix(f'.{os.getpid()}')
     with whole.open('w', encoding='utf-8') as lines:
       for index in range(rows):

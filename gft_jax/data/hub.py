@@ -20,6 +20,8 @@ import pathlib
 import re
 
 from gft_jax.config import ConfigError, require
+from gft_jax.data import cache as cached
+from gft_jax.huggingface.hub import check_home
 
 PREFIX = 'hub:'
 
@@ -45,7 +47,7 @@ def fetched(path: str, cache: pathlib.Path) -> pathlib.Path:
   split = split or 'train'
   parts = (*name.split('/'), config or 'default', split)
   file = cache / 'hub' / f'{"--".join(parts)}.parquet'
-  if file.is_file():
+  if cached.exists(file):
     return file
   try:
     import datasets
@@ -58,12 +60,14 @@ def fetched(path: str, cache: pathlib.Path) -> pathlib.Path:
     f'datasets {datasets.__version__} runs scripts of a repository; 4 does not:'
     ' pip install "datasets>=4"',
   )
+  check_home(path)
+  cached.check_writable(cache)
   try:
     found = datasets.load_dataset(name, config or None, split=split)
   except (OSError, ValueError, RuntimeError) as error:
     reason = str(error).partition('\n')[0]
     raise ConfigError(f'{path} cannot be fetched: {reason}') from error
-  file.parent.mkdir(parents=True, exist_ok=True)
+  cached.writable(file.parent, cache)
   whole = file.with_suffix(f'.{os.getpid()}')
   found.to_parquet(whole)
   whole.rename(file)

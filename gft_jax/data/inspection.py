@@ -24,6 +24,16 @@ class Lengths(NamedTuple):
   max: int
 
 
+def source_of(config: Config, split: str) -> builders.Source:
+  """The rows of a split before any limit, and how its file was read.
+
+  Raises:
+    ConfigError: the data cannot be used, however many rows are dropped.
+  """
+  settings = dataclasses.replace(config.data, max_dropped=1.0)
+  return builders.source(settings, split, config.seed)
+
+
 def token_lengths(
   config: Config, tokenizer: transformers.PreTrainedTokenizerBase, split: str
 ) -> dict[str, Lengths]:
@@ -47,7 +57,7 @@ def token_lengths(
     max_response=UNLIMITED,
     max_dropped=1.0,
   )
-  rows = builders.source(settings, split, config.seed).rows
+  rows = source_of(config, split).rows
   most = max(len(row['teacher']) for row in rows)
   group = dataclasses.replace(config.group, teachers=most)
   found = pipeline.load(settings, group, tokenizer, split, config.seed)

@@ -17,6 +17,13 @@ from gft_jax.huggingface.tokenizer import chat_prompts, missing_call
 MULTIPLE = 64
 
 
+# Why a row is dropped where answers are graded, and what to do about it.
+NO_ANSWER = 'without a reference answer to grade by'
+NO_ANSWER_HELPS = (
+  '; name its column with data.columns=answer=NAME, or imitate the experts alone'
+  ' with group.teachers=0 group.samples=0'
+)
+
 # Texts that are tokenised together.
 ENCODED = 4096
 
@@ -64,7 +71,8 @@ def load(
   require(
     lost <= config.max_dropped * total and lost < total,
     f'{source.name}: {lost} of {total} rows are dropped ({reasons}), a share of'
-    f' {lost / total:.2f} above data.max_dropped={config.max_dropped}',
+    f' {lost / total:.2f} above data.max_dropped={config.max_dropped}'
+    + (NO_ANSWER_HELPS if NO_ANSWER in dropped else ''),
   )
   dropped = {**source.dropped, **dropped}
   return Dataset(source.name, rows, dropped, empty_slots, config, group)
@@ -144,7 +152,7 @@ def _written(
   for row in rows:
     try:
       if graded and not row['answer']:
-        raise files.BadRow('without a reference answer to grade by')
+        raise files.BadRow(NO_ANSWER)
       if files.TURNS & row.keys():
         asked = chat.instructed(
           row.get('prompt_turns') or chat.user(row['prompt']),

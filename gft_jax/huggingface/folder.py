@@ -15,7 +15,7 @@ import numpy as np
 import transformers
 from flax import traverse_util
 
-from gft_jax.config import Architecture, require
+from gft_jax.config import Architecture, require, user_path
 from gft_jax.huggingface import hub, tensor_files
 from gft_jax.huggingface.config_json import config_of, read_architecture
 from gft_jax.huggingface.json_files import read_json, write_json
@@ -126,7 +126,7 @@ def save(
   Raises:
     ConfigError: `directory` is `source`, or holds something else.
   """
-  directory = pathlib.Path(directory).expanduser()
+  directory = user_path(directory)
   require(
     not directory.exists() or directory.is_dir(), f'{directory} is a file'
   )

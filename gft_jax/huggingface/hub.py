@@ -1,12 +1,13 @@
 """Where a model lies: in a folder, or on the Hugging Face hub."""
 
+import errno
 import pathlib
 import re
 
 import huggingface_hub
-from huggingface_hub import errors
+from huggingface_hub import constants, errors
 
-from gft_jax.config import ConfigError, require
+from gft_jax.config import ConfigError, require, user_path
 
 HUB_ID = re.compile(r'(\w[\w.-]*/[\w.-]+)(?:@([\w./-]+))?')
 # What a folder is made of; never a pickle, nor weights in another format.
@@ -37,7 +38,7 @@ def folder_of(
     f'{name} is not a local folder; mount the bucket or copy the model, and name'
     ' the folder',
   )
-  folder = pathlib.Path(name).expanduser()
+  folder = user_path(name)
   if folder.exists():
     require(folder.is_dir(), f'{folder} is a file, not the folder of a model')
     return folder
@@ -48,6 +49,7 @@ def folder_of(
       ' owner/name@revision)'
     )
   repository, revision = match.groups()
+  check_home(str(name))
   try:
     path = huggingface_hub.snapshot_download(
       repository,
@@ -61,6 +63,15 @@ def folder_of(
   return pathlib.Path(path)
 
 
+def check_home(name: str) -> None:
+  """Raises ConfigError where `name` would be fetched to a folder called ~."""
+  require(
+    not constants.HF_HUB_CACHE.startswith('~'),
+    f'{name} is fetched into the home directory, and there is none (HOME is not'
+    ' set); set HF_HOME=DIR in the environment',
+  )
+
+
 def _why(error: Exception) -> str:
   match error:
     case errors.GatedRepoError():
@@ -71,4 +82,6 @@ def _why(error: Exception) -> str:
       return 'the repository has no such revision'
     case errors.LocalEntryNotFoundError():
       return 'the hub does not answer, and no copy is cached here'
+    case OSError(errno=errno.EACCES | errno.EROFS):
+      return f'{error.filename} cannot be written; set HF_HOME=DIR in the environment'
   return ' '.join(str(error).split())

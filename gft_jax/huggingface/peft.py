@@ -7,6 +7,7 @@ import numpy as np
 from flax import traverse_util
 
 from gft_jax import huggingface
+from gft_jax.config import user_path
 from gft_jax.huggingface import tensor_files
 from gft_jax.models.transformer import Transformer
 from gft_jax.types import Params
@@ -29,7 +30,7 @@ def save(
     adapters: the trained tree of models.lora, addressable from this process.
     base: where PEFT finds the frozen weights.
   """
-  directory = pathlib.Path(directory).expanduser()
+  directory = user_path(directory)
   directory.mkdir(parents=True, exist_ok=True)
   rank = model.lora.rank
   tensors, modules = {}, set()

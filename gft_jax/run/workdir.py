@@ -25,6 +25,7 @@ from gft_jax.config import (
   nearest,
   require,
   to_dict,
+  user_path,
 )
 from gft_jax.parallel import processes
 from gft_jax.run.files import write_whole
@@ -78,7 +79,7 @@ def found_again(config: Config, workdir: str | pathlib.Path) -> Config:
 def _exists(path: str) -> bool:
   """Whether a file, a folder, or a run before the colon is there."""
   names = path, path.rpartition(':')[0] or path
-  return any(pathlib.Path(name).expanduser().exists() for name in names)
+  return any(user_path(name).exists() for name in names)
 
 
 def split_stage(path: str) -> tuple[str, str] | None:
@@ -89,7 +90,7 @@ def split_stage(path: str) -> tuple[str, str] | None:
   """
   folder, _, stage = path.rpartition(':')
   if _is_run(folder):
-    return str(pathlib.Path(folder).expanduser()), stage
+    return str(user_path(folder)), stage
   if _is_run(path):
     names = ', '.join(x.name for x in read_config(path).stages)
     raise ConfigError(
@@ -101,7 +102,7 @@ def split_stage(path: str) -> tuple[str, str] | None:
 
 def _is_run(folder: str) -> bool:
   """Whether a run has begun there; a model's config.json has no stages."""
-  path = pathlib.Path(folder).expanduser() / 'config.json'
+  path = user_path(folder) / 'config.json'
   return bool(folder) and path.is_file() and '"stages"' in path.read_text()
 
 
@@ -163,7 +164,7 @@ def local_folder(workdir: str | pathlib.Path) -> pathlib.Path:
     not re.match(r'\w+:/', str(workdir)),
     f'{workdir} is not a local folder; mount the bucket and name the folder',
   )
-  folder = pathlib.Path(workdir).expanduser()
+  folder = user_path(workdir, '--workdir')
   found = [sign for sign in PATTERN if sign in str(folder.absolute())]
   require(
     not found,

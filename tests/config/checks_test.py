@@ -1,6 +1,8 @@
 """What cannot work is one line, with its name and value."""
 
 import math
+import pathlib
+import pwd
 
 import pytest
 
@@ -66,3 +68,28 @@ def test_the_nearest_is_one_and_a_word_unlike_any_has_none():
   )
   assert checks.nearest('warmup', iter(names)) == '; did you mean warmup_steps?'
   assert checks.nearest('zzz', names) == checks.nearest('a', []) == ''
+
+
+@pytest.mark.parametrize(
+  'setting, message',
+  [
+    (
+      'data.cache',
+      'data.cache=~/x: there is no home directory (HOME is not set); set'
+      ' data.cache=DIR to a path without ~',
+    ),
+    (
+      '',
+      '~/x: there is no home directory (HOME is not set); name a path without ~',
+    ),
+  ],
+)
+def test_a_home_that_is_not_there_is_one_line(monkeypatch, setting, message):
+  monkeypatch.setenv('HOME', '/home/me')
+  assert checks.user_path('~/x', setting) == pathlib.Path('/home/me/x')
+  monkeypatch.delenv('HOME')
+  monkeypatch.setattr(pwd, 'getpwuid', {}.__getitem__)
+  assert checks.user_path('x', setting) == pathlib.Path('x')
+  with pytest.raises(ConfigError) as error:
+    checks.user_path('~/x', setting)
+  assert str(error.value) == message

@@ -1,6 +1,12 @@
 """What is written is what is read, and what is edited is written again."""
 
+import contextlib
 import json
+import os
+import pathlib
+import pwd
+import shutil
+import tempfile
 
 import pytest
 
@@ -21,11 +27,35 @@ def numbered(count):
 
 
 def config(tmp_path, **settings):
-  return DataConfig(cache=str(tmp_path / 'cache'), **settings)
+  return DataConfig(**{'cache': str(tmp_path / 'cache')} | settings)
 
 
 def prepared(tmp_path):
   return sorted((tmp_path / 'cache').glob('*/*/1.0.0'))
+
+
+@pytest.fixture
+def unprivileged():
+  """A folder, and a context in which this process may read it alone."""
+  folder = pathlib.Path(tempfile.mkdtemp())  # pytest's own are private
+
+  @contextlib.contextmanager
+  def lower():
+    folders = [folder, *filter(pathlib.Path.is_dir, folder.rglob('*'))]
+    for path in folders:
+      path.chmod(0o555)
+    user = os.geteuid()
+    if not user:
+      os.seteuid(65534)  # Permissions do not bind root.
+    try:
+      yield
+    finally:
+      os.seteuid(user)
+      for path in folders:
+        path.chmod(0o755)
+
+  yield folder, lower
+  shutil.rmtree(folder)
 
 
 @pytest.fixture
@@ -243,3 +273,98 @@ def test_gsm8k_needs_no_settings(tmp_path, shared):
   assert train[0]['answer'] == '72'
   assert train[0]['expert'].endswith('#### 72')
   assert not {row['row'] for row in train} & {row['row'] for row in test}
+
+
+def test_a_teacher_that_is_left_out_is_counted(tmp_path):
+  rows = numbered(20)
+  rows[3]['teacher'] = ['one', None]
+  rows[5]['teacher'] = [' ', 'two', None]
+  path = jsonl(tmp_path / 'a.jsonl', rows)
+  settings = config(tmp_path, path=path, eval_path=path)
+  for _ in range(2):  # Prepared, then reused.
+    source = builders.source(settings, 'train')
+    assert source.left_out == {
+      'teacher is missing': [4, 6],
+      'teacher is empty': [6],
+    }
+    assert not source.dropped and len(source.rows) == 20
+    assert source.rows[5]['teacher'] == ['two']
+
+
+def test_an_evaluation_file_needs_neither_expert_nor_teacher(tmp_path):
+  rows = [{'q': 'p', 's': 'so 1', 'a': '1', 't': 'one'}] * 3
+  path = jsonl(tmp_path / 'a.jsonl', rows)
+  asked = [
+    {'q': 'e', 'a': '2', 'teacher': []},
+    {'q': 'f', 'a': '3', 'solution': None},
+  ]
+  eval_path = jsonl(tmp_path / 'e.jsonl', asked)
+  settings = config(
+    tmp_path,
+    path=path,
+    eval_path=eval_path,
+    columns='prompt=q,answer=a,expert=s,teacher=t',
+  )
+  train = builders.source(settings, 'train')
+  assert train.rows[0]['expert'] == 'so 1'
+  assert train.roles['teacher'] == 't' and not train.unused
+  test = builders.source(settings, 'test')
+  assert [row['prompt'] for row in test.rows] == ['e', 'f']
+  assert not test.dropped
+
+
+def test_what_both_files_lack_is_said_at_once(tmp_path):
+  path = jsonl(tmp_path / 'a.jsonl', [{'q': 'p', 'a': '1'}])
+  settings = config(tmp_path, path=path, eval_path=str(tmp_path / 'b.jsonl'))
+  with pytest.raises(ConfigError) as caught:
+    builders.source(settings, 'train')
+  line = str(caught.value)
+  assert 'a.jsonl: no column for the prompt among q, a, and none for' in line
+  assert 'data.eval_path: data file' in line and 'b.jsonl does not' in line
+
+
+def test_a_prepared_dataset_serves_from_a_read_only_folder(unprivileged):
+  folder, lower = unprivileged
+  path = jsonl(folder / 'a.jsonl', numbered(20))
+  settings = config(folder, path=path)
+  arithmetic = config(folder)
+  builders.source(settings, 'train')
+  builders.source(arithmetic, 'train')
+  before = sorted(folder.rglob('*'))
+  builders._read.cache_clear()
+  with lower():
+    assert len(builders.source(settings, 'train').rows) == 18
+    assert builders.source(arithmetic, 'train').rows
+    # A file that is not prepared there.
+    other = config(folder, path=path, columns='teacher=')
+    with pytest.raises(ConfigError) as caught:
+      builders.source(other, 'train')
+  assert str(caught.value).startswith(f'data.cache={folder}/cache cannot be')
+  assert 'set data.cache=DIR' in str(caught.value)
+  assert sorted(folder.rglob('*')) == before
+
+
+@pytest.mark.parametrize('place', ['none', 'file/below'])
+def test_a_cache_that_cannot_be_made_is_one_line(unprivileged, place):
+  folder, lower = unprivileged
+  (folder / 'file').touch()
+  path = jsonl(folder / 'a.jsonl', numbered(20))
+  settings = config(folder, path=path, cache=str(folder / place))
+  with lower(), pytest.raises(ConfigError) as caught:
+    builders.source(settings, 'train')
+  assert f'data.cache={folder}/{place} cannot be written' in str(caught.value)
+
+
+def test_without_a_home_directory_the_cache_is_asked_for(tmp_path, monkeypatch):
+  def nobody(uid):
+    raise KeyError(uid)
+
+  monkeypatch.delenv('HOME')
+  monkeypatch.setattr(pwd, 'getpwuid', nobody)
+  path = jsonl(tmp_path / 'a.jsonl', numbered(20))
+  for settings in (DataConfig(path=path), DataConfig()):
+    with pytest.raises(ConfigError) as caught:
+      builders.source(settings, 'train')
+    assert str(caught.value).startswith('data.cache=~/.cache/gft_jax: there is')
+    assert 'set data.cache=DIR' in str(caught.value)
+  assert builders.source(config(tmp_path, path=path), 'train').rows

@@ -75,9 +75,6 @@ def test_malformed_files_are_one_line(tmp_path, name, content, message):
     (b'{"prompt": {"a": 1, "a": 2}, "answer": 1}', "has the key 'a' twice"),
     ({'prompt': 7, 'answer': '1'}, 'prompt is a int, not text'),
     ({'prompt': 'p', 'answer': True}, 'answer is a bool, not text'),
-    ({**GOOD, 'teacher': 'one'}, 'teacher is a str, not a list'),
-    ({**GOOD, 'teacher': ['one', None]}, 'teacher is missing'),
-    ({**GOOD, 'teacher': [1]}, 'teacher is a int, not text'),
     ({'prompt': '\ud800', 'answer': '1'}, 'prompt is not UTF-8'),
     (b'{"prompt": "\xff", "answer": "1"}', 'is not UTF-8'),
     (b'{"prompt": "p", ', 'is not JSON'),
@@ -457,3 +454,137 @@ def test_every_row_of_gsm8k_is_read(shared):
       row['expert'].split('#### ')[1].replace(',', '')
     )
     assert ',' not in row['answer']
+
+
+@pytest.mark.parametrize(
+  'teacher, texts, reasons',
+  [
+    (['one', None, 'two'], ['one', 'two'], ['teacher is missing']),
+    ([None], [], ['teacher is missing']),
+    (['one', ' ', 7], ['one'], ['teacher is empty', 'teacher is a int, not']),
+    ('one', ['one'], []),
+    ('["one", "two"]', ['one', 'two'], []),
+    ("['one', 'two']", [], ["teacher is a list in Python's spelling"]),
+    ([[{'role': 'assistant', 'content': 'one'}]], ['one'], []),
+    ({'from': 'gpt', 'value': 'one'}, ['one'], []),
+    (
+      [[{'role': 'user', 'content': 'q'}], 'one'],
+      ['one'],
+      ['teacher begins with the user'],
+    ),
+    (7, [], ['teacher is a int, not text']),
+  ],
+)
+def test_a_teacher_that_cannot_be_read_leaves_its_row(
+  tmp_path, teacher, texts, reasons
+):
+  path = write(tmp_path / 'a.jsonl', {**GOOD, 'teacher': teacher})
+  ((_, row),) = files.rows(path, column_map(path, ''))
+  assert row['teacher'] == texts
+  found = row.get('left_out', [])
+  assert len(found) == len(reasons)
+  assert all(map(str.startswith, found, reasons))
+
+
+@pytest.mark.parametrize('name', ['a.json', 'a.jsonl', 'A.JSON'])
+@pytest.mark.parametrize(
+  'content',
+  [
+    b'{"prompt": "p", "answer": 1}\n{"prompt": "q", "answer": 2}',
+    b'\xef\xbb\xbf{"prompt":"p","answer":1}\r\n\r\n{"prompt":"q","answer":2}\r\n',
+    b'[{"prompt": "p", "answer": 1}, {"prompt": "q", "answer": 2}]',
+    b'\xef\xbb\xbf\r\n[\r\n{"prompt":"p","answer":1},\n{"prompt":"q","answer":2}]',
+  ],
+)
+def test_json_is_known_by_what_it_holds(tmp_path, name, content):
+  path = tmp_path / name
+  path.write_bytes(content)
+  rows = [row for _, row in files.rows(path, column_map(path, ''))]
+  assert [(row['prompt'], row['answer']) for row in rows] == [
+    ('p', '1'),
+    ('q', '2'),
+  ]
+
+
+def test_a_bad_line_of_a_json_file_is_a_bad_row(tmp_path):
+  path = tmp_path / 'a.json'
+  path.write_bytes(b'{"prompt": "p", "answer": 1}\nnot json\n')
+  (_, good), (_, bad) = files.rows(path, column_map(path, ''))
+  assert good['answer'] == '1' and str(bad) == 'is not JSON'
+
+
+@pytest.mark.parametrize('name', ['image', 'images', 'audio'])
+def test_a_row_with_more_than_text_is_named(tmp_path, name):
+  path = write(
+    tmp_path / 'a.jsonl', {**GOOD, name: ['x']}, {**GOOD, name: []}, GOOD
+  )
+  (_, bad), *good = files.rows(path, column_map(path, ''))
+  assert str(bad) == f'has {name}, and only text is read'
+  assert all(isinstance(row, dict) for _, row in good)
+
+
+def test_a_conversation_in_a_cell_of_csv_is_json(tmp_path):
+  path = tmp_path / 'a.csv'
+  cell = json.dumps(turns('a')).replace('"', '""')
+  path.write_text(
+    f'prompt,answer\n"{cell}",1\n"{turns("a")!r}",1\n[1] + [2]?,1\n'
+  )
+  (_, good), (_, bad), (_, text) = files.rows(path, column_map(path, ''))
+  assert good['prompt'] == 'a' and text['prompt'] == '[1] + [2]?'
+  assert (
+    str(bad) == "prompt is a list of turns in Python's spelling, not in JSON"
+  )
+
+
+@pytest.mark.parametrize('expert', [None, '', 's'])
+def test_a_row_that_is_asked_needs_no_expert(tmp_path, expert):
+  path = write(tmp_path / 'a.jsonl', {**GOOD, 'expert': 's'})
+  columns = column_map(path, '')
+  write(path, {**GOOD, 'expert': expert})
+  ((_, row),) = files.rows(path, columns, asked_only=True)
+  assert row['expert'] == (expert or '')
+  ((_, trained),) = files.rows(path, columns)
+  assert isinstance(trained, files.BadRow) == (not expert)
+
+
+@pytest.mark.parametrize(
+  'messages, reason',
+  [
+    (
+      [
+        *turns('a'),
+        {'role': 'assistant', 'content': None, 'tool_calls': [{'f': 1}]},
+      ],
+      'expert ends with a call of a tool, not with an answer',
+    ),
+    (
+      [*turns('a', 'b'), {'role': 'tool', 'content': 'c'}],
+      'expert ends with the tool, not the assistant',
+    ),
+  ],
+)
+def test_calls_without_an_answer_are_named(tmp_path, messages, reason):
+  path = write(tmp_path / 'a.jsonl', {'messages': messages})
+  ((_, bad),) = files.rows(path, column_map(path, ''))
+  assert str(bad) == reason
+
+
+@pytest.mark.parametrize(
+  'tools, expected',
+  [
+    ([{'name': 'f', 'default': None}], [{'name': 'f'}]),
+    ('[{"name": "f"}]', [{'name': 'f'}]),
+    ([], None),
+    (None, None),
+    ('', None),
+    ('f', files.BadRow),
+    (['f'], files.BadRow),
+  ],
+)
+def test_tools_are_a_list_of_objects(tmp_path, tools, expected):
+  path = write(tmp_path / 'a.jsonl', {**GOOD, 'tools': tools})
+  ((_, row),) = files.rows(path, column_map(path, ''))
+  if expected is files.BadRow:
+    assert str(row) == 'tools is not a list of JSON objects'
+  else:
+    assert row.get('tools') == expected

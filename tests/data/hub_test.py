@@ -3,6 +3,7 @@
 import sys
 import types
 
+import huggingface_hub
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -95,3 +96,15 @@ def test_no_library_is_one_line(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'datasets', None)
   with pytest.raises(ConfigError, match='pip install datasets; or name a file'):
     hub.fetched('hub:openai/gsm8k:main', tmp_path)
+
+
+def test_nothing_is_fetched_that_cannot_be_kept(tmp_path, library, monkeypatch):
+  (tmp_path / 'file').touch()
+  settings = DataConfig(path='hub:openai/gsm8k', cache=f'{tmp_path}/file')
+  with pytest.raises(ConfigError, match=r'cannot be written .*data\.cache=DIR'):
+    builders.source(settings, 'train')
+  monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', '~/x')
+  settings = DataConfig(path='hub:openai/gsm8k', cache=str(tmp_path))
+  with pytest.raises(ConfigError, match='set HF_HOME=DIR'):
+    builders.source(settings, 'train')
+  assert not library

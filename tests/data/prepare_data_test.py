@@ -177,3 +177,41 @@ def test_reasoning_gym_becomes_a_group_dataset(main, tmp_path):
     assert main([*arguments, str(path)]) == 0
     assert path.read_bytes() == again
   assert found[0]['expert'] == f'The answer is {found[0]["answer"]}.'
+
+
+def test_what_is_left_out_and_not_used_is_said(main, tmp_path, capsys):
+  row = {'prompt': '1+1:', 'answer': '2', 'expert': '#2', 'id': 7}
+  rows = [row | {'teacher': ['#2', None] if i < 7 else ['2']} for i in range(9)]
+  path = tmp_path / 'a.jsonl'
+  path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  out = tmp_path / 'out.json'
+  arguments = ['--path', str(path), '--json', str(out)]
+  assert main([*arguments, '--set', f'data.cache={tmp_path}/c']) == 0
+  lines = capsys.readouterr().out.splitlines()
+  assert lines[-3:] == [
+    'left out: 7 teacher is missing: rows 1, 2, 3, 4, 5 and 2 more',
+    'columns: prompt=prompt, answer=answer, expert=expert, teacher=teacher',
+    'columns not used: id',
+  ]
+  found = json.loads(out.read_text())
+  assert found['left_out'] == {'teacher is missing': [*range(1, 8)]}
+  assert found['unused_columns'] == ['id'] and not found['dropped']
+
+
+def test_a_file_without_answers_is_described_for_imitation(
+  main, tmp_path, capsys
+):
+  row = {'instruction': '1+1:', 'input': '', 'output': '2'}
+  path = tmp_path / 'a.jsonl'
+  path.write_text((json.dumps(row) + '\n') * 3)
+  arguments = ['--path', str(path), '--set', f'data.cache={tmp_path}/c']
+  assert main(arguments) == 0
+  out = capsys.readouterr().out
+  assert out.startswith('no row has a reference answer: ')
+  assert 'set data.columns=answer=NAME\n' in out and 'rows used: 3\n' in out
+  # Where the groups are somebody's choice, they are refused.
+  assert main([*arguments, 'group.samples=4']) == 2
+  assert (
+    '; name its column with data.columns=answer=NAME, or imitate the experts'
+    ' alone with group.teachers=0 group.samples=0\n'
+  ) in capsys.readouterr().err

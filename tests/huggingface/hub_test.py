@@ -1,6 +1,7 @@
 """Folders; repositories of a hub on this machine; no hub at all."""
 
 import contextlib
+import errno
 import hashlib
 import http.server
 import json
@@ -195,4 +196,22 @@ def test_a_full_disk_is_one_line(monkeypatch):
 
   monkeypatch.setattr(huggingface_hub, 'snapshot_download', snapshot_download)
   with pytest.raises(ConfigError, match='reach: No space left on device'):
+    hub.folder_of('owner/name')
+
+
+def test_a_cache_that_cannot_be_written_names_its_variable(monkeypatch):
+  def snapshot_download(*_, **__):
+    raise OSError(errno.EROFS, 'Read-only file system', '/models/hub')
+
+  monkeypatch.setattr(huggingface_hub, 'snapshot_download', snapshot_download)
+  with pytest.raises(ConfigError, match=r'/models/hub cannot be .*HF_HOME=DIR'):
+    hub.folder_of('owner/name')
+
+
+def test_without_a_home_directory_the_hub_asks_for_one(monkeypatch):
+  """Its library would make a folder whose name is ~."""
+  monkeypatch.setattr(huggingface_hub, 'snapshot_download', None)
+  place = '~/.cache/huggingface/hub'
+  monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', place)
+  with pytest.raises(ConfigError, match=r'is none .HOME .*set HF_HOME=DIR'):
     hub.folder_of('owner/name')
