@@ -136,6 +136,8 @@ def describe(config: Config, tokenizer_path: str, split: str) -> dict[str, Any]:
   _print_dropped(used.dropped)
   for reason, count in used.empty_slots.items():
     print(f'empty slots: {count} {reason}')
+  for note, numbers in used.notes.items():
+    print(f'note: {note}: {_named(numbers)}')
   return {
     'data': config.data.path,
     'split': split,
@@ -143,6 +145,7 @@ def describe(config: Config, tokenizer_path: str, split: str) -> dict[str, Any]:
     'rows': used.rows,
     'dropped': used.dropped,
     'empty_slots': used.empty_slots,
+    'notes': used.notes,
   }
 
 

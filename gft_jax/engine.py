@@ -173,14 +173,18 @@ class Engine:
     )
 
   def decode(
-    self, responses: Responses, settings: SamplerConfig
+    self, responses: Responses, settings: SamplerConfig, prompts: Prompts
   ) -> tuple[list[list[str]], np.ndarray]:
-    """Texts of sampled answers, and which are finished; see texts.decode_responses."""
+    """Texts of sampled answers to `prompts`, and which are finished.
+
+    See texts.decode_responses.
+    """
     return decode_responses(
       self._tokenizer,
       responses,
       self._stop_ids(settings),
       settings.stop_strings,
+      prompts,
     )
 
   def _stop_ids(self, settings: SamplerConfig) -> tuple[int, ...]:

@@ -37,8 +37,9 @@ class Policy(NamedTuple):
     model: a Flax module with the entrances of models.transformer.
     params: what is trained, where the first stage starts; a plain pytree.
     tokenizer: a transformers tokenizer with an EOS.
-    eos_ids: every EOS that the model's folder names; sampler.stop_ids and
-      sampler.stop_strings end an answer too.
+    eos_ids: every EOS that the model's folder names, and what ends a turn in
+      the chat template; sampler.stop_ids and sampler.stop_strings end an
+      answer too.
     frozen: the other parameters of the model, or None; see models.lora.
   """
 
@@ -223,4 +224,4 @@ def _from_scratch(config: Config) -> Policy:
     jnp.ones(1, jnp.int32),
   )['params']
   params = create_sharded(lambda x: x, params, make_mesh(config.mesh))
-  return Policy(model, params, tokenizer, (tokenizer.eos_token_id,))
+  return Policy(model, params, tokenizer, huggingface.end_ids(tokenizer))

@@ -39,6 +39,7 @@ from gft_jax.config.settings import (
   SamplerConfig,
   Stage,
   profiled_steps,
+  template_arguments,
 )
 
 __all__ = [
@@ -71,5 +72,6 @@ __all__ = [
   'positive',
   'profiled_steps',
   'require',
+  'template_arguments',
   'to_dict',
 ]

@@ -24,7 +24,7 @@ from gft_jax.config import ConfigError, nearest, require
 # Rows that tell which columns a file has, and whether they hold conversations.
 FIRST_ROWS = 1000
 # What a row has of a conversation; see `rows`.
-TURNS = frozenset({'prompt_turns', 'expert_turns'})
+TURNS = frozenset({'prompt_turns', 'expert_turns', 'tools'})
 # Who speaks in a conversation.
 SPEAKERS = ('system', 'user', 'assistant')
 # The longest text of a row, in characters: far beyond any context, and seconds
@@ -56,7 +56,7 @@ def rows(
   ('' where there is none; of several turns the last) and `teacher`, a list. It
   has `prompt_turns` where more is asked than one turn of a user, and
   `expert_turns` where the expert speaks more than once: lists of {role,
-  content}.
+  content}. It has `tools` where the column of that name holds some.
 
   Args:
     path: a .jsonl, .json, .csv or .parquet file; blank lines are not rows.
@@ -67,7 +67,7 @@ def rows(
   """
   for number, raw in raw_rows(path):
     try:
-      yield number, _row(raw, columns)
+      yield number, _row(raw, columns) | _tools(raw)
     except BadRow as bad:
       yield number, bad
 
@@ -291,6 +291,27 @@ def _row(raw: dict | BadRow, columns: dict[str, str]) -> dict:
   if expert_turns:
     found['expert_turns'] = expert_turns
   return found
+
+
+def _tools(raw: dict | BadRow) -> dict:
+  """The tools of a row, a list or its JSON, which the chat template writes."""
+  value = None if isinstance(raw, BadRow) else _text_in(raw.get('tools'))
+  if isinstance(value, str):
+    value = _loaded(value.encode(errors='surrogateescape'))
+  if not value:
+    return {}
+  if not isinstance(value, list) or not all(isinstance(t, dict) for t in value):
+    raise BadRow('tools is not a list of JSON objects')
+  return {'tools': value}
+
+
+def _text_in(value: object) -> object:
+  """A nested value with text in place of the bytes of parquet."""
+  if isinstance(value, list):
+    return [_text_in(item) for item in value]
+  if isinstance(value, dict):
+    return {name: _text_in(item) for name, item in value.items()}
+  return decoded(value)
 
 
 def _prompt(value: object) -> tuple[str, list[dict]]:

@@ -23,6 +23,7 @@ from gft_jax.huggingface.tensor_files import StoredTensor
 from gft_jax.huggingface.tokenizer import (
   TOKEN_IDS,
   check_vocabulary,
+  end_ids,
   load_tokenizer,
   read_generation,
   save_tokenizer,
@@ -205,12 +206,14 @@ def _generation(
 ) -> dict[str, object]:
   """generation_config.json of the source; the tokenizer gives what it lacks."""
   values = {name: getattr(tokenizer, name) for name in TOKEN_IDS}
-  if source is None:
-    return values
-  carried = read_generation(source).items()
-  values |= {name: value for name, value in carried if value is not None}
-  stops = stop_ids(source, tokenizer, vocab_size)
-  return values | {'eos_token_id': stops[0] if len(stops) == 1 else [*stops]}
+  stops = end_ids(tokenizer)
+  if source is not None:
+    carried = read_generation(source).items()
+    values |= {name: value for name, value in carried if value is not None}
+    stops = stop_ids(source, tokenizer, vocab_size)
+  if stops:
+    values['eos_token_id'] = stops[0] if len(stops) == 1 else [*stops]
+  return values
 
 
 def _tensors(a: Architecture, *, scored: bool = False) -> Tensors:

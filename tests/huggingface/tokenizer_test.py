@@ -14,9 +14,10 @@ import transformers
 from gft_jax import huggingface
 from gft_jax.batch import Prompts
 from gft_jax.config import Config, ConfigError, DataConfig, override
-from gft_jax.data import pipeline
+from gft_jax.data import chat, encoding, pipeline
 from gft_jax.huggingface import hub
-from gft_jax.huggingface.tokenizer import chat_prompts, load_tokenizer, stop_ids
+from gft_jax.huggingface.chat_template import ChatTemplate
+from gft_jax.huggingface.tokenizer import load_tokenizer, stop_ids
 from gft_jax.policy import load_policy
 from gft_jax.rollout import sampler
 
@@ -27,60 +28,6 @@ TURNS = (
   ' }}{% endfor %}'
 )
 CALL = "{% if add_generation_prompt %}{{ '<assistant> ' }}{% endif %}"
-# As Llama 2: the user's turn ends in the call for an answer.
-INSTRUCT = (
-  "{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' +"
-  " m['content'] + ' [/INST]' }}{% else %}{{ ' ' + m['content'] + ' </s>' }}"
-  '{% endif %}{% endfor %}'
-)
-RAISES = "{{ raise_exception('only one\nturn') }}"
-USER_ONLY = (
-  "{% for m in messages if m['role'] == 'user' %}{{ m['content'] }}{% endfor %}"
-)
-
-
-def with_template(template):
-  tokenizer = folders.tiny_tokenizer()
-  tokenizer.chat_template = template
-  return tokenizer
-
-
-@pytest.mark.parametrize(
-  'template, prompt',
-  [
-    (TURNS + CALL, '<user> w5 <end> <assistant> '),
-    (TURNS, '<user> w5 <end> <assistant> '),
-    (INSTRUCT, '[INST] w5 [/INST]'),
-    (INSTRUCT.replace("' ' +", "' Answer: ' +"), '[INST] w5 [/INST] Answer: '),
-  ],
-)
-def test_a_prompt_ends_where_the_assistant_begins(template, prompt):
-  """Also where the template does not know add_generation_prompt."""
-  assert chat_prompts([QUESTION] * 2, with_template(template)) == [prompt] * 2
-
-
-@pytest.mark.parametrize(
-  'template, message',
-  [
-    (RAISES, 'fails: only one turn; use data.template=plain'),
-    ('{% for %}', 'fails: '),
-    ("{{ messages[0]['content']['text'] + 1 }}", 'fails: '),
-    (USER_ONLY, "does not write an assistant's words after the user's"),
-    ('w1 w2', "does not write an assistant's words"),
-    ({'tool_use': TURNS}, 'fails: '),
-  ],
-)
-def test_a_template_that_cannot_ask(template, message):
-  with pytest.raises(ConfigError) as error:
-    chat_prompts([QUESTION], with_template(template))
-  assert message in str(error.value) and '\n' not in str(error.value)
-
-
-def test_a_template_that_takes_no_answers_but_calls_for_one():
-  """It is never asked to write the answer."""
-  assert chat_prompts([QUESTION], with_template(USER_ONLY + CALL)) == [
-    'w5<assistant> '
-  ]
 
 
 def bos_tokenizer():
@@ -136,8 +83,10 @@ def test_no_padding_token_or_the_eos(pad, tmp_path):
   tokenizer.pad_token = pad
   tokenizer.save_pretrained(source)
   model, params, tokenizer = huggingface.load(source)
-  ids = pipeline._encode_answers(['w1 w2', ''], tokenizer)
-  assert [list(row) for row in ids] == [[3, 4, 1], []]
+  writer = chat.Writer(DataConfig(), tokenizer)
+  answers = [chat.Written('w1 w2', None, ''), None]
+  ids = [list(row) for row, _ in encoding.encode_answers(answers, writer)]
+  assert ids == [[3, 4, 1], []]
   huggingface.save(tmp_path / 'out', model, params, tokenizer, source=source)
   generation = transformers.GenerationConfig.from_pretrained(tmp_path / 'out')
   assert generation.pad_token_id == (None if pad is None else 1)
@@ -239,5 +188,5 @@ def test_smollm2():
   assert tokenizer.decode(tokenizer(text).input_ids) == text
   assert tokenizer.pad_token_id == tokenizer.eos_token_id
   assert stop_ids(SMOLLM2, tokenizer, 49152) == (tokenizer.eos_token_id,)
-  (prompt,) = chat_prompts([QUESTION], tokenizer)
+  prompt = ChatTemplate(tokenizer).prompt(QUESTION)
   assert prompt.endswith('<|im_end|>\n<|im_start|>assistant\n')
