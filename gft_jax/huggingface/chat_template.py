@@ -47,6 +47,7 @@ class Frame(NamedTuple):
     earlier: `before`, where another turn follows.
     tail: from the words to the end of that conversation.
     end: the first part of the tail, which ends the turn.
+    follows: from the words on, where another turn follows.
   """
 
   prompt: str
@@ -54,6 +55,7 @@ class Frame(NamedTuple):
   earlier: str
   tail: str
   end: str
+  follows: str
 
 
 class ChatTemplate:
@@ -143,7 +145,7 @@ class ChatTemplate:
       if token.start() < len(end) < token.end():
         end = tail[: token.start()]
     end = end.rstrip() or tail.rstrip()
-    return Frame(prompt, before, earlier, tail, end)
+    return Frame(prompt, before, earlier, tail, end, follows)
 
   @property
   def _name(self) -> str:
@@ -221,7 +223,8 @@ def added_tokens(
 def turn_end(tokenizer: Tokenizer) -> int | None:
   """The token by which the chat template ends a turn of the assistant.
 
-  None where there is no template, or where it ends a turn with ordinary text.
+  Where it writes nothing there, the token that begins the next turn; None where
+  there is no template, or where it ends a turn with ordinary text.
   """
   if tokenizer.chat_template is None:
     return None
@@ -230,6 +233,9 @@ def turn_end(tokenizer: Tokenizer) -> int | None:
   except ConfigError:
     return None  # Whoever asks it says why.
   end = frame.end if frame else ''
+  if frame and not end:
+    found = added_tokens(tokenizer).match(frame.follows)
+    end = found[0] if found else ''
   for last in tokenizer(end, add_special_tokens=False)['input_ids'][-1:]:
     token = tokenizer.added_tokens_decoder.get(last)
     # The unknown token stands for other text.

@@ -146,6 +146,8 @@ def test_arguments_that_the_template_does_not_read(arguments, message):
     # As gpt-oss: the last turn ends otherwise.
     ("('<eos>' if loop.last else '<pad>')", '', '<eos>'),
     ("' <end> '", '', None),
+    # As GLM 4: it ends where the next turn begins.
+    ("''", '', '<user>'),
   ],
 )  # fmt: skip
 def test_what_ends_a_turn(end, last, token):
@@ -155,6 +157,7 @@ def test_what_ends_a_turn(end, last, token):
     + CALL
   )
   tokenizer = with_template(template)
+  tokenizer.add_special_tokens({'bos_token': '<user>'})
   found = turn_end(tokenizer)
   assert (found if found is None else tokenizer.decode([found])) == token
 
