@@ -128,8 +128,9 @@ def export_stage(
 ) -> int:
   """Writes a stage of a run as a folder for `transformers`; returns its step.
 
-  Adapters of `model.lora` are merged into the weights. A run of more devices
-  than are here is loaded onto one.
+  Adapters of `model.lora` are merged into the weights, and
+  `data.template_args` become defaults of the chat template. A run of more
+  devices than are here is loaded onto one.
 
   Args:
     workdir: of the run.
@@ -163,6 +164,7 @@ def export_stage(
       policy.tokenizer,
       source=config.model.path or None,
       max_shard_size=max_shard_size,
+      template_args=config.data.template_args,
     )
   return step
 

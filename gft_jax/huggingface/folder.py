@@ -24,6 +24,7 @@ from gft_jax.huggingface.tokenizer import (
   TOKEN_IDS,
   check_vocabulary,
   end_ids,
+  keep_arguments,
   load_tokenizer,
   read_generation,
   save_tokenizer,
@@ -106,6 +107,7 @@ def save(
   *,
   source: str | pathlib.Path | None = None,
   max_shard_size: int = 5 * 10**9,
+  template_args: str = '',
 ) -> None:
   """Writes a folder that `transformers` and `load` read, with equal logits.
 
@@ -123,6 +125,8 @@ def save(
       tokenizer are copied, and its generation_config.json is carried over.
     max_shard_size: bytes. More than these go into several files; the host
       holds one at a time.
+    template_args: of `data.template_args`; they become the defaults of the
+      chat template, which is else as `tokenizer` or `source` has it.
 
   Raises:
     ConfigError: `directory` is `source`, or holds something else.
@@ -168,6 +172,7 @@ def save(
   config.unlink(missing_ok=True)
   tensor_files.write(directory, shapes, read, max_shard_size)
   save_tokenizer(directory, tokenizer, source)
+  keep_arguments(directory, template_args)
   write_json(directory / 'generation_config.json', generation)
   ids = {name: generation[name] for name in TOKEN_IDS}
   dtype = {'torch_dtype': leaves['embedding'].dtype.name}

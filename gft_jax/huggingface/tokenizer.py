@@ -5,10 +5,10 @@ import shutil
 
 import transformers
 
-from gft_jax.config import ConfigError, require
+from gft_jax.config import ConfigError, require, template_arguments
 from gft_jax.huggingface import hub
 from gft_jax.huggingface.chat_template import turn_end
-from gft_jax.huggingface.json_files import read_json
+from gft_jax.huggingface.json_files import read_json, write_json
 
 TOKEN_IDS = ('bos_token_id', 'eos_token_id', 'pad_token_id')
 FILES = ('tokenizer.json', 'tokenizer.model', 'vocab.json')
@@ -77,6 +77,36 @@ def save_tokenizer(
     return
   for path in _files_of(source):
     shutil.copyfile(path, directory / path.name)
+
+
+def keep_arguments(directory: pathlib.Path, arguments: str) -> None:
+  """Makes `data.template_args` the defaults of a folder's chat template.
+
+  Whoever uses the folder then asks as the run did, and may say otherwise.
+  """
+  given = template_arguments(arguments)
+  if not given:
+    return
+  head = ''.join(
+    f'{{%- if {name} is not defined -%}}{{%- set {name} = {value!r} -%}}'
+    '{%- endif -%}'
+    for name, value in given.items()
+  )
+  for path in directory.glob('chat_template*.jinja'):
+    path.write_text(head + path.read_text(encoding='utf-8'), encoding='utf-8')
+  for name in ('tokenizer_config.json', 'chat_template.json'):
+    path = directory / name
+    settings = read_json(path) if path.is_file() else {}
+    template = settings.get('chat_template')
+    if isinstance(template, str):
+      settings['chat_template'] = head + template
+    elif isinstance(template, list):  # Several, by name.
+      settings['chat_template'] = [
+        {**one, 'template': head + one['template']} for one in template
+      ]
+    else:
+      continue
+    write_json(path, settings)
 
 
 def _files_of(directory: pathlib.Path) -> set[pathlib.Path]:

@@ -4,8 +4,8 @@ import pathlib
 import types
 
 import pytest
-import tokenizers
 import transformers
+from chats import ASKED, CHATML, bytes_tokenizer, encoded, write
 
 from gft_jax.config import ConfigError, DataConfig
 from gft_jax.data import chat, encoding, files
@@ -13,12 +13,6 @@ from gft_jax.huggingface.chat_template import ChatTemplate
 
 SMOLLM2 = pathlib.Path('~/.cache/gft_jax/SmolLM2-135M-Instruct').expanduser()
 
-CHATML = (
-  '{% for m in messages %}'
-  "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
-  '{% endfor %}'
-  "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 # The same text; what the assistant writes is marked.
 MARKED = (
   '{% for m in messages %}'
@@ -50,32 +44,11 @@ REFUSING = (
   "{{ raise_exception('System role not supported') }}{% endif %}" + CHATML
 )
 
-ASKED = [
-  {'role': 'system', 'content': 'Be terse.'},
-  {'role': 'user', 'content': 'What is 1+1?'},
-]
 ANSWERED = [
   {'role': 'assistant', 'content': '2, of course'},
   {'role': 'user', 'content': 'And\n2+2?'},
   {'role': 'assistant', 'content': '4, él dijo  '},
 ]
-
-
-def bytes_tokenizer(template, eos='<|im_end|>'):
-  """A token for every byte, and for what opens and closes a turn."""
-  alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-  model = tokenizers.models.BPE({c: i for i, c in enumerate(alphabet)}, [])
-  backend = tokenizers.Tokenizer(model)
-  backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
-    add_prefix_space=False
-  )
-  backend.decoder = tokenizers.decoders.ByteLevel()
-  backend.add_special_tokens(['<|im_start|>', '<|im_end|>', '<|endoftext|>'])
-  tokenizer = transformers.PreTrainedTokenizerFast(
-    tokenizer_object=backend, eos_token=eos
-  )
-  tokenizer.chat_template = template
-  return tokenizer
 
 
 def smollm2():
@@ -99,31 +72,6 @@ def render(turns, tokenizer, prompt=False):
   return tokenizer.apply_chat_template(
     turns, tokenize=False, add_generation_prompt=prompt
   )
-
-
-def write(asked, answered, tokenizer, **settings):
-  writer = chat.Writer(DataConfig(**settings), tokenizer)
-  asked = writer.asked(asked)
-  return writer.answer(asked, answered, writer.prompt(asked))
-
-
-def encoded(asked, answered, tokenizer, **settings):
-  writer = chat.Writer(DataConfig(**settings), tokenizer)
-  written = write(asked, answered, tokenizer, **settings)
-  ((ids, trained),) = encoding.encode_answers([written], writer)
-  trained = [True] * len(ids) if trained is None else trained.tolist()
-  return ids.tolist(), trained
-
-
-def prompt_and_answer(asked, answered, tokenizer, **settings):
-  """The texts whose ids a run would train on."""
-  writer = chat.Writer(DataConfig(**settings), tokenizer)
-  ids, trained = encoded(asked, answered, tokenizer, **settings)
-  prompt = writer.prompt(writer.asked(asked))
-  assert chat.unescaped(prompt) == tokenizer.decode(
-    *encoding.encode_texts([prompt], tokenizer)
-  )
-  return chat.unescaped(prompt), tokenizer.decode(ids), trained
 
 
 @pytest.mark.parametrize('name', TOKENIZERS)

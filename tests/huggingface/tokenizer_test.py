@@ -13,11 +13,23 @@ import transformers
 
 from gft_jax import huggingface
 from gft_jax.batch import Prompts
-from gft_jax.config import Config, ConfigError, DataConfig, override
+from gft_jax.config import (
+  Architecture,
+  Config,
+  ConfigError,
+  DataConfig,
+  override,
+)
 from gft_jax.data import chat, encoding, pipeline
 from gft_jax.huggingface import hub
 from gft_jax.huggingface.chat_template import ChatTemplate
-from gft_jax.huggingface.tokenizer import load_tokenizer, stop_ids
+from gft_jax.huggingface.tokenizer import (
+  end_ids,
+  keep_arguments,
+  load_tokenizer,
+  stop_ids,
+)
+from gft_jax.models.transformer import Transformer
 from gft_jax.policy import load_policy
 from gft_jax.rollout import sampler
 
@@ -124,6 +136,30 @@ def test_every_eos_that_the_folder_names(generation, config, stops, tmp_path):
   assert stop_ids(tmp_path, folders.tiny_tokenizer(), 70) == stops
 
 
+def test_what_ends_a_turn_stops_an_answer(tmp_path):
+  """Else an own answer runs on into the next turn."""
+  (tmp_path / 'config.json').write_text('{"eos_token_id": 9}')
+  tokenizer = folders.tiny_tokenizer()
+  assert end_ids(tokenizer) == (1,)
+  tokenizer.chat_template = TURNS.replace(' <end> ', '<pad>') + CALL
+  assert end_ids(tokenizer) == (1, 0)
+  assert stop_ids(tmp_path, tokenizer, 70) == (1, 0, 9)
+  model = Transformer(
+    Architecture(vocab_size=64, width=8, layers=1, mlp_width=8)
+  )
+  one = np.ones((1, 1), np.int32)
+  params = model.init(jax.random.key(0), one, one[0])['params']
+  huggingface.save(tmp_path / 'out', model, params, tokenizer)
+  generation = json.loads(
+    (tmp_path / 'out' / 'generation_config.json').read_text()
+  )
+  assert generation['eos_token_id'] == [1, 0]
+  config = override(Config(), f'model.path={tmp_path}/out')
+  assert load_policy(config).eos_ids == (1, 0)
+  config = override(Config(), f'model.tokenizer={tmp_path}/out')
+  assert load_policy(config).eos_ids == (1, 0)
+
+
 @pytest.mark.parametrize('eos', [70, -1, '1', [1, None], [[1]], 1.0, True, {}])
 def test_an_eos_that_is_no_token(eos, tmp_path):
   content = json.dumps({'eos_token_id': eos})
@@ -190,3 +226,54 @@ def test_smollm2():
   assert stop_ids(SMOLLM2, tokenizer, 49152) == (tokenizer.eos_token_id,)
   prompt = ChatTemplate(tokenizer).prompt(QUESTION)
   assert prompt.endswith('<|im_end|>\n<|im_start|>assistant\n')
+
+
+SWITCH = (
+  "{% for m in messages %}{{ '<' + m['role'] + '> ' + m['content'] + ' <end> '"
+  " }}{% endfor %}{% if level is defined %}{{ '<' + level + '> ' }}{% endif %}"
+  '{% if add_generation_prompt %}<assistant> {% endif %}'
+)
+
+
+@pytest.mark.parametrize('place', ['jinja', 'config', 'named', 'processor'])
+def test_arguments_of_a_run_are_defaults_of_what_it_exports(place, tmp_path):
+  """Wherever the folder has its template; who asks may say otherwise."""
+  folder = tmp_path / 'out'
+  tokenizer = folders.tiny_tokenizer()
+  tokenizer.chat_template = SWITCH
+  tokenizer.save_pretrained(folder)
+  file = folder / 'chat_template.jinja'
+  if place != 'jinja':
+    file.unlink()
+    named = [{'name': 'default', 'template': SWITCH}]
+    name = 'chat_template' if place == 'processor' else 'tokenizer_config'
+    template = named if place == 'named' else SWITCH
+    (folder / f'{name}.json').exists() or (folder / f'{name}.json').write_text(
+      '{}'
+    )
+    folders.change_json(folder / f'{name}.json', chat_template=template)
+  keep_arguments(folder, "level=it's,other=null")
+  if place == 'processor':
+    settings = json.loads((folder / 'chat_template.json').read_text())
+    assert settings['chat_template'].endswith(SWITCH) and 'level' in str(
+      settings['chat_template'].removesuffix(SWITCH)
+    )
+    return
+  found = load_tokenizer(folder)
+  prompt = '<user> w5 <end> <{}> <assistant> '
+  assert ChatTemplate(found).prompt(QUESTION) == prompt.format("it's")
+  told = ChatTemplate(found, 'level=high')
+  assert told.prompt(QUESTION) == prompt.format('high')
+  theirs = found.apply_chat_template(
+    QUESTION, tokenize=False, add_generation_prompt=True
+  )
+  assert theirs == prompt.format("it's")
+
+
+def test_without_arguments_the_template_stays_byte_for_byte(tmp_path):
+  tokenizer = folders.tiny_tokenizer()
+  tokenizer.chat_template = SWITCH
+  tokenizer.save_pretrained(tmp_path)
+  before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+  keep_arguments(tmp_path, '')
+  assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
