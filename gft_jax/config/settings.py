@@ -104,7 +104,12 @@ class ModelConfig:
   architecture: Architecture = setting(
     Architecture(), 'the shape when path is empty'
   )
-  dtype: str = setting('float32', 'dtype of the computation')
+  dtype: str = setting(
+    'float32',
+    'dtype of the computation; products of float32 are exact to float32 on'
+    ' every device, without TF32 or bfloat16, unless'
+    ' JAX_DEFAULT_MATMUL_PRECISION says otherwise',
+  )
   param_dtype: str = setting(
     'float32',
     'dtype of the master parameters; with lora that of the frozen ones, for'

@@ -125,8 +125,7 @@ def save(
       tokenizer are copied, and its generation_config.json is carried over.
     max_shard_size: bytes. More than these go into several files; the host
       holds one at a time.
-    template_args: of `data.template_args`; they become the defaults of the
-      chat template, which is else as `tokenizer` or `source` has it.
+    template_args: defaults of its chat template; see `keep_arguments`.
 
   Raises:
     ConfigError: `directory` is `source`, or holds something else.
