@@ -160,6 +160,8 @@ def describe(config: Config, tokenizer_path: str, split: str) -> dict[str, Any]:
   for reason, numbers in source.left_out.items():
     print(f'left out: {len(numbers)} {reason}: {_named(numbers)}')
   _print_columns(source.roles, source.unused)
+  for note, numbers in used.notes.items():
+    print(f'note: {note}: {_named(numbers)}')
   return {
     'data': config.data.path,
     'split': split,
@@ -170,6 +172,7 @@ def describe(config: Config, tokenizer_path: str, split: str) -> dict[str, Any]:
     'rows': used.rows,
     'dropped': used.dropped,
     'empty_slots': used.empty_slots,
+    'notes': used.notes,
   }
 
 

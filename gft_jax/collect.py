@@ -101,7 +101,7 @@ class Collector:
           settings.group.samples,
           settings.data.max_response,
         )
-      own, stopped = engine.decode(sampled, settings.sampler)
+      own, stopped = engine.decode(sampled, settings.sampler, prompts)
       texts = [a + b for a, b in zip(texts, own)]
       finished = np.concatenate([np.asarray(finished), stopped], axis=1)
       stopped = processes.gather(stopped)

@@ -241,7 +241,7 @@ def own_answers(
     )
     same.append(diagnostics.implicit_reward(tokens, length, star, star_length))
     texts, finished = engine.decode(
-      sampled.replace(tokens=tokens, length=length), config.sampler
+      sampled.replace(tokens=tokens, length=length), config.sampler, prompts
     )
     scored = engine.score(
       config.reward,

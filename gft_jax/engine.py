@@ -95,7 +95,7 @@ class RewardScorer:
       padded = sharding.to_global(
         self._mesh, groups.unscored(part[0], part[1], rows)
       )
-      with jax.set_mesh(self._mesh):
+      with jax.set_mesh(self._mesh), programs.precise(self._model.dtype):
         scores = programs.response_scores(self._model, self._params, padded)
       count = len(part[0].length)
       parts.append(sharding.to_local(self._mesh, scores)[:count])
@@ -150,7 +150,7 @@ class Engine:
     mesh = self._rollout_mesh
     params = self._for_rollout(self._whole(params))
     prompts = sharding.to_global(mesh, prompts)
-    with jax.set_mesh(mesh):
+    with self._on(mesh):
       responses = programs.sample(
         self.model,
         params,
@@ -173,14 +173,18 @@ class Engine:
     )
 
   def decode(
-    self, responses: Responses, settings: SamplerConfig
+    self, responses: Responses, settings: SamplerConfig, prompts: Prompts
   ) -> tuple[list[list[str]], np.ndarray]:
-    """Texts of sampled answers, and which are finished; see texts.decode_responses."""
+    """Texts of sampled answers to `prompts`, and which are finished.
+
+    See texts.decode_responses.
+    """
     return decode_responses(
       self._tokenizer,
       responses,
       self._stop_ids(settings),
       settings.stop_strings,
+      prompts,
     )
 
   def _stop_ids(self, settings: SamplerConfig) -> tuple[int, ...]:
@@ -277,7 +281,7 @@ class Engine:
       agree=processes.largest,
     )
     batch = self.put(batch)
-    with jax.set_mesh(self._mesh):
+    with self._on(self._mesh):
       return programs.update(
         state,
         batch,
@@ -301,7 +305,7 @@ class Engine:
   ) -> np.ndarray:
     """[B, G, T] log-probabilities, on the host."""
     params, batch = self._whole(params), self.put(batch)
-    with jax.set_mesh(self._mesh):
+    with self._on(self._mesh):
       logp, _ = programs.token_logprobs(self.model, params, batch, chunk=chunk)
     return self._take(logp)
 
@@ -311,7 +315,7 @@ class Engine:
     """See forward.drift."""
     params, base = self._whole(params), self._whole(base)
     batch = self.put(batch)
-    with jax.set_mesh(self._mesh):
+    with self._on(self._mesh):
       found = programs.drift(self.model, params, base, batch, chunk=chunk)
     # Two programs that talk to other processes never run at one time.
     return jax.block_until_ready(found)
@@ -321,7 +325,7 @@ class Engine:
   ) -> dict[str, np.ndarray]:
     """See forward.demonstration_tokens; on the host."""
     params, batch = self._whole(params), self.put(batch)
-    with jax.set_mesh(self._mesh):
+    with self._on(self._mesh):
       found = programs.demonstration_tokens(
         self.model, params, batch, chunk=chunk
       )
@@ -330,6 +334,12 @@ class Engine:
   def put(self, tree: Tree) -> Tree:
     """Host-local rows -> global arrays on the mesh."""
     return sharding.to_global(self._mesh, tree)
+
+  @contextlib.contextmanager
+  def _on(self, mesh: jax.sharding.Mesh) -> Generator[None, None, None]:
+    """On a mesh, with products as precise as the dtype of the model."""
+    with jax.set_mesh(mesh), programs.precise(self.model.dtype):
+      yield
 
   def _whole(self, params: Params) -> Params:
     """All parameters of the model."""

@@ -87,16 +87,17 @@ def answer_prompts(
   # The mesh of a run may hold more prompts than were given.
   _, holders = prompt_holders(config.mesh)
   rows = -(-len(texts) // holders) * holders
+  prompts = groups.pad_rows(prompts, rows)
   with open_engine(config, policy) as engine:
     responses = engine.sample(
       params,
-      groups.pad_rows(prompts, rows),
+      prompts,
       engine.key('evaluate', 0),
       config.sampler,
       samples,
       max_tokens,
     )
-    answers, finished = engine.decode(responses, config.sampler)
+    answers, finished = engine.decode(responses, config.sampler, prompts)
   return answers, finished, responses
 
 
@@ -124,4 +125,4 @@ def answer_examples(
     config.data.max_response,
   )
   responses = jax.tree.map(lambda x: x[:count], responses)
-  return engine.decode(responses, config.sampler)
+  return engine.decode(responses, config.sampler, prompts)

@@ -48,8 +48,9 @@ class Policy(NamedTuple):
     model: a Flax module with the entrances of models.transformer.
     params: what is trained, where the first stage starts; a plain pytree.
     tokenizer: a transformers tokenizer with an EOS.
-    eos_ids: every EOS that the model's folder names; sampler.stop_ids and
-      sampler.stop_strings end an answer too.
+    eos_ids: every EOS that the model's folder names, and what ends a turn in
+      the chat template; sampler.stop_ids and sampler.stop_strings end an
+      answer too.
     frozen: the other parameters of the model, or None; see models.lora.
   """
 
@@ -147,8 +148,9 @@ def export_stage(
 ) -> int:
   """Writes a stage of a run as a folder for `transformers`; returns its step.
 
-  Adapters of `model.lora` are merged into the weights. A run of more devices
-  than are here is loaded onto one.
+  Adapters of `model.lora` are merged into the weights, and
+  `data.template_args` become defaults of the chat template. A run of more
+  devices than are here is loaded onto one.
 
   Args:
     workdir: of the run.
@@ -190,6 +192,7 @@ def export_stage(
       policy.tokenizer,
       source=source_of(config.model.path),
       max_shard_size=max_shard_size,
+      template_args=config.data.template_args,
     )
   return step
 
@@ -309,4 +312,4 @@ def _from_scratch(config: Config) -> Policy:
     jnp.ones(1, jnp.int32),
   )['params']
   params = create_sharded(lambda x: x, params, make_mesh(config.mesh))
-  return Policy(model, params, tokenizer, (tokenizer.eos_token_id,))
+  return Policy(model, params, tokenizer, huggingface.end_ids(tokenizer))

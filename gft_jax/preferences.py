@@ -245,7 +245,7 @@ def _run(
     if step <= done:
       continue
     batch = sharding.to_global(task.mesh, _rows(pairs, rows))
-    with jax.set_mesh(task.mesh):
+    with jax.set_mesh(task.mesh), programs.precise(task.model.dtype):
       state, metrics = programs.update_reward_model(
         state, batch, model=task.model
       )
@@ -388,7 +388,7 @@ def _evaluate(task: Task, params: Params) -> Numbers:
     part = _rows(pairs, slice(start, start + size))
     part = groups.unscored(part.prompts, part.responses, size)
     part = sharding.to_global(task.mesh, part)
-    with jax.set_mesh(task.mesh):
+    with jax.set_mesh(task.mesh), programs.precise(task.model.dtype):
       found.append(programs.compare_pairs(task.model, params, part))
   return _floats('eval', found)
 

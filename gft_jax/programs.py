@@ -4,6 +4,7 @@ Models, objectives and settings are static, so equal settings share one program
 over all stages. The engine calls them on its mesh.
 """
 
+import contextlib
 import functools
 
 import jax
@@ -13,6 +14,19 @@ from gft_jax.parallel import sharding
 from gft_jax.rollout import sampler
 from gft_jax.training import objectives, train_step
 from gft_jax.training.optimizer import make_optimizer
+
+
+def precise(dtype: str) -> contextlib.AbstractContextManager[None]:
+  """Products of float32 in float32, for programs of a model of that dtype.
+
+  GPUs would round the operands to TF32 by default, and TPUs to bfloat16. CPUs
+  compute the same bits either way. What JAX_DEFAULT_MATMUL_PRECISION says
+  stands.
+  """
+  named = jax.config.values['jax_default_matmul_precision']
+  if dtype != 'float32' or named is not None:
+    return contextlib.nullcontext()
+  return jax.default_matmul_precision('highest')
 
 
 @functools.partial(

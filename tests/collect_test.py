@@ -37,7 +37,7 @@ class Engine:
       np.full(shape, -0.5, np.float32),
     )
 
-  def decode(self, responses, settings):
+  def decode(self, responses, settings, prompts):
     texts = [[f'own {b}{k}' for k in range(SAMPLES)] for b in range(B)]
     return texts, self.stopped
 

@@ -40,7 +40,7 @@ class Engine:
       np.zeros(shape, np.float32),
     )
 
-  def decode(self, responses, settings):
+  def decode(self, responses, settings, prompts):
     texts = [[str(row[0]) for row in group] for group in responses.tokens]
     return texts, np.ones(responses.length.shape, bool)
 

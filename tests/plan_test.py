@@ -25,6 +25,10 @@ def test_dynamic_sampling_needs_rewards(config, tmp_path):
     ('stages.gft.objective=gtf', 'did you mean gft'),
     ('stages.gft.overrides=seed=1', 'seed belongs to the whole run'),
     ('stages.gft.overrides=eval.base=sft', 'eval.base belongs to the whole'),
+    (
+      'stages.gft.overrides=data.template_args=a=1',
+      'data.template_args belongs to the whole',
+    ),
     ('stages.gft.overrides=stages.gft.steps=5', 'stages belongs to the whole'),
     ('stages.gft.overrides=data.eval_path=x', 'data.eval_path belongs to'),
     (

@@ -18,6 +18,7 @@ from gft_jax import huggingface
 from gft_jax.config import Config, ConfigError, override, to_dict
 from gft_jax.data import files
 from gft_jax.data.columns import column_map
+from gft_jax.huggingface import chat_template
 from gft_jax.huggingface import tokenizer as tokenizer_lib
 from gft_jax.run import checkpoint
 
@@ -194,7 +195,7 @@ def test_a_chat_template_stays_in_its_sandbox(attack, tmp_path):
   tokenizer = folders.tiny_tokenizer()
   tokenizer.chat_template = attack.replace('FILE', str(tmp_path / 'executed'))
   with pytest.raises(ConfigError, match=r'the chat template .* fails'):
-    tokenizer_lib.chat_prompts([[{'role': 'user', 'content': 'w5'}]], tokenizer)
+    chat_template.ChatTemplate(tokenizer)
   assert not list(tmp_path.iterdir())
 
 

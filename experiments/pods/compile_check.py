@@ -305,7 +305,7 @@ def training_step(settings: Config, objective, model, state, mesh, eighths):
       )
     )
   loss = objectives.resolve(settings.loss, objective)
-  with jax.set_mesh(mesh):
+  with jax.set_mesh(mesh), programs.precise(model.dtype):
     traced = programs.update.trace(
       state,
       groups,
@@ -332,7 +332,7 @@ def rollout(settings: Config, model, params, mesh, held: float):
   p, t = settings.data.max_prompt, settings.data.max_response
   rows = functools.partial(rows_of, mesh)
   sampler, a = settings.sampler, model.architecture
-  with jax.set_mesh(mesh):
+  with jax.set_mesh(mesh), programs.precise(model.dtype):
     traced = programs.sample.trace(
       model,
       params,

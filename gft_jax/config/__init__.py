@@ -40,6 +40,7 @@ from gft_jax.config.settings import (
   SamplerConfig,
   Stage,
   profiled_steps,
+  template_arguments,
 )
 
 __all__ = [
@@ -72,6 +73,7 @@ __all__ = [
   'positive',
   'profiled_steps',
   'require',
+  'template_arguments',
   'to_dict',
   'user_path',
 ]

@@ -6,6 +6,7 @@ checks raise ConfigError and name both numbers that disagree.
 """
 
 import dataclasses
+import json
 import re
 from typing import TypeVar
 
@@ -103,7 +104,12 @@ class ModelConfig:
   architecture: Architecture = setting(
     Architecture(), 'the shape when path is empty'
   )
-  dtype: str = setting('float32', 'dtype of the computation')
+  dtype: str = setting(
+    'float32',
+    'dtype of the computation; products of float32 are exact to float32 on'
+    ' every device, without TF32 or bfloat16, unless'
+    ' JAX_DEFAULT_MATMUL_PRECISION says otherwise',
+  )
   param_dtype: str = setting(
     'float32',
     'dtype of the master parameters; with lora that of the frozen ones, for'
@@ -152,6 +158,17 @@ class DataConfig:
   template: str = setting(
     'auto', 'prompt format: plain, chat (the tokenizer has a template) or auto'
   )
+  template_args: str = setting(
+    '',
+    'arguments of the chat template, as name=value,name=value with values in'
+    ' JSON or as words, for instance enable_thinking=false',
+  )
+  special_tokens: str = setting(
+    'drop',
+    'texts of the data that hold a special token, such as <|im_end|>: drop'
+    ' (they are named), escape (it is read as ordinary text) or keep (as the'
+    ' token)',
+  )
   instruction: str = setting('', 'text added to each prompt after a newline')
   batch_size: int = setting(16, 'B, prompts per step over all devices')
   max_prompt: int = setting(1024, 'P, tokens; a longer prompt is dropped')
@@ -166,6 +183,44 @@ class DataConfig:
       positive(f'data.{name}', getattr(self, name))
     not_negative('data.rows', self.rows)
     one_of('data.template', self.template, ('auto', 'plain', 'chat'))
+    one_of(
+      'data.special_tokens', self.special_tokens, ('drop', 'escape', 'keep')
+    )
+    template_arguments(self.template_args)
+
+
+def template_arguments(text: str) -> dict[str, object]:
+  """The values of `data.template_args` by name.
+
+  A value is JSON; what is none is a word. True, False and None are read as
+  Python writes them, too.
+
+  Raises:
+    ConfigError: it is not of the form name=value,name=value.
+  """
+  decoder, found, rest = json.JSONDecoder(), {}, text.strip()
+  words = {'true': True, 'false': False, 'none': None, 'null': None}
+  while rest:
+    name = re.match(r'(\w+)\s*=\s*(?=[^\s,])', rest)
+    require(
+      name is not None and name[1] not in found,
+      f'data.template_args={text!r} is not of the form name=value,name=value,'
+      ' each name once, for instance enable_thinking=false',
+    )
+    assert name is not None
+    rest = rest[name.end() :]
+    try:
+      value, end = decoder.raw_decode(rest)
+      whole = rest[end:].lstrip()[:1] in ('', ',')
+    except ValueError:
+      value, end, whole = None, 0, False
+    if not whole:
+      end = f'{rest},'.index(',')
+      word = rest[:end].strip()
+      value = words.get(word.lower(), word)
+    found[name[1]] = value
+    rest = rest[end:].lstrip().removeprefix(',').lstrip()
+  return found
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ _HOME = {
   'Statistics': 'gft_jax.data.dataset',
   'encode_prompts': 'gft_jax.data.pipeline',
   'load': 'gft_jax.data.pipeline',
-  'unknown_id': 'gft_jax.data.pipeline',
+  'unknown_id': 'gft_jax.data.chat',
 }
 
 __all__ = sorted(_HOME)

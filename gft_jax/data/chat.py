@@ -1,45 +1,351 @@
-"""Conversations in the words of a chat template, and which tokens train.
+"""Prompts and answers as the texts that are asked and trained on.
 
-A conversation is a list of turns {role, content}. What is asked ends where the
-template would let the model speak; the answer is what follows, of which only
-the assistant's own words train, each turn with the token that ends it.
+A conversation is a list of turns {role, content, ...}. What is asked ends where
+the chat template would let the model speak; an answer is what the template
+writes behind it, of which only the assistant's own words train, each turn with
+the token that ends it.
 """
 
-import re
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
-import jinja2
-import numpy as np
 import transformers
-from transformers.utils import chat_template_utils
 
-from gft_jax.config import require
+from gft_jax.config import DataConfig, require
 from gft_jax.data.files import BadRow
-from gft_jax.huggingface.tokenizer import DAY
+from gft_jax.huggingface import end_ids
+from gft_jax.huggingface.chat_template import (
+  FAILURES,
+  WORDS,
+  ChatTemplate,
+  added_tokens,
+  shared,
+)
+from gft_jax.rollout.texts import (
+  closed_thought,
+  is_thought,
+  open_thought,
+  thought_at_start,
+)
 from gft_jax.types import Json
 
-# Texts that are tokenised together: their offsets take far more than their ids.
-PART = 1024
+# Around special tokens that are read as ordinary text; no file has them.
+ESCAPE, ESCAPED = '\ufdd0', '\ufdd1'
+# Where a turn has its thoughts apart from its words.
+REASONING = ('reasoning_content', 'reasoning', 'thinking')
+# What is said of given answers whose thoughts are not as the row has them.
+LOST = 'given answers lose their thoughts, which the chat template leaves out'
+EMPTY = 'given answers train with empty thoughts, which the chat template opens'
 
-Turns = list[dict[str, str]]
+Turns = list[Json]
 Tokenizer = transformers.PreTrainedTokenizerBase
 
 
-# What a template raises of itself, or where a turn is not what it expects.
-FAILURES = (jinja2.TemplateError, TypeError, ValueError)
-
-
 class Written(NamedTuple):
-  """An answer of several turns.
+  """An answer.
 
   Attributes:
     text: all that follows what is asked, up to the end of the last turn.
-    spans: (begin, end) in `text` of what the assistant writes.
+    spans: (begin, end) in `text` of what the assistant writes; None: all of it.
+    graded: what a reward reads: the last turn as the row has it, or where it
+      has thoughts, as it trains.
+    note: LOST, EMPTY or ''.
   """
 
   text: str
-  spans: list[tuple[int, int]]
+  spans: list[tuple[int, int]] | None
+  graded: str
+  note: str = ''
+
+
+class Thoughts(NamedTuple):
+  """A turn in parts; `mark` opens the thoughts in its content, or is ''."""
+
+  mark: str
+  thoughts: str
+  words: str
+
+
+class Spoken(NamedTuple):
+  """What an assistant writes in one turn of a rendered conversation.
+
+  Attributes:
+    begin: where the rendered text comes to the turn.
+    call: what the call for an answer has in that place, and the text has not.
+    words: what the turn says.
+    ending: what ends it.
+    end: where the rendered text goes on.
+  """
+
+  begin: int
+  call: str
+  words: str
+  ending: str
+  end: int
+
+
+class Writer:
+  """Writes what is asked and answered, as the settings of a run say.
+
+  Attributes:
+    tokenizer: of the policy.
+    is_chat: whether it writes with a chat template.
+    ends: ids, one of which ends an answer.
+  """
+
+  def __init__(self, config: DataConfig, tokenizer: Tokenizer):
+    """Takes the settings of the data.
+
+    Raises:
+      ConfigError: there is no chat template where one is asked for, or it
+        cannot be used; see ChatTemplate.
+    """
+    has_one = tokenizer.chat_template is not None
+    require(
+      config.template != 'chat' or has_one,
+      'data.template=chat, but the tokenizer has no chat template; use plain',
+    )
+    self._template = None
+    if config.template != 'plain' and has_one:
+      self._template = ChatTemplate(tokenizer, config.template_args)
+    require(
+      not (config.template_args and self._template is None),
+      f'data.template_args={config.template_args!r} is for a chat template, but'
+      f' data.template={config.template} and the tokenizer has'
+      f' {"one" if has_one else "none"}',
+    )
+    self.tokenizer = tokenizer
+    self.is_chat = self._template is not None
+    self.ends = end_ids(tokenizer)
+    self._ends = [str(tokenizer.decode([i])) for i in self.ends]
+    self._policy = config.special_tokens
+    self._instruction = config.instruction
+    self._added = added_tokens(tokenizer)
+    self._special = added_tokens(tokenizer, special=True)
+    unknown = unknown_id(tokenizer)
+    self._unknown = None if unknown is None else tokenizer.unk_token
+    self._prefilled = self._find_prefilled()
+
+  def asked(self, prompt: str | Turns) -> Turns:
+    """The turns of a prompt, under the instruction.
+
+    Raises:
+      BadRow: special tokens, where data.special_tokens drops them.
+    """
+    turns = user(prompt) if isinstance(prompt, str) else prompt
+    turns = instructed(self._bare(turns), self._instruction)
+    bos = self.tokenizer.bos_token
+    if self._template is None and isinstance(bos, str):
+      *before, last = turns
+      if last['content'].startswith(bos):  # It stands once; see `pipeline`.
+        rest = self._checked(last['content'].removeprefix(bos))
+        return [*before, {**last, 'content': bos + rest}]
+    return self._checked(turns)
+
+  def prompt(self, asked: Turns, tools: list | None = None) -> str:
+    """The turns of `asked` as text.
+
+    Raises:
+      BadRow: the template refuses them.
+    """
+    if self._template is None:
+      return asked[-1]['content']
+    try:
+      return self._template.prompt(asked, self._checked(tools))
+    except FAILURES as error:
+      raise _refused(error) from error
+
+  def answer(
+    self,
+    asked: Turns,
+    answered: str | Turns,
+    prompt: str,
+    tools: list | None = None,
+  ) -> Written:
+    """An answer to `asked`, which stands as text in `prompt`.
+
+    Its turns are written as the template writes them. Where the call for an
+    answer opens thoughts, they are closed before the words: an answer that has
+    none trains with empty ones.
+
+    Raises:
+      BadRow: the template refuses these turns or does not write them, or
+        special tokens, where data.special_tokens drops them.
+    """
+    if isinstance(answered, str):
+      answered = [{'role': 'assistant', 'content': answered}]
+    turns = self._checked(self._bare(answered))
+    content = turns[-1].get('content') or ''
+    template = self._template
+    if template is None or template.frame is None:
+      if len(turns) > 1:
+        raise BadRow('whose turns the chat template does not write')
+      return Written(content, None, unescaped(content))
+    try:
+      return self._written(template, asked, turns, prompt, self._checked(tools))
+    except FAILURES as error:
+      raise _refused(error) from error
+
+  def _written(
+    self,
+    template: ChatTemplate,
+    asked: Turns,
+    answered: Turns,
+    prompt: str,
+    tools: list | None,
+  ) -> Written:
+    """The first way to write these turns that keeps the thoughts, or any."""
+    best = None
+    for way in _ways(answered):
+      turns = [*asked, *way]
+      calls = {
+        i: prompt if i == len(asked) else template.prompt(turns[:i], tools)
+        for i in range(len(asked), len(turns))
+        if turns[i]['role'] == 'assistant'
+      }
+      text = template.render(turns, tools)
+      spoken = self._spoken(template, turns, calls, text, tools)
+      if not spoken or any(
+        _is_doubled(self._begun(call) + turn.words, turns[i])
+        for (i, call), turn in zip(calls.items(), spoken)
+      ):
+        continue
+      written = _joined(text, spoken)
+      if template.marks and text.startswith(prompt + written.text):
+        marked = template.marked(turns, tools)[1]
+        spans = _clipped(marked, len(prompt), written.text, spoken[-1].ending)
+        written = written._replace(spans=spans)
+      call = open_thought(calls[max(calls)])
+      said, had = call + spoken[-1].words, thoughts_of(answered[-1], call)
+      note = EMPTY if call and not had.thoughts else ''
+      if had.thoughts not in said:
+        note = LOST
+      graded = said if had.thoughts else answered[-1].get('content') or ''
+      written = written._replace(graded=unescaped(graded), note=note)
+      if note != LOST:
+        return written
+      best = best or written
+    if best is None:
+      raise BadRow('with turns that the chat template rewrites later')
+    return best
+
+  def _spoken(
+    self,
+    template: ChatTemplate,
+    turns: Turns,
+    calls: dict[int, str],
+    text: str,
+    tools: list | None,
+  ) -> list[Spoken]:
+    """The turns of the assistant in `text`; [] where one is not found."""
+    frame, spoken = template.frame, []
+    assert frame is not None
+    places = [self._begin(text, call) for call in calls.values()]
+    if min(places) < 0:
+      return []
+    for (i, call), begin, limit in zip(
+      calls.items(), places, [*places[1:], len(text)]
+    ):
+      more = call[begin:]
+      if i + 1 == len(turns):
+        after, ending = len(text.rstrip()), ''
+        if text.endswith(frame.tail):
+          after, ending = len(text) - len(frame.tail), frame.end
+      else:
+        other = {**turns[i], 'content': WORDS}
+        other = template.render([*turns[:i], other, *turns[i + 1 :]], tools)
+        after = len(text) - shared(text[::-1], other[::-1])
+        after, ending = self._next_end(text[:limit], after, frame.end)
+      if after < begin:
+        return []
+      words, mark = text[begin:after], open_thought(call)
+      if mark and (more or closed_thought(mark) not in words):
+        words = _composed(turns[i], words, mark)
+      spoken.append(Spoken(begin, more, words, ending, after + len(ending)))
+    return spoken
+
+  def _next_end(self, text: str, start: int, end: str) -> tuple[int, str]:
+    """Where and by what a turn ends that others follow."""
+    found = text.find(end, start) if end else start
+    if found >= 0:
+      return found, end
+    # What ends the last turn of a conversation may end no other.
+    token = self._added.search(text, start)
+    return (token.start(), token[0]) if token else (start, '')
+
+  def _find_prefilled(self) -> set[str]:
+    """What the call for an answer may have, and a turn that is over has not.
+
+    Templates of thinking models leave thoughts out of what was said before,
+    and open them in the call alone.
+    """
+    frame = self._template.frame if self._template else None
+    if frame is None:
+      return {''}
+    call, begun = frame.prompt, open_thought(frame.prompt)
+    stem = call.removesuffix(begun)
+    further = {
+      call[shared(stem, before) :]
+      for before in (frame.before, frame.earlier)
+      if not before.startswith(call)
+    }
+    return {'', begun} | further
+
+  def _begun(self, call: str) -> str:
+    return max((e for e in self._prefilled if call.endswith(e)), key=len)
+
+  def _begin(self, text: str, call: str) -> int:
+    """Where a text has the turn that `call` calls for; -1: it has none."""
+    ends = (len(call) - len(e) for e in self._prefilled if call.endswith(e))
+    return max((n for n in ends if text.startswith(call[:n])), default=-1)
+
+  def _bare(self, turns: Turns) -> Turns:
+    """The turns, those of the assistant without the tokens that end them."""
+    return [
+      {**turn, 'content': self._without_end(turn['content'])}
+      if turn['role'] == 'assistant' and isinstance(turn.get('content'), str)
+      else turn
+      for turn in turns
+    ]
+
+  def _without_end(self, text: str) -> str:
+    bare = text.rstrip()
+    for end in self._ends:
+      if bare.endswith(end):
+        return self._without_end(bare.removesuffix(end))
+    return text
+
+  def _checked(self, value: Any) -> Any:
+    """What a row says, its special tokens dropped, escaped or kept."""
+    return value if self._policy == 'keep' else _mapped(value, self._safe)
+
+  def _safe(self, text: str) -> str:
+    # Those that open and close thoughts are words of the assistant, and the
+    # unknown token has a reason of its own to be dropped.
+    found = [
+      m
+      for m in self._special.finditer(text)
+      if not is_thought(m[0]) and m[0] != self._unknown
+    ]
+    if found and self._policy == 'drop':
+      raise BadRow(
+        f'with the special token {found[0][0]} in a text; see'
+        ' data.special_tokens'
+      )
+    for m in reversed(found):
+      escaped = f'{ESCAPE}{m[0]}{ESCAPED}'
+      text = text[: m.start()] + escaped + text[m.end() :]
+    return text
+
+
+def unknown_id(tokenizer: Tokenizer) -> int | None:
+  """The id that stands for unreadable text and for nothing else."""
+  others = (
+    tokenizer.bos_token_id,
+    tokenizer.eos_token_id,
+    tokenizer.pad_token_id,
+  )
+  return None if tokenizer.unk_token_id in others else tokenizer.unk_token_id
 
 
 def user(content: str) -> Turns:
@@ -55,124 +361,116 @@ def instructed(turns: Turns, instruction: str) -> Turns:
   return [*before, {**last, 'content': f'{last["content"]}\n{instruction}'}]
 
 
-def write(
-  asked: Turns, answered: Turns, tokenizer: Tokenizer, call: str = ''
-) -> Written:
-  """The answer as the template writes it after what is asked.
+def unescaped(text: str) -> str:
+  """A text as its row has it."""
+  return text.replace(ESCAPE, '').replace(ESCAPED, '')
 
-  What trains is what the template marks with {% generation %}; without it, the
-  text between the point where the template lets the assistant speak and the
-  end of its turn, less the space between turns. That needs a template which
-  writes a turn alike whatever follows it.
 
-  Args:
-    asked: turns of the prompt.
-    answered: the rest, from the first answer on.
-    tokenizer: with a chat template.
-    call: of `tokenizer.missing_call`.
+def thoughts_of(turn: Json, call: str = '') -> Thoughts:
+  """The thoughts of a turn, which stand apart or begin its content.
 
-  Raises:
-    BadRow: the template refuses these turns, or writes one otherwise later.
+  They need not be opened there, where `call` opens them.
   """
-  turns = [*asked, *answered]
-  try:
-    prompt = _render(asked, tokenizer, prompt=True) + call
-    parts = [prompt]
-    if _marks(tokenizer):
-      text, spans = _marked(turns, tokenizer)
-    else:
-      text, spans = _render(turns, tokenizer), []
-      for i in range(len(asked), len(turns)):
-        if turns[i]['role'] == 'assistant':
-          before = _render(turns[:i], tokenizer, prompt=True) + call
-          after = _render(turns[: i + 1], tokenizer).rstrip()
-          parts += [before, after]
-          spans.append((len(before), len(after)))
-  except FAILURES as error:
-    raise BadRow(f'that the chat template refuses: {error}') from error
-  if not all(text.startswith(part) for part in parts):
-    raise BadRow('with turns that the chat template rewrites later')
-  start = len(prompt)
-  # Turns of the assistant in what is asked do not train.
-  spans = [
-    (max(begin, start) - start, begin - start + len(text[begin:end].rstrip()))
-    for begin, end in spans
-    if end > start
+  content = turn.get('content') or ''
+  for name in REASONING:
+    if isinstance(turn.get(name), str) and turn[name].strip():
+      return Thoughts('', turn[name].strip(), content)
+  begun = thought_at_start(content)
+  closed = closed_thought(begun or call or '<think>')
+  thoughts, found, words = content[len(begun) :].partition(closed)
+  if not found:
+    return Thoughts(begun.strip(), '', content)
+  return Thoughts(begun.strip(), thoughts.strip(), words.lstrip('\n'))
+
+
+def _ways(turns: Turns) -> Iterator[Turns]:
+  """The turns as they are, their thoughts apart, and without thoughts."""
+  yield turns
+  parts = [
+    thoughts_of(turn) if turn['role'] == 'assistant' else Thoughts('', '', '')
+    for turn in turns
   ]
-  if not spans:
-    raise BadRow('whose answer the chat template does not write')
-  return Written(text[start : start + spans[-1][1]], spans)
+  if not any(part.mark or part.thoughts for part in parts):
+    return
+  bare = [
+    {k: v for k, v in turn.items() if k not in REASONING}
+    | ({'content': part.words} if part.mark or part.thoughts else {})
+    for turn, part in zip(turns, parts)
+  ]
+  yield [
+    {**turn, REASONING[0]: part.thoughts} if part.thoughts else turn
+    for turn, part in zip(bare, parts)
+  ]
+  yield bare
 
 
-def check(asked: Turns, tokenizer: Tokenizer) -> None:
-  """Raises BadRow where the template cannot write what is asked."""
-  try:
-    _render(asked, tokenizer, prompt=True)
-  except FAILURES as error:
-    raise BadRow(f'that the chat template refuses: {error}') from error
+def _composed(turn: Json, words: str, mark: str) -> str:
+  """The words of a turn behind a call that opens its thoughts with `mark`."""
+  content, closed = turn.get('content') or '', closed_thought(mark)
+  if closed in content:
+    return content[len(thought_at_start(content)) :]
+  words = words[len(thought_at_start(words)) :]
+  thoughts = thoughts_of(turn, mark).thoughts
+  if words.lstrip().startswith(closed):
+    return f'{thoughts}\n{words}' if thoughts else words
+  return f'{thoughts}\n{closed}\n\n{words}'
 
 
-def encode(
-  answers: Sequence[Written], tokenizer: Tokenizer
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Ids [n] of each answer and bool [n], which of them train.
+def _is_doubled(said: str, turn: Json) -> bool:
+  """Whether the thoughts of a turn are opened or closed once more."""
+  content = turn.get('content') or ''
+  mark = thoughts_of(turn).mark or thought_at_start(said).strip()
+  marks = (mark, closed_thought(mark)) if mark else ()
+  return any(said.count(m) > max(content.count(m), 1) for m in marks)
 
-  A token trains where its first character does. EOS ends the answer, and
-  trains, where the template ends it with another token.
 
-  Raises:
-    ConfigError: the tokenizer cannot tell where its tokens stand.
+def _joined(text: str, spoken: list[Spoken]) -> Written:
+  """The answer; between turns stands what the template writes there."""
+  found, spans, at = '', [], spoken[0].begin
+  for number, turn in enumerate(spoken):
+    if number:  # The first call is asked.
+      found += text[at : turn.begin] + turn.call
+    begin = len(found)
+    found += turn.words + turn.ending
+    spans.append((begin, len(found)))
+    at = turn.end
+  return Written(found, spans if len(spans) > 1 else None, '')
+
+
+def _clipped(
+  spans: list[tuple[int, int]], start: int, text: str, ending: str
+) -> list[tuple[int, int]]:
+  """Spans of a conversation -> spans of the answer, which begins at `start`.
+
+  What ends the answer trains, whatever the marks say: it would never stop.
   """
-  require(
-    tokenizer.is_fast or not answers,
-    'conversations of several answers need a fast tokenizer, and'
-    f' {tokenizer.name_or_path!r} is none',
-  )
-  eos = tokenizer.eos_token_id
-  for part in (answers[i : i + PART] for i in range(0, len(answers), PART)):
-    encoded = tokenizer(
-      [answer.text for answer in part],
-      add_special_tokens=False,
-      return_attention_mask=False,
-      return_token_type_ids=False,
-      return_offsets_mapping=True,
-      verbose=False,
-    )
-    for answer, ids, offsets in zip(
-      part, encoded['input_ids'], encoded['offset_mapping']
-    ):
-      at = np.array(offsets, np.int64).reshape(-1, 2)[:, 0]
-      begin, end = np.array(answer.spans).T
-      span = np.searchsorted(begin, at, side='right') - 1
-      trains = (span >= 0) & (at < end[span])
-      if ids[-1:] != [eos]:
-        ids, trains = [*ids, eos], np.append(trains, True)
-      yield np.array(ids, np.int32), trains
+  found = []
+  for begin, end in spans:
+    begin, end = max(begin - start, 0), min(end - start, len(text))
+    end = begin + len(text[begin:end].rstrip())
+    if begin < end:
+      found.append((begin, end))
+  if not found:
+    raise BadRow('whose answer the chat template does not write')
+  begin, end = found[-1]
+  if text[end:].strip() == ending.strip():
+    found[-1] = begin, len(text)
+  return found
 
 
-def _render(turns: Turns, tokenizer: Tokenizer, *, prompt: bool = False) -> str:
-  text = tokenizer.apply_chat_template(
-    turns, tokenize=False, add_generation_prompt=prompt, **DAY
-  )
-  assert isinstance(text, str)  # Tokens where they are asked for.
-  return text
+def _mapped(value: Any, function: Callable[[str], str]) -> Any:
+  """A value of JSON with every text in it changed."""
+  if isinstance(value, str):
+    return function(value)
+  if isinstance(value, list):
+    return [_mapped(item, function) for item in value]
+  if isinstance(value, dict):
+    return {key: _mapped(item, function) for key, item in value.items()}
+  return value
 
 
-def _marks(tokenizer: Tokenizer) -> bool:
-  template = tokenizer.get_chat_template()
-  return bool(re.search(r'\{%-?\s*generation\s*-?%\}', template))
-
-
-def _marked(
-  turns: Turns, tokenizer: Tokenizer
-) -> tuple[str, list[tuple[int, int]]]:
-  """The text, and the spans that the template marks."""
-  names: Json = {**DAY, **tokenizer.special_tokens_map}
-  texts, spans = chat_template_utils.render_jinja_template(
-    [turns],
-    chat_template=tokenizer.get_chat_template(),
-    return_assistant_tokens_mask=True,
-    **names,
-  )
-  # pyrefly: ignore[bad-return]  # transformers says str of a list of pairs.
-  return texts[0], spans[0]
+def _refused(error: Exception) -> BadRow:
+  if isinstance(error, BadRow):
+    return error
+  reason = ' '.join(str(error).split())
+  return BadRow(f'that the chat template refuses: {reason}')

@@ -37,8 +37,9 @@ class Examples:
     prompts: B texts as in the dataset, before template and instruction; of a
       conversation the user's last turn.
     answers: B reference answers for the grader.
-    given_texts: B lists of S texts without EOS; '' is an empty slot. Of an
-      answer of several turns it is the last.
+    given_texts: B lists of S texts to be graded, without EOS; '' is an empty
+      slot. Of an answer of several turns it is the last. Where an answer has
+      thoughts they stand as they train; see chat.Written.
     given_trained: the tokens that train, where some answers hold turns of a
       user; None: all do.
   """
@@ -63,13 +64,33 @@ class Statistics:
     rows: rows that are used.
     dropped: reason -> numbers of the rows that are not.
     empty_slots: reason -> slots for given answers that are empty.
+    notes: what else is not as the file has it -> numbers of its rows.
     tokens: 'prompt', 'expert', 'teacher' -> lengths of those used, int32.
   """
 
   rows: int
   dropped: dict[str, list[int]]
   empty_slots: dict[str, int]
+  notes: dict[str, list[int]]
   tokens: dict[str, Int[np.ndarray, ' n']]
+
+
+@dataclasses.dataclass(frozen=True)
+class Losses:
+  """What a split lacks of its rows; see Statistics."""
+
+  dropped: dict[str, list[int]]
+  empty_slots: dict[str, int]
+  notes: dict[str, list[int]]
+
+  def drop(self, reason: str, row: int) -> None:
+    self.dropped.setdefault(reason, []).append(row)
+
+  def leave_empty(self, reason: str, slots: int = 1) -> None:
+    self.empty_slots[reason] = self.empty_slots.get(reason, 0) + slots
+
+  def note(self, note: str, row: int) -> None:
+    self.notes.setdefault(note, []).append(row)
 
 
 class Ragged:
@@ -121,8 +142,7 @@ class Dataset:
     self,
     name: str,
     rows: Sequence[Row],
-    dropped: dict[str, list[int]],
-    empty_slots: dict[str, int],
+    losses: Losses,
     config: DataConfig,
     group: GroupConfig,
   ) -> None:
@@ -153,8 +173,9 @@ class Dataset:
     lengths = self._given.length.reshape(len(rows), len(self._origin))
     self.statistics = Statistics(
       rows=len(rows),
-      dropped=dropped,
-      empty_slots=empty_slots,
+      dropped=losses.dropped,
+      empty_slots=losses.empty_slots,
+      notes=losses.notes,
       tokens={
         'prompt': self._prompts.length,
         'expert': _real(lengths[:, self._origin == EXPERT]),

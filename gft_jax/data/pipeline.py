@@ -1,21 +1,24 @@
 """Rows -> a tokenised split; what does not fit is dropped and counted."""
 
-import collections
+import dataclasses
 import itertools
+import logging
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import transformers
 
 from gft_jax.batch import Prompts, Responses
-from gft_jax.config import DataConfig, GroupConfig, require
+from gft_jax.config import ConfigError, DataConfig, GroupConfig, require
 from gft_jax.data import builders, chat, files
-from gft_jax.data.dataset import Dataset, Examples, Ids, Ragged, Row
-from gft_jax.huggingface.tokenizer import chat_prompts, missing_call
+from gft_jax.data.chat import Written, unknown_id
+from gft_jax.data.dataset import Dataset, Examples, Ids, Losses, Ragged, Row
+from gft_jax.data.encoding import encode_answers, encode_texts
 
-# Widths of what `encode_groups` encodes.
-MULTIPLE = 64
-
+# Rows that a warning names.
+NAMED = 5
+ESCAPED_ROWS = 'special tokens are read as ordinary text'
 
 # Why a row is dropped where answers are graded, and what to do about it.
 NO_ANSWER = 'without a reference answer to grade by'
@@ -23,9 +26,6 @@ NO_ANSWER_HELPS = (
   '; name its column with data.columns=answer=NAME, or imitate the experts alone'
   ' with group.teachers=0 group.samples=0'
 )
-
-# Texts that are tokenised together.
-ENCODED = 4096
 
 
 def load(
@@ -63,19 +63,34 @@ def load(
   )
   source = builders.source(config, split, seed)
   total = min(config.rows or len(source.rows), len(source.rows))
-  rows, dropped, empty_slots = _fit(
-    source.rows[:total], config, group, tokenizer, seed
-  )
+  rows, losses = _fit(source.rows[:total], config, group, tokenizer, seed)
   lost = total - len(rows)
-  reasons = ', '.join(f'{len(n)} {why}' for why, n in dropped.items())
+  reasons = ', '.join(f'{len(n)} {why}' for why, n in losses.dropped.items())
   require(
     lost <= config.max_dropped * total and lost < total,
     f'{source.name}: {lost} of {total} rows are dropped ({reasons}), a share of'
     f' {lost / total:.2f} above data.max_dropped={config.max_dropped}'
-    + (NO_ANSWER_HELPS if NO_ANSWER in dropped else ''),
+    + (NO_ANSWER_HELPS if NO_ANSWER in losses.dropped else ''),
   )
-  dropped = {**source.dropped, **dropped}
-  return Dataset(source.name, rows, dropped, empty_slots, config, group)
+  for note, numbers in losses.notes.items():
+    rows_named = ', '.join(map(str, numbers[:NAMED]))
+    logging.warning(
+      '%s: %s in %d rows: %s%s',
+      *(source.name, note, len(numbers), rows_named),
+      ', ...' if len(numbers) > NAMED else '',
+    )
+  dropped = {**source.dropped, **losses.dropped}
+  losses = dataclasses.replace(losses, dropped=dropped)
+  return Dataset(source.name, rows, losses, config, group)
+
+
+class _Texts(NamedTuple):
+  """A row as it is encoded; see chat.Writer."""
+
+  row: dict
+  prompt: str
+  expert: Written | None
+  teachers: list[Written]
 
 
 def _fit(
@@ -84,108 +99,93 @@ def _fit(
   group: GroupConfig,
   tokenizer: transformers.PreTrainedTokenizerBase,
   seed: int,
-) -> tuple[list[Row], dict[str, list[int]], dict[str, int]]:
-  """The rows that fit, dropped rows by reason, empty slots by reason."""
-  dropped = collections.defaultdict(list)
-  rows, conversations = _written(rows, config, group, tokenizer, dropped)
-  prompts = encode_prompts(
-    [row.get('prompt_turns') or row['prompt'] for row in rows],
-    config,
-    tokenizer,
-  )
-  # Answers that no slot takes are not worth their time.
-  experts = [row['expert'] if group.experts else '' for row in rows]
-  teachers = [row['teacher'] if group.teachers else [] for row in rows]
-  expert_ids = _encode_answers(
-    ['' if i in conversations else text for i, text in enumerate(experts)],
-    tokenizer,
-  )
-  trained: list[np.ndarray | None] = [None] * len(rows)
-  for i, answer in zip(
-    conversations, chat.encode(list(conversations.values()), tokenizer)
-  ):
-    expert_ids[i], trained[i] = answer
-  teacher_ids = iter(
-    _encode_answers(list(itertools.chain(*teachers)), tokenizer)
+) -> tuple[list[Row], Losses]:
+  """The rows that fit, and what became of the others."""
+  losses = Losses({}, {}, {})
+  writer = _writer(rows, config, tokenizer)
+  texts = list(_written(rows, writer, group, losses))
+  prompts = _prompt_ids([text.prompt for text in texts], writer)
+  experts = encode_answers([text.expert for text in texts], writer)
+  teachers = encode_answers(
+    [*itertools.chain(*(text.teachers for text in texts))], writer
   )
   unknown = unknown_id(tokenizer)
-  fitting, empty = [], collections.Counter()
-  for row, ids, expert, expert_id, trains, teacher in zip(
-    rows, prompts, experts, expert_ids, trained, teachers
-  ):
+  fitting = []
+  for text, ids, (expert_ids, trains) in zip(texts, prompts, experts):
+    row, expert = text.row, text.expert
     offered: list[tuple[str, Ids]] = [
-      (text, next(teacher_ids)) for text in teacher
+      (teacher.graded, next(teachers)[0]) for teacher in text.teachers
     ]
-    reason = _unfit(ids, expert_id, unknown, config)
+    reason = _unfit(ids, expert_ids, unknown, config)
     if reason:
-      dropped[reason].append(row['row'])
+      losses.drop(reason, row['row'])
       continue
-    given = [(expert, expert_id)] * group.experts
-    given += _choose(offered, row['row'], config, group, seed, empty)
-    if group.experts and not expert:
-      empty['rows without an expert'] += 1
+    given: list[tuple[str, Ids]] = []
+    if group.experts:
+      given = [(expert.graded if expert else '', expert_ids)]
+      if not expert:
+        losses.leave_empty('rows without an expert')
+    given += _choose(offered, row['row'], config, group, seed, losses)
     fitting.append(
       Row(row['row'], row['prompt'], row['answer'], ids, given, trains)
     )
-  return fitting, dict(dropped), dict(empty)
+  return fitting, losses
+
+
+def _writer(
+  rows: Sequence[dict],
+  config: DataConfig,
+  tokenizer: transformers.PreTrainedTokenizerBase,
+) -> chat.Writer:
+  """Raises ConfigError where conversations have no chat template."""
+  talk = next((row['row'] for row in rows if files.TURNS & row.keys()), 0)
+  template = tokenizer.chat_template
+  require(
+    not talk or (config.template != 'plain' and template is not None),
+    f'row {talk} is a conversation and needs a chat template, but'
+    f' data.template={config.template} and the tokenizer'
+    f' {tokenizer.name_or_path!r} has {"one" if template else "none"}',
+  )
+  return chat.Writer(config, tokenizer)
 
 
 def _written(
-  rows: Sequence[dict],
-  config: DataConfig,
-  group: GroupConfig,
-  tokenizer: transformers.PreTrainedTokenizerBase,
-  dropped: dict[str, list[int]],
-) -> tuple[list[dict], dict[int, chat.Written]]:
-  """Rows that can be graded and written; position -> answer of many turns."""
+  rows: Sequence[dict], writer: chat.Writer, group: GroupConfig, losses: Losses
+) -> Iterator[_Texts]:
+  """Rows that can be graded and written; the others are counted."""
   graded = group.size > group.experts
-  talk = next((row['row'] for row in rows if files.TURNS & row.keys()), 0)
-  require(
-    not talk or _uses_template(config, tokenizer),
-    f'row {talk} is a conversation and needs a chat template, but'
-    f' data.template={config.template} and the tokenizer'
-    f' {tokenizer.name_or_path!r} has'
-    f' {"one" if tokenizer.chat_template else "none"}',
-  )
-  call = missing_call(tokenizer) if talk else ''
-  kept, conversations = [], {}
   for row in rows:
+    number, tools = row['row'], row.get('tools')
     try:
       if graded and not row['answer']:
         raise files.BadRow(NO_ANSWER)
-      if files.TURNS & row.keys():
-        asked = chat.instructed(
-          row.get('prompt_turns') or chat.user(row['prompt']),
-          config.instruction,
-        )
-        if group.experts and 'expert_turns' in row:
-          conversations[len(kept)] = chat.write(
-            asked, row['expert_turns'], tokenizer, call
-          )
-        else:
-          chat.check(asked, tokenizer)
+      asked = writer.asked(row.get('prompt_turns') or row['prompt'])
+      prompt = writer.prompt(asked, tools)
+      expert = None
+      # Answers that no slot takes are not worth their time.
+      if group.experts and row['expert']:
+        said = row.get('expert_turns') or row['expert']
+        expert = writer.answer(asked, said, prompt, tools)
     except files.BadRow as bad:
-      dropped[str(bad)].append(row['row'])
-    else:
-      kept.append(row)
-  return kept, conversations
-
-
-def _encode(
-  texts: list[str], tokenizer: transformers.PreTrainedTokenizerBase
-) -> Iterator[list[int]]:
-  """Ids of each text.
-
-  In parts: what the tokenizer keeps of a token is thirty times its id.
-  """
-  for start in range(0, len(texts), ENCODED):
-    yield from tokenizer(
-      texts[start : start + ENCODED],
-      add_special_tokens=False,
-      return_attention_mask=False,
-      return_token_type_ids=False,
-      verbose=False,
-    )['input_ids']
+      losses.drop(str(bad), number)
+      continue
+    teachers = []
+    for text in row['teacher'] if group.teachers else []:
+      try:
+        teachers.append(writer.answer(asked, text, prompt, tools))
+      except files.BadRow as bad:
+        losses.leave_empty(f'teachers {bad}')
+    if expert is not None and not expert.graded.strip():
+      expert = None
+    teachers = [teacher for teacher in teachers if teacher.graded.strip()]
+    answers = [*teachers, expert] if expert else teachers
+    for note in {answer.note for answer in answers} - {''}:
+      losses.note(note, number)
+    if any(
+      chat.ESCAPE in text for text in (prompt, *(a.text for a in answers))
+    ):
+      losses.note(ESCAPED_ROWS, number)
+    yield _Texts(row, prompt, expert, teachers)
 
 
 def encode_prompts(
@@ -196,34 +196,32 @@ def encode_prompts(
   """Ids of the prompts in their template, with BOS once where it is used.
 
   A prompt is what a user says, or the turns of a conversation, which needs the
-  chat template.
+  chat template. None is dropped: special tokens in it are read as ordinary
+  text, unless data.special_tokens keeps them.
+
+  Raises:
+    ConfigError: a prompt that the chat template refuses, or as chat.Writer.
   """
-  has_template = tokenizer.chat_template is not None
-  require(
-    config.template != 'chat' or has_template,
-    'data.template=chat, but the tokenizer has no chat template; use plain',
-  )
-  messages = [
-    chat.instructed(
-      chat.user(prompt) if isinstance(prompt, str) else prompt,
-      config.instruction,
-    )
-    for prompt in prompts
-  ]
-  if not _uses_template(config, tokenizer):
-    # The BOS that the tokenizer itself would put in front, if any.
-    start = tokenizer('')['input_ids'][:1]
-    start = start if start == [tokenizer.bos_token_id] else []
-    return [
-      ids if ids[:1] == start else start + ids
-      for ids in _encode(
-        [turns[-1]['content'] for turns in messages], tokenizer
-      )
-    ]
-  if not messages:
-    return []  # apply_chat_template looks at the first
-  # The template writes BOS where the model wants one.
-  return list(_encode(chat_prompts(messages, tokenizer), tokenizer))
+  if config.special_tokens == 'drop':
+    config = dataclasses.replace(config, special_tokens='escape')
+  writer = chat.Writer(config, tokenizer)
+  try:
+    texts = [writer.prompt(writer.asked(prompt)) for prompt in prompts]
+  except files.BadRow as bad:
+    raise ConfigError(f'a prompt {bad}; see data.template') from None
+  return _prompt_ids(texts, writer)
+
+
+def _prompt_ids(texts: Sequence[str], writer: chat.Writer) -> list[list[int]]:
+  """Ids of prompts as text; BOS is the template's, or else the tokenizer's."""
+  tokenizer = writer.tokenizer
+  found = list(encode_texts(texts, tokenizer))
+  if writer.is_chat:
+    return found
+  # The BOS that the tokenizer itself would put in front, if any.
+  start = tokenizer('')['input_ids'][:1]
+  start = start if start == [tokenizer.bos_token_id] else []
+  return [ids if ids[:1] == start else start + ids for ids in found]
 
 
 def encode_groups(
@@ -233,13 +231,21 @@ def encode_groups(
 ) -> tuple[Ragged, Ragged]:
   """Texts of B prompts with G answers each, in the tokenizer's own template.
 
+  Special tokens in them are read as ordinary text.
+
   Returns:
-    B prompts and B G answers, an EOS behind every answer.
+    B prompts and B G answers, what ends an answer behind every one.
   """
-  ids = _encode(list(itertools.chain(*texts)), tokenizer)
+  writer = chat.Writer(DataConfig(special_tokens='escape'), tokenizer)
+  asked_texts, answers = [], []
+  for prompt, members in zip(prompts, texts):
+    asked = writer.asked(prompt)
+    text = writer.prompt(asked)
+    asked_texts.append(text)
+    answers += [writer.answer(asked, member, text) for member in members]
   return (
-    Ragged(encode_prompts(prompts, DataConfig(), tokenizer)),
-    Ragged([[*row, tokenizer.eos_token_id] for row in ids]),
+    Ragged(_prompt_ids(asked_texts, writer)),
+    Ragged([ids for ids, _ in encode_answers(answers, writer)]),
   )
 
 
@@ -256,32 +262,6 @@ def pad_groups(
     Prompts(tokens, length, rows.astype(np.int32)),
     Responses(given, given_length, zeros),
   )
-
-
-def _uses_template(
-  config: DataConfig, tokenizer: transformers.PreTrainedTokenizerBase
-) -> bool:
-  return config.template != 'plain' and tokenizer.chat_template is not None
-
-
-def _encode_answers(
-  answers: list[str], tokenizer: transformers.PreTrainedTokenizerBase
-) -> list[np.ndarray]:
-  """Ids with EOS; an absent answer, '', has none."""
-  return [
-    np.array([*ids, tokenizer.eos_token_id] if answer else [], np.int32)
-    for answer, ids in zip(answers, _encode(answers, tokenizer))
-  ]
-
-
-def unknown_id(tokenizer: transformers.PreTrainedTokenizerBase) -> int | None:
-  """The id that stands for unreadable text and for nothing else."""
-  others = (
-    tokenizer.bos_token_id,
-    tokenizer.eos_token_id,
-    tokenizer.pad_token_id,
-  )
-  return None if tokenizer.unk_token_id in others else tokenizer.unk_token_id
 
 
 def _unfit(
@@ -308,7 +288,7 @@ def _choose(
   config: DataConfig,
   group: GroupConfig,
   seed: int,
-  empty: dict[str, int],
+  losses: Losses,
 ) -> list[tuple[str, Ids]]:
   """The teachers of a row, (text, ids) per slot; counts the empty slots."""
   fitting = [pair for pair in offered if len(pair[1]) <= config.max_response]
@@ -320,9 +300,9 @@ def _choose(
   too_long = min(missing, len(offered) - len(fitting))
   if too_long:
     reason = f'teachers longer than data.max_response={config.max_response}'
-    empty[reason] += too_long
+    losses.leave_empty(reason, too_long)
   if missing > too_long:
-    empty['fewer teachers than group.teachers'] += missing - too_long
+    losses.leave_empty('fewer teachers than group.teachers', missing - too_long)
   return fitting + [('', [])] * missing
 
 

@@ -226,7 +226,9 @@ def _ask(
         settings.samples,
         min(settings.max_response, room - 1),
       )
-      texts, finished = engine.decode(_rows(responses, len(part)), sampling)
+      texts, finished = engine.decode(
+        _rows(responses, len(part)), sampling, prompts
+      )
       given = [questions.prompts[i] for i in part]
       expected = [questions.answers[i] for i in part]
       answers = Answers(part, given, expected, texts, finished, None)

@@ -120,15 +120,16 @@ class HeldOutEvaluation:
     for batch, (examples, real) in enumerate(
       self._shares(dataset, settings.prompts)
     ):
+      prompts = prompts_of(examples)
       responses = engine.sample(
         self.params,
-        prompts_of(examples),
+        prompts,
         key,
         sampling,
         settings.samples,
         settings.max_response,
       )
-      texts, finished = engine.decode(responses, sampling)
+      texts, finished = engine.decode(responses, sampling, prompts)
       scored = engine.score(
         evaluation_reward(self.config),
         f'{self.name}/{split}/{batch}',

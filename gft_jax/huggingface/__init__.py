@@ -11,9 +11,10 @@ from gft_jax.huggingface.folder import (
   save,
   tensor_name,
 )
-from gft_jax.huggingface.tokenizer import load_tokenizer, stop_ids
+from gft_jax.huggingface.tokenizer import end_ids, load_tokenizer, stop_ids
 
 __all__ = [
+  'end_ids',
   'load',
   'load_reward_model',
   'load_tokenizer',

@@ -23,6 +23,8 @@ from gft_jax.huggingface.tensor_files import StoredTensor
 from gft_jax.huggingface.tokenizer import (
   TOKEN_IDS,
   check_vocabulary,
+  end_ids,
+  keep_arguments,
   load_tokenizer,
   read_generation,
   save_tokenizer,
@@ -105,6 +107,7 @@ def save(
   *,
   source: str | pathlib.Path | None = None,
   max_shard_size: int = 5 * 10**9,
+  template_args: str = '',
 ) -> None:
   """Writes a folder that `transformers` and `load` read, with equal logits.
 
@@ -122,6 +125,7 @@ def save(
       tokenizer are copied, and its generation_config.json is carried over.
     max_shard_size: bytes. More than these go into several files; the host
       holds one at a time.
+    template_args: defaults of its chat template; see `keep_arguments`.
 
   Raises:
     ConfigError: `directory` is `source`, or holds something else.
@@ -167,6 +171,7 @@ def save(
   config.unlink(missing_ok=True)
   tensor_files.write(directory, shapes, read, max_shard_size)
   save_tokenizer(directory, tokenizer, source)
+  keep_arguments(directory, template_args)
   write_json(directory / 'generation_config.json', generation)
   ids = {name: generation[name] for name in TOKEN_IDS}
   dtype = {'torch_dtype': leaves['embedding'].dtype.name}
@@ -205,12 +210,14 @@ def _generation(
 ) -> dict[str, object]:
   """generation_config.json of the source; the tokenizer gives what it lacks."""
   values = {name: getattr(tokenizer, name) for name in TOKEN_IDS}
-  if source is None:
-    return values
-  carried = read_generation(source).items()
-  values |= {name: value for name, value in carried if value is not None}
-  stops = stop_ids(source, tokenizer, vocab_size)
-  return values | {'eos_token_id': stops[0] if len(stops) == 1 else [*stops]}
+  stops = end_ids(tokenizer)
+  if source is not None:
+    carried = read_generation(source).items()
+    values |= {name: value for name, value in carried if value is not None}
+    stops = stop_ids(source, tokenizer, vocab_size)
+  if stops:
+    values['eos_token_id'] = stops[0] if len(stops) == 1 else [*stops]
+  return values
 
 
 def _tensors(a: Architecture, *, scored: bool = False) -> Tensors:

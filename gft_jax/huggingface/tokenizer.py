@@ -1,24 +1,17 @@
-"""The tokenizer of a folder: what it must have, what stops, how it is asked."""
+"""The tokenizer of a folder: what it must have, and what stops."""
 
 import pathlib
 import shutil
 
-import jinja2
 import transformers
 
-from gft_jax.config import ConfigError, require
+from gft_jax.config import ConfigError, require, template_arguments
 from gft_jax.huggingface import hub
-from gft_jax.huggingface.json_files import read_json
+from gft_jax.huggingface.chat_template import turn_end
+from gft_jax.huggingface.json_files import read_json, write_json
 
 TOKEN_IDS = ('bos_token_id', 'eos_token_id', 'pad_token_id')
 FILES = ('tokenizer.json', 'tokenizer.model', 'vocab.json')
-
-Conversation = list[dict[str, str]]
-# Templates that write today's date would ask another prompt tomorrow; this is
-# the day that those of Llama 3 name where they are told none.
-DAY = {'date_string': '26 Jul 2024'}
-# An answer that no template writes of itself.
-WORDS = 'gft_jax: the words of the assistant'
 
 
 def load_tokenizer(
@@ -86,6 +79,36 @@ def save_tokenizer(
     shutil.copyfile(path, directory / path.name)
 
 
+def keep_arguments(directory: pathlib.Path, arguments: str) -> None:
+  """Makes `data.template_args` the defaults of a folder's chat template.
+
+  Whoever uses the folder then asks as the run did, and may say otherwise.
+  """
+  given = template_arguments(arguments)
+  if not given:
+    return
+  head = ''.join(
+    f'{{%- if {name} is not defined -%}}{{%- set {name} = {value!r} -%}}'
+    '{%- endif -%}'
+    for name, value in given.items()
+  )
+  for path in directory.glob('chat_template*.jinja'):
+    path.write_text(head + path.read_text(encoding='utf-8'), encoding='utf-8')
+  for name in ('tokenizer_config.json', 'chat_template.json'):
+    path = directory / name
+    settings = read_json(path) if path.is_file() else {}
+    template = settings.get('chat_template')
+    if isinstance(template, str):
+      settings['chat_template'] = head + template
+    elif isinstance(template, list):  # Several, by name.
+      settings['chat_template'] = [
+        {**one, 'template': head + one['template']} for one in template
+      ]
+    else:
+      continue
+    write_json(path, settings)
+
+
 def _files_of(directory: pathlib.Path) -> set[pathlib.Path]:
   found = (p for pattern in hub.TOKENIZER for p in directory.glob(pattern))
   return {path for path in found if path.is_file()}
@@ -116,6 +139,14 @@ def read_generation(directory: pathlib.Path) -> dict[str, object]:
   return {name: config[name] for name in TOKEN_IDS if name in config}
 
 
+def end_ids(
+  tokenizer: transformers.PreTrainedTokenizerBase,
+) -> tuple[int, ...]:
+  """The tokenizer's EOS, and what ends a turn in its chat template."""
+  ids = (tokenizer.eos_token_id, turn_end(tokenizer))
+  return tuple(dict.fromkeys(i for i in ids if i is not None))
+
+
 def stop_ids(
   directory: pathlib.Path,
   tokenizer: transformers.PreTrainedTokenizerBase,
@@ -123,9 +154,8 @@ def stop_ids(
 ) -> tuple[int, ...]:
   """Every token that ends an answer of the model of a folder.
 
-  The tokenizer's EOS comes first: it ends the answers that are trained on. The
-  others are those of `read_generation`; a chat model often has two, the end of
-  a turn and the end of a text.
+  Those of `end_ids` come first, for the answers that are trained on end so. The
+  others are those of `read_generation`.
 
   Raises:
     ConfigError: one that is no token.
@@ -138,69 +168,4 @@ def stop_ids(
       f'{directory}: eos_token_id={named!r} of generation_config.json or'
       f' config.json is not an id below vocab_size={vocab_size}',
     )
-  return tuple(dict.fromkeys((tokenizer.eos_token_id, *ids)))
-
-
-def chat_prompts(
-  conversations: list[Conversation],
-  tokenizer: transformers.PreTrainedTokenizerBase,
-) -> list[str]:
-  """Conversations in the chat template, up to the assistant's next words.
-
-  The texts have the BOS that the template writes: encode them without special
-  tokens.
-
-  Raises:
-    ConfigError: the template fails, or has no place for an answer.
-  """
-  call = missing_call(tokenizer)
-  return [
-    text + call
-    for text in _render(conversations, tokenizer, add_generation_prompt=True)
-  ]
-
-
-def missing_call(tokenizer: transformers.PreTrainedTokenizerBase) -> str:
-  """What a template that ignores `add_generation_prompt` leaves out.
-
-  Without it the model would go on with the user's turn. It is what the
-  template writes between that and an assistant's words. Space alone is not
-  wanted: then the user's turn itself ends with the call, as in Llama 2.
-  """
-  asked = {'role': 'user', 'content': 'What is 1 + 1?'}
-  said = {'role': 'assistant', 'content': WORDS}
-  (turn,) = _render([[asked]], tokenizer)
-  if _render([[asked]], tokenizer, add_generation_prompt=True) != [turn]:
-    return ''
-  (both,) = _render([[asked, said]], tokenizer)
-  require(
-    both.startswith(turn) and WORDS in both,
-    f'the chat template of {_name(tokenizer)} ignores add_generation_prompt,'
-    " and does not write an assistant's words after the user's; use"
-    ' data.template=plain',
-  )
-  call = both[len(turn) : both.index(WORDS)]
-  return call if call.strip() else ''
-
-
-def _render(
-  conversations: list[Conversation],
-  tokenizer: transformers.PreTrainedTokenizerBase,
-  **settings,
-) -> list[str]:
-  try:
-    texts = tokenizer.apply_chat_template(
-      conversations, tokenize=False, **DAY, **settings
-    )
-  except (jinja2.TemplateError, TypeError, ValueError) as error:
-    reason = ' '.join(str(error).split())
-    raise ConfigError(
-      f'the chat template of {_name(tokenizer)} fails: {reason}; use'
-      ' data.template=plain, or mend it'
-    ) from error
-  assert isinstance(texts, list)  # Tokens where they are asked for.
-  return [str(text) for text in texts]
-
-
-def _name(tokenizer: transformers.PreTrainedTokenizerBase) -> str:
-  return tokenizer.name_or_path or 'the tokenizer'
+  return tuple(dict.fromkeys((*end_ids(tokenizer), *ids)))

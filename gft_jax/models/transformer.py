@@ -168,10 +168,10 @@ class Block(nn.Module):
     """A layer on one token of each row; also the cache with that token."""
     own, prompt = layer.own, layer.prompt
     query, key, value = self._project(x, rotation)
-    write = jax.lax.dynamic_update_slice
+    write = jax.lax.dynamic_update_slice_in_dim
     own = (
-      write(own[0], key[..., None], (0, 0, 0, step)),
-      write(own[1], value[:, :, None], (0, 0, step, 0)),
+      write(own[0], key[..., None], step, axis=3),
+      write(own[1], value[:, :, None], step, axis=2),
     )
     out = attention.attend_step(
       query, own, prompt, length, slots, step, group_size=group_size

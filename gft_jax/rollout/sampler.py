@@ -170,7 +170,7 @@ def sample_groups(
     first = decide(
       Rollout(
         step=jnp.int32(0),
-        slots=jnp.arange(rows),
+        slots=jnp.arange(rows, dtype=jnp.int32),
         keys=_member_keys(key, prompts.index, group_size),
         tokens=jnp.zeros((rows, max_tokens), jnp.int32),
         logp=jnp.zeros((rows, max_tokens), jnp.float32),
@@ -221,8 +221,8 @@ def next_token(
   at_token = jnp.take_along_axis(tempered, token[:, None], axis=-1)
   chosen = at_token - top - log_total
 
-  alive, at = rollout.alive, (0, rollout.step)
-  write = jax.lax.dynamic_update_slice
+  alive, at = rollout.alive, rollout.step
+  write = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=1)
   tokens = write(rollout.tokens, jnp.where(alive, token, 0)[:, None], at)
   length = rollout.length + alive
   stopped = jnp.isin(token, jnp.array(sampling.stop_ids, jnp.int32))
@@ -401,8 +401,8 @@ def _ends_with(
   if count > size:
     return jnp.zeros(rows, bool)
   start = step - count + 1
-  last = jax.lax.dynamic_slice(
-    tokens, (0, jnp.maximum(start, 0)), (rows, count)
+  last = jax.lax.dynamic_slice_in_dim(
+    tokens, jnp.maximum(start, 0), count, axis=1
   )
   same = last == jnp.array(sequence, jnp.int32)[None]
   return (start >= 0) & same.all(axis=-1)
@@ -427,6 +427,6 @@ def _uniform(
   """Uniform numbers in [0, 1) for one position."""
 
   def one(key):
-    return jax.random.uniform(jax.random.fold_in(key, step))
+    return jax.random.uniform(jax.random.fold_in(key, step), dtype=jnp.float32)
 
   return jax.vmap(one)(keys)

@@ -1,13 +1,22 @@
 """Tokens <-> text on the host, and where a stop string ends an answer."""
 
 import bisect
+import re
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool
 
-from gft_jax.batch import Responses
+from gft_jax.batch import Prompts, Responses
 from gft_jax.types import Tokenizer
+
+# What opens or closes thoughts: <think>, [/THINK], <|begin_of_thought|>.
+THOUGHT = re.compile(
+  r'[<\[◁][^\s<>\[\]◁▷]*(?:think|thought|reason)[^\s<>\[\]◁▷]*[>\]▷]',
+  re.IGNORECASE,
+)
+# The most tokens of such a mark.
+MARK_TOKENS = 32
 
 
 def cut_at_stop_strings(
@@ -46,8 +55,13 @@ def decode_responses(
   responses: Responses,
   stop_ids: tuple[int, ...],
   stop_strings: tuple[str, ...] = (),
+  prompts: Prompts | None = None,
 ) -> tuple[list[list[str]], Bool[np.ndarray, 'B G']]:
-  """Response tokens -> texts without special tokens, and who finished.
+  """Response tokens -> texts, and who finished.
+
+  A text lacks the token that ended it, and holds every other. It begins with
+  what its prompt has opened, such as <think>; see `open_thought`. There may be
+  more prompts than rows of responses, as padding.
 
   Returns:
     [B][G] texts, and who finished: the last token is a stop token, or the text
@@ -59,7 +73,7 @@ def decode_responses(
   last = np.take_along_axis(
     tokens, np.maximum(length - 1, 0)[..., None], axis=-1
   )[..., 0]
-  finished = np.isin(last, stop_ids) & (length > 0)
+  ended = np.isin(last, stop_ids) & (length > 0)
   size = length.shape[1]
   answers = [
     row[:count]
@@ -67,13 +81,80 @@ def decode_responses(
       tokens.reshape(-1, tokens.shape[-1]).tolist(), length.ravel().tolist()
     )
   ]
+  finished = ended
   if stop_strings:
     whole = tokenizer.batch_decode(answers)
     stopped = np.array([_holds(text, stop_strings) for text in whole])
-    finished |= stopped.reshape(finished.shape)
-  flat = tokenizer.batch_decode(answers, skip_special_tokens=True)
-  texts = [flat[i : i + size] for i in range(0, len(flat), size)]
+    stopped = stopped.reshape(length.shape)
+    finished = ended | stopped
+    # A stop string may be a special token, which ends an answer likewise.
+    special = tokenizer.batch_decode(
+      last.reshape(-1, 1).tolist(), skip_special_tokens=True
+    )
+    unseen = np.array([text == '' for text in special]).reshape(length.shape)
+    ended |= stopped & unseen & (length > 0)
+  flat = tokenizer.batch_decode(
+    [row[:-1] if end else row for row, end in zip(answers, ended.ravel())]
+  )
+  opened = [''] * len(length)
+  if prompts is not None:
+    opened = _opened(tokenizer, prompts)
+  texts = [
+    [opened[b] + text for text in flat[b * size : (b + 1) * size]]
+    for b in range(len(length))
+  ]
   return texts, finished
+
+
+def open_thought(text: str) -> str:
+  r"""The mark at the end of a text that opens thoughts, or ''.
+
+  Such as '<think>\n', by which the template of a thinking model calls for an
+  answer, with the space behind it.
+  """
+  bare = text.rstrip()
+  start = max(map(bare.rfind, '<[◁'))
+  mark = bare[start:] if start >= 0 else ''
+  return text[start:] if is_thought(mark) and _opens(mark) else ''
+
+
+def thought_at_start(text: str) -> str:
+  """The mark at the start of a text that opens thoughts, or ''.
+
+  With the space around it.
+  """
+  found = re.match(r'\s*(\S+?[>\]▷])\s*', text)
+  if found and is_thought(found[1]) and _opens(found[1]):
+    return found[0]
+  return ''
+
+
+def is_thought(mark: str) -> bool:
+  """Whether a token or tag opens or closes thoughts."""
+  return THOUGHT.fullmatch(mark) is not None
+
+
+def closed_thought(mark: str) -> str:
+  """The mark that closes what `mark` opens: </think> of <think>."""
+  mark = mark.strip()
+  for start, end in (('START', 'END'), ('start', 'end'), ('begin', 'end')):
+    if start in mark:
+      return mark.replace(start, end)
+  return f'{mark[:1]}/{mark[1:]}'
+
+
+def _opens(mark: str) -> bool:
+  return '/' not in mark and 'end' not in mark.lower()
+
+
+def _opened(tokenizer: Tokenizer, prompts: Prompts) -> list[str]:
+  """What each of B prompts has opened."""
+  tokens, length = np.asarray(prompts.tokens), np.asarray(prompts.length)
+  ends = [
+    row[max(count - MARK_TOKENS, 0) : count].tolist()
+    for row, count in zip(tokens, length)
+  ]
+  return [open_thought(text) for text in tokenizer.batch_decode(ends)]
 
 
 def token_pieces(

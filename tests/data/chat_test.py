@@ -1,23 +1,18 @@
 """An answer of several turns is the template's text, and its own words train."""
 
 import pathlib
+import types
 
 import pytest
-import tokenizers
 import transformers
+from chats import ASKED, CHATML, bytes_tokenizer, encoded, write
 
-from gft_jax.config import ConfigError
-from gft_jax.data import chat, files
-from gft_jax.huggingface.tokenizer import missing_call
+from gft_jax.config import ConfigError, DataConfig
+from gft_jax.data import chat, encoding, files
+from gft_jax.huggingface.chat_template import ChatTemplate
 
 SMOLLM2 = pathlib.Path('~/.cache/gft_jax/SmolLM2-135M-Instruct').expanduser()
 
-CHATML = (
-  '{% for m in messages %}'
-  "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}"
-  '{% endfor %}'
-  "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 # The same text; what the assistant writes is marked.
 MARKED = (
   '{% for m in messages %}'
@@ -49,32 +44,11 @@ REFUSING = (
   "{{ raise_exception('System role not supported') }}{% endif %}" + CHATML
 )
 
-ASKED = [
-  {'role': 'system', 'content': 'Be terse.'},
-  {'role': 'user', 'content': 'What is 1+1?'},
-]
 ANSWERED = [
   {'role': 'assistant', 'content': '2, of course'},
   {'role': 'user', 'content': 'And\n2+2?'},
   {'role': 'assistant', 'content': '4, él dijo  '},
 ]
-
-
-def bytes_tokenizer(template, eos='<|im_end|>'):
-  """A token for every byte, and for what opens and closes a turn."""
-  alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-  model = tokenizers.models.BPE({c: i for i, c in enumerate(alphabet)}, [])
-  backend = tokenizers.Tokenizer(model)
-  backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
-    add_prefix_space=False
-  )
-  backend.decoder = tokenizers.decoders.ByteLevel()
-  backend.add_special_tokens(['<|im_start|>', '<|im_end|>', '<|endoftext|>'])
-  tokenizer = transformers.PreTrainedTokenizerFast(
-    tokenizer_object=backend, eos_token=eos
-  )
-  tokenizer.chat_template = template
-  return tokenizer
 
 
 def smollm2():
@@ -100,12 +74,6 @@ def render(turns, tokenizer, prompt=False):
   )
 
 
-def encoded(asked, answered, tokenizer):
-  written = chat.write(asked, answered, tokenizer)
-  ((ids, trained),) = chat.encode([written], tokenizer)
-  return ids.tolist(), trained.tolist()
-
-
 @pytest.mark.parametrize('name', TOKENIZERS)
 def test_prompt_and_answer_are_the_conversation(name):
   """Up to the line end after the last turn, which nobody is asked to write."""
@@ -122,10 +90,9 @@ def test_a_template_without_a_generation_prompt_calls_all_the_same():
   """The call is asked, not answered; so it does not train."""
   silent = CHATML.partition('{% if add')[0]
   tokenizer, other = bytes_tokenizer(silent), bytes_tokenizer(CHATML)
-  call = missing_call(tokenizer)
-  assert call == '<|im_start|>assistant\n'
-  written = chat.write(ASKED, ANSWERED, tokenizer, call)
-  assert written == chat.write(ASKED, ANSWERED, other)
+  assert ChatTemplate(tokenizer).call == '<|im_start|>assistant\n'
+  written = write(ASKED, ANSWERED, tokenizer)
+  assert written == write(ASKED, ANSWERED, other)
 
 
 @pytest.mark.parametrize('name', TOKENIZERS)
@@ -147,9 +114,7 @@ def test_the_words_of_the_assistant_train_with_their_end(name):
 
 def test_marks_of_the_template_equal_its_prefixes():
   marked, plain = (bytes_tokenizer(t) for t in (MARKED, CHATML))
-  assert chat.write(ASKED, ANSWERED, marked) == chat.write(
-    ASKED, ANSWERED, plain
-  )
+  assert write(ASKED, ANSWERED, marked) == write(ASKED, ANSWERED, plain)
   assert encoded(ASKED, ANSWERED, marked) == encoded(ASKED, ANSWERED, plain)
 
 
@@ -169,8 +134,8 @@ def test_what_a_template_marks_it_may_rewrite():
 def test_former_turns_of_the_assistant_are_asked_not_answered(template):
   tokenizer = bytes_tokenizer(template)
   history = [*ASKED, *ANSWERED[:2]]
-  written = chat.write(history, ANSWERED[2:], tokenizer)
-  assert written == ('4, él dijo  <|im_end|>', [(0, 22)])
+  written = write(history, ANSWERED[2:], tokenizer)
+  assert written.text == '4, él dijo  <|im_end|>'
   ids, trained = encoded(history, ANSWERED[2:], tokenizer)
   assert tokenizer.decode(ids) == '4, él dijo  <|im_end|>'
   assert all(trained)
@@ -183,31 +148,53 @@ def test_an_answer_of_one_turn_is_its_text_with_eos():
   assert ids == [*text, tokenizer.eos_token_id] and all(trained)
 
 
-def test_eos_ends_an_answer_that_the_template_ends_otherwise():
+@pytest.mark.parametrize('answered', [ANSWERED[:1], ANSWERED])
+def test_an_answer_ends_as_a_turn_where_that_is_not_eos(answered):
   tokenizer = bytes_tokenizer(CHATML, eos='<|endoftext|>')
-  ids, trained = encoded(ASKED, ANSWERED, tokenizer)
-  assert tokenizer.decode(ids).endswith('dijo  <|im_end|><|endoftext|>')
-  assert trained[-2:] == [True, True]
+  ids, trained = encoded(ASKED, answered, tokenizer)
+  text = answered[-1]['content']
+  assert tokenizer.decode(ids).endswith(f'{text}<|im_end|>') and trained[-1]
+
+
+@pytest.mark.parametrize('answered', [ANSWERED[:1], ANSWERED])
+def test_eos_ends_an_answer_where_a_turn_ends_with_text(answered):
+  template = CHATML.replace('<|im_end|>', ' ###')
+  tokenizer = bytes_tokenizer(template, eos='<|endoftext|>')
+  ids, trained = encoded(ASKED, answered, tokenizer)
+  text = answered[-1]['content']
+  assert tokenizer.decode(ids).endswith(f'{text} ###<|endoftext|>')
+  assert all(trained[-2:])
+
+
+NUMBERED = (  # A first turn that says how many follow.
+  "{{ messages | length }}{% for m in messages %}{{ '<|im_start|>' + m['role'] +"
+  " '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+)
 
 
 @pytest.mark.parametrize(
   'template, message',
   [
     (REFUSING, 'that the chat template refuses: System role not supported'),
-    (THINKING, 'with turns that the chat template rewrites later'),
+    (NUMBERED, 'with turns that the chat template rewrites later'),
   ],
 )
 def test_a_template_that_cannot_write_them(template, message):
-  tokenizer = bytes_tokenizer(template)
+  tokenizer = bytes_tokenizer(
+    template + '{% if add_generation_prompt %}x{% endif %}'
+  )
   with pytest.raises(files.BadRow) as caught:
-    chat.write(ASKED, ANSWERED, tokenizer)
+    write(ASKED, ANSWERED, tokenizer)
   assert str(caught.value) == message
 
 
-def test_what_is_asked_is_checked_alone():
-  chat.check(ASKED, bytes_tokenizer(CHATML))
-  with pytest.raises(files.BadRow, match='System role not supported'):
-    chat.check(ASKED, bytes_tokenizer(REFUSING))
+def test_thoughts_that_the_template_writes_into_the_last_turn_alone():
+  """The row is not dropped: what the template writes is taken."""
+  tokenizer = bytes_tokenizer(THINKING)
+  ids, trained = encoded(ASKED, ANSWERED, tokenizer)
+  assert tokenizer.decode([i for i, t in zip(ids, trained) if t]) == (
+    '2, of course<|im_end|><think></think>4, él dijo  <|im_end|>'
+  )
 
 
 def test_an_instruction_follows_the_last_turn():
@@ -220,13 +207,14 @@ def test_an_instruction_follows_the_last_turn():
 
 def test_parts_change_nothing(monkeypatch):
   tokenizer = bytes_tokenizer(CHATML)
+  writer = chat.Writer(DataConfig(), tokenizer)
   written = [
-    chat.write(ASKED, [{'role': 'assistant', 'content': 'ab' * i}], tokenizer)
+    write(ASKED, [{'role': 'assistant', 'content': 'ab' * i}], tokenizer)
     for i in range(1, 6)
   ]
-  whole = list(chat.encode(written, tokenizer))
-  monkeypatch.setattr(chat, 'PART', 2)
-  parts = list(chat.encode(written, tokenizer))
+  whole = list(encoding.encode_answers(written, writer))
+  monkeypatch.setattr(encoding, 'PART', 2)
+  parts = list(encoding.encode_answers(written, writer))
   assert [ids.tolist() for ids, _ in parts] == [
     ids.tolist() for ids, _ in whole
   ]
@@ -235,10 +223,11 @@ def test_parts_change_nothing(monkeypatch):
 
 def test_a_slow_tokenizer_is_one_line():
   tokenizer = bytes_tokenizer(CHATML)
-  written = chat.write(ASKED, ANSWERED, tokenizer)
+  written = write(ASKED, ANSWERED, tokenizer)
 
   class Slow:
     is_fast, name_or_path = False, 'slow'
 
+  writer = types.SimpleNamespace(tokenizer=Slow())
   with pytest.raises(ConfigError, match="fast tokenizer, and 'slow' is none"):
-    list(chat.encode([written], Slow()))
+    list(encoding.encode_answers([written], writer))

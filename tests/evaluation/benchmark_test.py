@@ -41,7 +41,7 @@ class Script:
     tokens[..., 0] = prompts.index[:, None]
     return Responses(tokens, length, np.zeros(tokens.shape, np.float32))
 
-  def decode(self, responses, sampling):
+  def decode(self, responses, sampling, prompts):
     texts = [
       [f'#{row[0, 0]}{g}' for g in range(len(row))] for row in responses.tokens
     ]

@@ -13,10 +13,23 @@ import transformers
 
 from gft_jax import huggingface
 from gft_jax.batch import Prompts
-from gft_jax.config import Config, ConfigError, DataConfig, override
-from gft_jax.data import pipeline
+from gft_jax.config import (
+  Architecture,
+  Config,
+  ConfigError,
+  DataConfig,
+  override,
+)
+from gft_jax.data import chat, encoding, pipeline
 from gft_jax.huggingface import hub
-from gft_jax.huggingface.tokenizer import chat_prompts, load_tokenizer, stop_ids
+from gft_jax.huggingface.chat_template import ChatTemplate
+from gft_jax.huggingface.tokenizer import (
+  end_ids,
+  keep_arguments,
+  load_tokenizer,
+  stop_ids,
+)
+from gft_jax.models.transformer import Transformer
 from gft_jax.policy import load_policy
 from gft_jax.rollout import sampler
 
@@ -27,60 +40,6 @@ TURNS = (
   ' }}{% endfor %}'
 )
 CALL = "{% if add_generation_prompt %}{{ '<assistant> ' }}{% endif %}"
-# As Llama 2: the user's turn ends in the call for an answer.
-INSTRUCT = (
-  "{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' +"
-  " m['content'] + ' [/INST]' }}{% else %}{{ ' ' + m['content'] + ' </s>' }}"
-  '{% endif %}{% endfor %}'
-)
-RAISES = "{{ raise_exception('only one\nturn') }}"
-USER_ONLY = (
-  "{% for m in messages if m['role'] == 'user' %}{{ m['content'] }}{% endfor %}"
-)
-
-
-def with_template(template):
-  tokenizer = folders.tiny_tokenizer()
-  tokenizer.chat_template = template
-  return tokenizer
-
-
-@pytest.mark.parametrize(
-  'template, prompt',
-  [
-    (TURNS + CALL, '<user> w5 <end> <assistant> '),
-    (TURNS, '<user> w5 <end> <assistant> '),
-    (INSTRUCT, '[INST] w5 [/INST]'),
-    (INSTRUCT.replace("' ' +", "' Answer: ' +"), '[INST] w5 [/INST] Answer: '),
-  ],
-)
-def test_a_prompt_ends_where_the_assistant_begins(template, prompt):
-  """Also where the template does not know add_generation_prompt."""
-  assert chat_prompts([QUESTION] * 2, with_template(template)) == [prompt] * 2
-
-
-@pytest.mark.parametrize(
-  'template, message',
-  [
-    (RAISES, 'fails: only one turn; use data.template=plain'),
-    ('{% for %}', 'fails: '),
-    ("{{ messages[0]['content']['text'] + 1 }}", 'fails: '),
-    (USER_ONLY, "does not write an assistant's words after the user's"),
-    ('w1 w2', "does not write an assistant's words"),
-    ({'tool_use': TURNS}, 'fails: '),
-  ],
-)
-def test_a_template_that_cannot_ask(template, message):
-  with pytest.raises(ConfigError) as error:
-    chat_prompts([QUESTION], with_template(template))
-  assert message in str(error.value) and '\n' not in str(error.value)
-
-
-def test_a_template_that_takes_no_answers_but_calls_for_one():
-  """It is never asked to write the answer."""
-  assert chat_prompts([QUESTION], with_template(USER_ONLY + CALL)) == [
-    'w5<assistant> '
-  ]
 
 
 def bos_tokenizer():
@@ -136,8 +95,10 @@ def test_no_padding_token_or_the_eos(pad, tmp_path):
   tokenizer.pad_token = pad
   tokenizer.save_pretrained(source)
   model, params, tokenizer = huggingface.load(source)
-  ids = pipeline._encode_answers(['w1 w2', ''], tokenizer)
-  assert [list(row) for row in ids] == [[3, 4, 1], []]
+  writer = chat.Writer(DataConfig(), tokenizer)
+  answers = [chat.Written('w1 w2', None, ''), None]
+  ids = [list(row) for row, _ in encoding.encode_answers(answers, writer)]
+  assert ids == [[3, 4, 1], []]
   huggingface.save(tmp_path / 'out', model, params, tokenizer, source=source)
   generation = transformers.GenerationConfig.from_pretrained(tmp_path / 'out')
   assert generation.pad_token_id == (None if pad is None else 1)
@@ -173,6 +134,30 @@ def test_every_eos_that_the_folder_names(generation, config, stops, tmp_path):
     content = json.dumps({'eos_token_id': generation})
     (tmp_path / 'generation_config.json').write_text(content)
   assert stop_ids(tmp_path, folders.tiny_tokenizer(), 70) == stops
+
+
+def test_what_ends_a_turn_stops_an_answer(tmp_path):
+  """Else an own answer runs on into the next turn."""
+  (tmp_path / 'config.json').write_text('{"eos_token_id": 9}')
+  tokenizer = folders.tiny_tokenizer()
+  assert end_ids(tokenizer) == (1,)
+  tokenizer.chat_template = TURNS.replace(' <end> ', '<pad>') + CALL
+  assert end_ids(tokenizer) == (1, 0)
+  assert stop_ids(tmp_path, tokenizer, 70) == (1, 0, 9)
+  model = Transformer(
+    Architecture(vocab_size=64, width=8, layers=1, mlp_width=8)
+  )
+  one = np.ones((1, 1), np.int32)
+  params = model.init(jax.random.key(0), one, one[0])['params']
+  huggingface.save(tmp_path / 'out', model, params, tokenizer)
+  generation = json.loads(
+    (tmp_path / 'out' / 'generation_config.json').read_text()
+  )
+  assert generation['eos_token_id'] == [1, 0]
+  config = override(Config(), f'model.path={tmp_path}/out')
+  assert load_policy(config).eos_ids == (1, 0)
+  config = override(Config(), f'model.tokenizer={tmp_path}/out')
+  assert load_policy(config).eos_ids == (1, 0)
 
 
 @pytest.mark.parametrize('eos', [70, -1, '1', [1, None], [[1]], 1.0, True, {}])
@@ -239,5 +224,56 @@ def test_smollm2():
   assert tokenizer.decode(tokenizer(text).input_ids) == text
   assert tokenizer.pad_token_id == tokenizer.eos_token_id
   assert stop_ids(SMOLLM2, tokenizer, 49152) == (tokenizer.eos_token_id,)
-  (prompt,) = chat_prompts([QUESTION], tokenizer)
+  prompt = ChatTemplate(tokenizer).prompt(QUESTION)
   assert prompt.endswith('<|im_end|>\n<|im_start|>assistant\n')
+
+
+SWITCH = (
+  "{% for m in messages %}{{ '<' + m['role'] + '> ' + m['content'] + ' <end> '"
+  " }}{% endfor %}{% if level is defined %}{{ '<' + level + '> ' }}{% endif %}"
+  '{% if add_generation_prompt %}<assistant> {% endif %}'
+)
+
+
+@pytest.mark.parametrize('place', ['jinja', 'config', 'named', 'processor'])
+def test_arguments_of_a_run_are_defaults_of_what_it_exports(place, tmp_path):
+  """Wherever the folder has its template; who asks may say otherwise."""
+  folder = tmp_path / 'out'
+  tokenizer = folders.tiny_tokenizer()
+  tokenizer.chat_template = SWITCH
+  tokenizer.save_pretrained(folder)
+  file = folder / 'chat_template.jinja'
+  if place != 'jinja':
+    file.unlink()
+    named = [{'name': 'default', 'template': SWITCH}]
+    name = 'chat_template' if place == 'processor' else 'tokenizer_config'
+    template = named if place == 'named' else SWITCH
+    (folder / f'{name}.json').exists() or (folder / f'{name}.json').write_text(
+      '{}'
+    )
+    folders.change_json(folder / f'{name}.json', chat_template=template)
+  keep_arguments(folder, "level=it's,other=null")
+  if place == 'processor':
+    settings = json.loads((folder / 'chat_template.json').read_text())
+    assert settings['chat_template'].endswith(SWITCH) and 'level' in str(
+      settings['chat_template'].removesuffix(SWITCH)
+    )
+    return
+  found = load_tokenizer(folder)
+  prompt = '<user> w5 <end> <{}> <assistant> '
+  assert ChatTemplate(found).prompt(QUESTION) == prompt.format("it's")
+  told = ChatTemplate(found, 'level=high')
+  assert told.prompt(QUESTION) == prompt.format('high')
+  theirs = found.apply_chat_template(
+    QUESTION, tokenize=False, add_generation_prompt=True
+  )
+  assert theirs == prompt.format("it's")
+
+
+def test_without_arguments_the_template_stays_byte_for_byte(tmp_path):
+  tokenizer = folders.tiny_tokenizer()
+  tokenizer.chat_template = SWITCH
+  tokenizer.save_pretrained(tmp_path)
+  before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+  keep_arguments(tmp_path, '')
+  assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before

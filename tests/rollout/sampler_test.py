@@ -2,7 +2,10 @@
 
 import collections
 import functools
+import os
 import re
+import subprocess
+import sys
 
 import chex
 import flax.linen as nn
@@ -457,3 +460,48 @@ def test_rows_of_a_decoder_that_leave_keep_their_log_probabilities(
 def test_impossible_settings_are_refused(settings):
   with pytest.raises(ValueError, match=next(iter(settings))):
     sample(prompts_of(0), **settings)
+
+
+WIDE = """
+import sys
+import jax, numpy as np
+from gft_jax.batch import Prompts
+from gft_jax.config import Architecture
+from gft_jax.models.transformer import Transformer
+from gft_jax.rollout import Sampling, sample_groups
+
+model = Transformer(Architecture(vocab_size=64, width=8, layers=1, mlp_width=8))
+one = np.ones((1, 1), np.int32)
+params = model.init(jax.random.key(0), one, one[0])['params']
+params = jax.tree.map(lambda x: x.astype('float32'), params)
+prompts = ([[3, 4, 5], [6, 7, 0]], [3, 2], [0, 1], [9, 5])
+prompts = Prompts(*(np.array(x, np.int32) for x in prompts))
+sampling = Sampling(
+  top_k=9, top_p=0.9, min_p=0.01, stop_ids=(1,), stop_sequences=((2, 3),)
+)
+found = sample_groups(
+  model, params, prompts, jax.random.key(1), group_size=12, max_tokens=9,
+  sampling=sampling,
+)
+assert jax.config.jax_enable_x64 == (sys.argv[1] == '1')
+print(found.tokens.dtype, found.length.dtype, found.behavior_logp.dtype)
+print(found.tokens.tolist(), found.length.tolist())
+"""
+
+
+@pytest.mark.slow
+def test_the_sampler_under_x64_draws_the_same_tokens():
+  """As a user's own process may have it, for other work."""
+  outputs = [
+    subprocess.run(
+      [sys.executable, '-c', WIDE, wide],
+      env={**os.environ, 'JAX_ENABLE_X64': wide},
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    for wide in '01'
+  ]
+  assert [done.returncode for done in outputs] == [0, 0], outputs[1].stderr
+  assert outputs[0].stdout == outputs[1].stdout
+  assert outputs[0].stdout.startswith('int32 int32 float32')
