@@ -9,6 +9,7 @@ from gft_jax.collect import Collector, any_flat
 from gft_jax.config import Config, DataConfig, GroupConfig, RewardConfig
 from gft_jax.data.dataset import Examples
 from gft_jax.rewards.grader import Scores
+from gft_jax.rewards.tally import Failure
 from gft_jax.run.clock import Clock
 from gft_jax.training.objectives import OBJECTIVES
 
@@ -17,7 +18,9 @@ PARAMS = {'w': np.zeros(1)}
 
 
 def scores(values, parts=None, failures=None):
-  return Scores(np.array(values, np.float32), parts or {}, failures or {}, ())
+  counts = {k: Failure(n, '') for k, n in (failures or {}).items()}
+  values = np.array(values, np.float32)
+  return Scores(values, parts or {}, {'exact': counts}, (), values.size)
 
 
 class Engine:
@@ -25,7 +28,7 @@ class Engine:
 
   def __init__(self, *scored, stopped=((True, True), (True, True))):
     self.scored, self.stopped = list(scored), np.array(stopped)
-    self.sampled, self.graded = [], []
+    self.sampled, self.graded, self.told = [], [], set()
 
   def sample(self, params, prompts, key, settings, group_size, max_tokens):
     assert params is PARAMS
@@ -41,13 +44,13 @@ class Engine:
     texts = [[f'own {b}{k}' for k in range(SAMPLES)] for b in range(B)]
     return texts, self.stopped
 
-  def score(self, settings, name, prompts, answers, texts, present, finished):
+  def score(self, settings, name, problems, texts, present, finished):
     self.graded.append(
       {
         'settings': settings,
         'name': name,
-        'prompts': prompts,
-        'answers': answers,
+        'prompts': problems.prompts,
+        'answers': problems.answers,
         'texts': texts,
         'present': present.tolist(),
         'finished': finished.tolist(),

@@ -24,6 +24,7 @@ from gft_jax.config import (
 )
 from gft_jax.ops.masking import WeightedMean
 from gft_jax.plan import Job
+from gft_jax.rewards.tally import Tally
 from gft_jax.rollout import groups
 from gft_jax.run import checkpoint
 from gft_jax.run.clock import Clock
@@ -72,7 +73,7 @@ class Engine:
   """A state of one parameter; copies and states are remembered."""
 
   def __init__(self):
-    self.asked, self.copied = [], []
+    self.asked, self.copied, self.told = [], [], set()
 
   def fresh_state(self, params, settings, total_updates):
     self.asked.append((settings, total_updates))
@@ -250,7 +251,7 @@ def rollouts(monkeypatch):
 
   class Collector:
     def __init__(self, engine, settings, objective, clock):
-      self.clock = clock
+      self.clock, self.tally = clock, Tally()
 
     def collect(self, params, batches, key, name):
       asked.append((params, key, name))

@@ -49,11 +49,15 @@ class Source:
       answer, expert, teacher, and in conversations prompt_turns and
       expert_turns; see `files.rows`.
     dropped: bad rows of the file: reason -> their numbers.
+    file: where the rows come from, with all of their columns; None: no file.
+    roles: role -> column of that file.
   """
 
   name: str
   rows: Sequence[dict]
   dropped: dict[str, list[int]]
+  file: pathlib.Path | None = None
+  roles: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 class LocalBuilder(tfds.core.GeneratorBasedBuilder):
@@ -230,7 +234,7 @@ def _file_source(
   )
   slices = {'all': 'rows', 'train': f'rows[:{cut}]', 'test': f'rows[{cut}:]'}
   rows = _read(builder.data_dir, slices[part])
-  return Source(path, rows, metadata['dropped'])
+  return Source(path, rows, metadata['dropped'], file, roles)
 
 
 @functools.lru_cache(maxsize=8)

@@ -9,9 +9,10 @@ import transformers
 
 from gft_jax.batch import Prompts, Responses
 from gft_jax.config import DataConfig, GroupConfig, require
-from gft_jax.data import builders, chat, files
+from gft_jax.data import builders, carried, chat, files
 from gft_jax.data.dataset import Dataset, Examples, Ids, Ragged, Row
 from gft_jax.huggingface.tokenizer import chat_prompts, missing_call
+from gft_jax.rewards.functions import NOTHING, Wanted
 
 # Widths of what `encode_groups` encodes.
 MULTIPLE = 64
@@ -27,6 +28,7 @@ def load(
   tokenizer: transformers.PreTrainedTokenizerBase,
   split: str,
   seed: int = 0,
+  wanted: Wanted = NOTHING,
 ) -> Dataset:
   """A tokenised split of the embedded task or of a file.
 
@@ -44,6 +46,7 @@ def load(
     tokenizer: with an EOS, which ends every given answer.
     split: see `builders.source`.
     seed: of the choice among teachers, and of a task of Reasoning Gym.
+    wanted: columns that the reward takes.
 
   Raises:
     ConfigError: no such split, file or column; no EOS; no chat template where
@@ -67,7 +70,16 @@ def load(
     f' {lost / total:.2f} above data.max_dropped={config.max_dropped}',
   )
   dropped = {**source.dropped, **dropped}
-  return Dataset(source.name, rows, dropped, empty_slots, config, group)
+  return Dataset(
+    source.name,
+    rows,
+    dropped,
+    empty_slots,
+    config,
+    group,
+    carried.columns(source, wanted, [row.index for row in rows]),
+    required=bool(wanted.required),
+  )
 
 
 def _fit(

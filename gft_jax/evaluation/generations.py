@@ -27,7 +27,8 @@ from gft_jax.config import (
   to_dict,
 )
 from gft_jax.ops import passk
-from gft_jax.rewards.grader import Grader, score_groups
+from gft_jax.rewards.grader import Grader, Problems, score_groups, wanted_by
+from gft_jax.rewards.tally import Tally
 from gft_jax.run.files import write_whole
 from gft_jax.types import Json, Params
 
@@ -47,6 +48,7 @@ class Answers(NamedTuple):
     responses: [B][G] texts of the policy.
     finished: [B, G] bool, it stopped by itself.
     rewards: [B, G] float32; None before they are graded.
+    columns: B texts of JSON, the columns that the reward took; or empty.
   """
 
   index: np.ndarray
@@ -55,6 +57,12 @@ class Answers(NamedTuple):
   responses: Sequence[Sequence[str]]
   finished: np.ndarray
   rewards: np.ndarray | None
+  columns: Sequence[str] = ()
+
+  @property
+  def problems(self) -> Problems:
+    """What the answers are graded by."""
+    return Problems(self.prompts, self.answers, self.columns)
 
   @property
   def graded(self) -> np.ndarray:
@@ -64,7 +72,7 @@ class Answers(NamedTuple):
 
 
 def lines_of(answers: Answers) -> Iterator[str]:
-  """One line of JSON per answer, with KEPT."""
+  """One line of JSON per answer, with KEPT, and the columns if there are any."""
   for b, g in np.ndindex(answers.finished.shape):
     rewards = answers.rewards
     entry = (
@@ -75,7 +83,10 @@ def lines_of(answers: Answers) -> Iterator[str]:
       bool(answers.finished[b, g]),
       None if rewards is None else float(rewards[b, g]),
     )
-    yield json.dumps(dict(zip(KEPT, entry))) + '\n'
+    kept = dict(zip(KEPT, entry))
+    if answers.columns:
+      kept['columns'] = json.loads(answers.columns[b])
+    yield json.dumps(kept) + '\n'
 
 
 def check_settings(
@@ -198,8 +209,9 @@ def regrade(
     ks: each at most the answers per problem; empty: `sensible_ks` of those.
 
   Raises:
-    ConfigError: no such file, a line that is not a kept answer, or too few
-      answers.
+    ConfigError: no such file, a line that is not a kept answer, too few
+      answers, or no column that the reward takes.
+    RewardError: a reward of the user failed for every answer.
   """
   kept = read_answers(path)
   problems, samples = kept.finished.shape
@@ -215,14 +227,18 @@ def regrade(
       f'reward.function={reward.function!r} asks a reward model; kept answers'
       ' are graded by functions of text',
     )
+    columns = json.loads(kept.columns[0]) if kept.columns else {}
+    wanted_by(reward).names(list(columns), f'the kept answers {path}')
     scored = score_groups(
       grader,
-      kept.prompts,
-      kept.answers,
+      kept.problems,
       kept.responses,
       np.ones_like(kept.finished),
       kept.finished,
     )
+  tally = Tally()
+  tally.add(scored.answers, scored.failed)
+  tally.check(str(path), set())
   metrics = {'problems': problems}
   metrics |= accuracy(scored.values, ks, votes_of(kept, reward.function))
   return metrics | {
@@ -291,10 +307,13 @@ def read_answers(path: pathlib.Path, *, graded: bool = True) -> Answers:
   with path.open(encoding='utf-8', errors='replace') as lines:
     for number, line in enumerate(lines, 1):
       try:
-        entry = json.loads(line)
-        entry = {name: entry[name] for name in KEPT}
+        raw = json.loads(line)
+        entry = {name: raw[name] for name in KEPT}
+        taken = raw.get('columns')
+        entry['columns'] = json.dumps(taken) if taken else ''
         texts = (entry[name] for name in ('prompt', 'answer', 'response'))
         complete = all(isinstance(text, str) for text in texts)
+        complete &= isinstance(taken, dict | None)
         complete &= not graded or entry['reward'] + 0.0 == entry['reward']
         problems.setdefault(int(entry['index']), []).append(entry)
       except (ValueError, KeyError, TypeError):
@@ -311,6 +330,7 @@ def read_answers(path: pathlib.Path, *, graded: bool = True) -> Answers:
   def column(name):
     return [[e[name] for e in entries] for entries in problems.values()]
 
+  columns = [row[0] for row in column('columns')]
   return Answers(
     index=np.array(list(problems)),
     prompts=[row[0] for row in column('prompt')],
@@ -318,6 +338,7 @@ def read_answers(path: pathlib.Path, *, graded: bool = True) -> Answers:
     responses=column('response'),
     finished=np.array(column('finished'), bool),
     rewards=np.array(column('reward'), np.float32) if graded else None,
+    columns=columns if all(columns) else (),
   )
 
 
