@@ -30,6 +30,7 @@ from gft_jax.parallel.mesh import check_rows
 from gft_jax.policy import Policy
 from gft_jax.rewards.functions import NOTHING, TURNS
 from gft_jax.rewards.grader import Grader, wanted_by
+from gft_jax.rewards.tally import Tally
 from gft_jax.types import Params
 
 
@@ -112,6 +113,7 @@ def write_teacher(
   Raises:
     ConfigError: rows that do not fit the model, or an `out` that was begun
       under other settings or that another process writes.
+    RewardError: a reward of the user failed for every answer so far.
   """
   split, size = config.data.split, config.data.batch_size
   graded = bool(config.reward.function)
@@ -129,6 +131,7 @@ def write_teacher(
     'weights': generations.fingerprint(params),
   }
   left_out: collections.Counter[str] = collections.Counter()
+  tally, told = Tally(), set[str]()
   with contextlib.ExitStack() as stack:
     # A mistake in the reward leaves nothing behind.
     grader = (
@@ -141,7 +144,7 @@ def write_teacher(
       stop = min(start + size, len(dataset))
       examples = dataset.examples(np.arange(start, stop))
       texts, finished = answer_examples(engine, params, examples, config, width)
-      scores = grade(grader, examples, texts) if grader else None
+      scores = grade(grader, examples, texts, tally, told) if grader else None
       teachers = kept(texts, finished, scores, left_out)
       columns = examples.columns or [''] * len(teachers)
       for number, teacher, taken in zip(examples.index, teachers, columns):
@@ -157,9 +160,13 @@ def write_teacher(
 
 
 def grade(
-  grader: Grader, examples: data.Examples, texts: list[list[str]]
+  grader: Grader,
+  examples: data.Examples,
+  texts: list[list[str]],
+  tally: Tally,
+  told: set[str],
 ) -> np.ndarray:
-  """Rewards [B, G]."""
+  """Rewards [B, G]; raises RewardError where all so far failed by its fault."""
   size = len(texts[0])
   scored = grader.score(
     [prompt for prompt in examples.prompts for _ in range(size)],
@@ -167,6 +174,8 @@ def grade(
     [text for row in texts for text in row],
     columns=[taken for taken in examples.columns for _ in range(size)],
   )
+  tally.add(scored.answers, scored.failed)
+  tally.check('this call', told)
   return scored.values.reshape(-1, size)
 
 

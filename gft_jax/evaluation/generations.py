@@ -19,6 +19,7 @@ from gft_jax.answers import extract
 from gft_jax.config import (
   Config,
   ConfigError,
+  DataConfig,
   LogConfig,
   RewardConfig,
   differences,
@@ -27,6 +28,7 @@ from gft_jax.config import (
   to_dict,
 )
 from gft_jax.ops import passk
+from gft_jax.rewards.functions import NOTHING, Wanted
 from gft_jax.rewards.grader import Grader, Problems, score_groups, wanted_by
 from gft_jax.rewards.tally import Tally
 from gft_jax.run.files import write_whole
@@ -199,7 +201,10 @@ def sensible_ks(samples: int) -> tuple[int, ...]:
 
 
 def regrade(
-  path: pathlib.Path, reward: RewardConfig, ks: Sequence[int] = ()
+  path: pathlib.Path,
+  reward: RewardConfig,
+  ks: Sequence[int] = (),
+  dataset: DataConfig | None = None,
 ) -> dict[str, float]:
   """`accuracy` of kept answers under any reward, without the model.
 
@@ -207,6 +212,8 @@ def regrade(
     path: NAME.jsonl.
     reward: how to grade.
     ks: each at most the answers per problem; empty: `sensible_ks` of those.
+    dataset: where the problems come from, for columns that a reward takes and
+      the kept answers lack.
 
   Raises:
     ConfigError: no such file, a line that is not a kept answer, too few
@@ -227,8 +234,11 @@ def regrade(
       f'reward.function={reward.function!r} asks a reward model; kept answers'
       ' are graded by functions of text',
     )
+    wanted = wanted_by(reward)
+    if dataset and wanted != NOTHING:
+      kept = kept._replace(columns=columns_of(kept, wanted, dataset, path))
     columns = json.loads(kept.columns[0]) if kept.columns else {}
-    wanted_by(reward).names(list(columns), f'the kept answers {path}')
+    wanted.names(list(columns), f'the kept answers {path} without data.path')
     scored = score_groups(
       grader,
       kept.problems,
@@ -244,6 +254,29 @@ def regrade(
   return metrics | {
     f'reward_failures/{k}': v for k, v in scored.failures.items()
   }
+
+
+def columns_of(
+  kept: Answers, wanted: Wanted, dataset: DataConfig, path: pathlib.Path
+) -> list[str]:
+  """What a reward takes of the rows that kept answers were asked.
+
+  Raises:
+    ConfigError: the split that the file is named after has other problems, or
+      no column that the reward takes.
+  """
+  from gft_jax.data import builders, carried  # seconds that most need not pay
+
+  source = builders.source(dataset, path.stem)
+  prompts = {row['row']: row['prompt'] for row in source.rows}
+  asked = zip(kept.index.tolist(), kept.prompts)
+  other = [str(i) for i, prompt in asked if prompts.get(i) != prompt]
+  require(
+    not other,
+    f'{path} answers other problems than split {path.stem} of {source.name};'
+    f' they differ in {shortened(other)}',
+  )
+  return carried.columns(source, wanted, kept.index.tolist())
 
 
 def paired(before: pathlib.Path, after: pathlib.Path) -> dict[str, float]:

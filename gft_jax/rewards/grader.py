@@ -156,7 +156,9 @@ def parts_of(function: str) -> tuple[Part, ...]:
     and ''.join(term[0] for term in terms) == function
     and all(term[1] for term in terms[1:]),
     f'reward.function={function!r} is neither a name nor a weighted sum of'
-    ' names, such as math + 0.2 * format - 0.1 * length',
+    ' names, such as math + 0.2 * format - 0.1 * length'
+    + '; a file mine/reward.py is named mine.reward:function'
+    * ('/' in function),
   )
   parts = tuple(
     Part(float(f'{sign or "+"}{weight or 1}'), name)
@@ -365,9 +367,9 @@ def _outcome(function: Function, case: Case) -> _Outcome:
     columns = json.loads(case.columns) if case.columns else {}
     value = function.grade(case.prompt, case.answer, case.response, columns)
   except AnswerError as error:
-    return _Outcome(0.0, 'parse', described(error))
+    return _Outcome(0.0, 'parse', str(error))
   except GoldError as error:
-    return _Outcome(0.0, 'gold', described(error))
+    return _Outcome(0.0, 'gold', str(error))
   except MemoryError:
     return _Outcome(0.0, 'memory')
   except ReturnError as error:
