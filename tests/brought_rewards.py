@@ -77,6 +77,10 @@ def verl(data_source, solution_str, ground_truth, extra_info=None):
   return float(solution_str == ground_truth and data_source == 'gsm8k')
 
 
+def verl_scores(data_source, solution_str, ground_truth, extra_info=None):
+  return {'score': float(solution_str == ground_truth), 'acc': True}
+
+
 async def asynchronous(prompt, answer, response):
   await asyncio.sleep(0)
   return float(len(response))

@@ -396,7 +396,7 @@ GRADED = {'train/tokens': 9, 'train/zero_variance_groups': 1.0}
     (
       GRADED | {'train/reward': 0.0},
       {'exact': {'parse': Failure(8, "no box, of the answer 'x'")}},
-      "the reward exact failed for all answers (8 parse; the first: no box, of",
+      'the reward exact failed for all answers (8 parse; the first: no box, of',
     ),
   ],
 )

@@ -150,6 +150,8 @@ class Function(NamedTuple):
       returned = _awaited(returned)
     if self.style == 'lists':
       returned = self._entry(returned)
+    if self.style == 'verl' and isinstance(returned, dict):
+      returned = returned.get('score', returned)
     return None if self._skips(returned) else self._number(returned)
 
   def _offered(

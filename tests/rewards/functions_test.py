@@ -59,7 +59,9 @@ def test_a_reward_gets_what_its_parameters_name(name, value):
   assert grade(name) == (value, {})
 
 
-@pytest.mark.parametrize('name', ['by_name', 'trl_answer', 'verl'])
+@pytest.mark.parametrize(
+  'name', ['by_name', 'trl_answer', 'verl', 'verl_scores']
+)
 def test_the_right_answer_is_right_under_each_signature(name):
   assert grade(name, ('p', 'a', 'a')) == (1, {})
 
