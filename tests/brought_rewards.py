@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import os
 import sys
 
 import numpy as np
@@ -153,6 +154,22 @@ def zero(prompt, answer, response):
 
 def no_text():
   return 1.0
+
+
+def one_text(text):
+  return 1.0
+
+
+def out_of_order(prompt, completion, answer):
+  return 1.0
+
+
+def other_order(question, completion, reference):
+  return 1.0
+
+
+def dies(prompt, answer, response):
+  os._exit(3)
 
 
 def ids_alone(completion_ids, **kwargs):

@@ -41,6 +41,9 @@ TURNS = 'prompts'
 _TRAINERS = ('completion_ids', 'trainer_state', 'log_extra', 'log_metric')
 # What verl calls two of the texts.
 _VERL = {'solution_str': 'response', 'ground_truth': 'answer'}
+# Names of a response, or of an answer, that stand in the place of another text.
+_RESPONSES = {'completion', 'generation', 'output', 'prediction', 'text'}
+_ANSWERS = {'expected', 'gold', 'label', 'reference', 'solution', 'target'}
 _LARGEST = float(np.finfo(np.float32).max)
 # The longest description of a failure, in characters.
 _LONGEST = 300
@@ -288,10 +291,16 @@ def read(name: str, function: Callable) -> Function:
     f'reward.function={name!r} takes completion_ids, and a reward sees texts'
     ' alone; take completions',
   )
+  taken = f'reward.function={name!r} takes ({", ".join(parameters)})'
+  usual = f'a reward is a function ({", ".join(TEXTS)}) -> float'
   require(
-    style == 'position' or everything or bool(named),
-    f'reward.function={name!r} takes no text; a reward is a function'
-    f' ({", ".join(TEXTS)}) -> float',
+    style != 'name' or everything or 'response' in named,
+    f'{taken}, and no response; {usual}',
+  )
+  require(
+    style != 'position'
+    or not (_RESPONSES & {*first[:2]} or _ANSWERS & {*first[2:]}),
+    f'{taken}, and would get them as {", ".join(TEXTS)}; {usual}',
   )
   needed = {k for k in columns if parameters[k].default is _NO_DEFAULT}
   unset = needed & set(_TRAINERS) if style == 'lists' else set()

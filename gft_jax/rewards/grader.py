@@ -295,9 +295,13 @@ class Grader:
         )
 
   def _failed(self, cause: str) -> dict[str, _Outcome]:
-    """What a case that took its worker down comes to: one failure."""
+    """What a case that took its worker down comes to: one failure.
+
+    It is charged to the first reward of the user, the likeliest, if there is one.
+    """
     row = dict.fromkeys(self._functions, _Outcome(0.0, None))
-    return row | {name: _Outcome(0.0, cause) for name in list(row)[:1]}
+    charged = sorted(row, key=lambda name: ':' not in name)[:1]
+    return row | dict.fromkeys(charged, _Outcome(0.0, cause))
 
   def _grade(self, cases: list[Case]) -> list[dict[str, _Outcome]]:
     if self._workers is None or not self._functions:
@@ -343,8 +347,8 @@ def _failures_of(
       if cause:
         causes = found.setdefault(name, {})
         if cause not in causes:
-          answer = f'of the answer {case.response[-_SHOWN:]!r}'
-          causes[cause] = Failure(0, f'{note}, {answer}' if note else answer)
+          answer = f'the answer {case.response[-_SHOWN:]!r}'
+          causes[cause] = Failure(0, f'{note}, of {answer}' if note else answer)
         causes[cause] = causes[cause]._replace(count=causes[cause].count + 1)
   return found
 

@@ -103,6 +103,15 @@ def test_a_reward_may_print_and_change_what_it_gets(workers, capfd):
   assert scored.values == [2 + 4]
 
 
+@pytest.mark.parametrize('workers', [0, 2])
+def test_equal_answers_of_other_columns_are_graded_apart(workers):
+  settings = RewardConfig(function=named('unit'), workers=workers)
+  columns = [json.dumps({'unit': unit}) for unit in ('m', 'kg', 'm')]
+  with Grader(settings) as grader:
+    scored = grader.score(['p'] * 3, ['a'] * 3, ['r'] * 3, columns=columns)
+  assert scored.values.tolist() == [1, 0, 1]
+
+
 def test_an_async_reward_runs_where_a_loop_runs_already():
   async def notebook():
     return grade('asynchronous')
@@ -240,7 +249,10 @@ def test_an_absent_column_is_one_line_with_those_that_are_there():
 @pytest.mark.parametrize(
   'name, message',
   [
-    ('no_text', 'takes no text'),
+    ('no_text', r'takes \(\), and no response; a reward is a function'),
+    ('one_text', r'takes \(text\), and no response'),
+    ('out_of_order', r'takes \(prompt, completion, answer\), and no response'),
+    ('other_order', r'would get them as prompt, answer, response'),
     ('ids_alone', 'takes completion_ids, and a reward sees texts'),
     ('Configured', 'is a class that takes arguments .TypeError'),
     ('VALUES', "no function 'VALUES' in brought_rewards"),

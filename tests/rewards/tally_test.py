@@ -42,6 +42,16 @@ def test_a_reward_that_fails_for_every_answer_stops(function, message):
   assert '\n' not in str(error.value)
 
 
+def test_a_reward_that_ends_its_process_stops_too():
+  settings = RewardConfig(function=f'length + {named("dies")}', workers=1)
+  with Grader(settings) as grader:
+    scored = grader.score(['p'] * 2, ['a'] * 2, ['r', 's'])
+  tally = Tally()
+  tally.add(scored.answers, scored.failed)
+  with pytest.raises(RewardError, match=r'dies failed .*2 crash'):
+    tally.check('step gft/1', set())
+
+
 def test_other_failures_of_one_cause_each_stop_too():
   """KeyError for one, no number for another: both are faults of the code."""
   tally = tally_of(named('returned'), ['nan', 'unknown'])
