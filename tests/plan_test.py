@@ -40,7 +40,7 @@ def test_dynamic_sampling_needs_rewards(config, tmp_path):
     ('reward.function=brought_rewards:unit', "takes 'unit', .* of arithmetic"),
     ('eval.reward=brought_rewards:method', "takes 'level', .* of arithmetic"),
     (
-      'stages.gft.overrides=reward.function=brought_rewards:verl',
+      'stages.gft.overrides=reward.function=length+brought_rewards:verl',
       "takes 'data_source'",
     ),
     ('log.profile=gft:4..9', 'names no step; base has 3, gft has 3, grpo has'),
