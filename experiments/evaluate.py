@@ -24,7 +24,8 @@ where the first was interrupted, and refuses other settings. --out gets
 
 Without the model, kept answers are graded again, or those of two evaluations are
 compared problem by problem: what did training gain, and what is forgotten? The
-rule of a benchmark is its own where reward.function is not set.
+rule of a benchmark is its own where reward.function is not set. Columns that a
+reward takes and the answers were not kept with are read from data.path.
 
   python experiments/evaluate.py --regrade OUT/generations/NAME.jsonl
   python experiments/evaluate.py --compare OUT_BEFORE OUT_AFTER
@@ -173,7 +174,8 @@ def regrade(options) -> None:
     defaults.append(f'reward.function={own}')
   config = overridden(Config(), [*defaults, *options.set])
   reward = evaluation_reward(config)
-  metrics = generations.regrade(path, reward, config.eval.ks)
+  dataset = config.data if config.data.path else None
+  metrics = generations.regrade(path, reward, config.eval.ks, dataset)
   found = {f'eval/{path.stem}/{k}': v for k, v in metrics.items()}
   print(tables.markdown(tables.benchmark_table(found)), end='')
   print_failures(found)

@@ -10,6 +10,7 @@ from gft_jax.config import Config
 from gft_jax.data.pipeline import Examples, given_of, prompts_of
 from gft_jax.engine import Engine
 from gft_jax.parallel import processes
+from gft_jax.rewards.tally import Tally
 from gft_jax.rollout import groups
 from gft_jax.run.clock import Clock
 from gft_jax.training.objectives import Objective
@@ -25,6 +26,7 @@ class Collector:
   Attributes:
     settings: of the stage.
     clock: what the phases of the rollout are charged to.
+    tally: of what it has graded.
   """
 
   def __init__(
@@ -38,6 +40,7 @@ class Collector:
     self._objective = objective
     self.settings = settings
     self.clock = clock
+    self.tally = Tally()
 
   def collect(
     self,
@@ -55,7 +58,10 @@ class Collector:
       params: of the policy that answers.
       batches: where the prompts come from; each rollout takes one.
       key: of the rollout.
-      name: of the rollout, in the journal of time-outs.
+      name: of the rollout, in the journal of time-outs and in messages.
+
+    Raises:
+      RewardError: a reward of the user failed for every answer.
     """
 
     def rollout(key: jax.Array, name: str) -> tuple[GroupBatch, Numbers]:
@@ -73,6 +79,7 @@ class Collector:
         name: record.get(name, 0) + counts.get(name, 0)
         for name in record | counts
       }
+    self.tally.check(f'step {name}', self._engine.told)
     for name in record:
       if name.startswith(MEANS):
         record[name] /= 1 + used
@@ -132,12 +139,12 @@ class Collector:
       scored = self._engine.score(
         self.settings.reward,
         name,
-        examples.prompts,
-        examples.answers,
+        examples.problems,
         texts,
         present,
         finished,
       )
+    self.tally.add(scored.answers, scored.failed)
     record: Numbers = {
       f'train/reward_failures/{cause}': count
       for cause, count in scored.failures.items()

@@ -31,6 +31,7 @@ from gft_jax.loop import train
 from gft_jax.ops import diagnostics
 from gft_jax.ops.rectification import dynamic_coefficient
 from gft_jax.policy import load_policy, restore_stage
+from gft_jax.rewards.grader import wanted_by
 from gft_jax.rollout import groups
 from gft_jax.run import writers
 from gft_jax.types import Json, Numbers, Params
@@ -130,7 +131,12 @@ def diagnose(config: Config, workdir: pathlib.Path) -> tuple[Json, Tokens]:
 
   policy = load_policy(config)
   dataset = data.load(
-    config.data, EXPERT_ONLY, policy.tokenizer, 'test', config.seed
+    config.data,
+    EXPERT_ONLY,
+    policy.tokenizer,
+    'test',
+    config.seed,
+    wanted_by(config.reward),
   )
   with engine_of(config, policy, workdir, [config.reward]) as engine:
     tokens = tokens_of(engine, policy.params, dataset, config)
@@ -246,8 +252,7 @@ def own_answers(
     scored = engine.score(
       config.reward,
       f'diagnosis/{number}',
-      examples.prompts,
-      examples.answers,
+      examples.problems,
       texts,
       np.asarray(length) > 0,
       finished,

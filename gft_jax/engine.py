@@ -5,9 +5,9 @@ mesh and no compiler. Everything random is a function of (seed, stream, step):
 `Engine.key` is the only source of keys, and no key is ever stored.
 """
 
-import collections
 import contextlib
 import functools
+import itertools
 import pathlib
 from collections.abc import Generator, Iterable, Mapping, Sequence
 
@@ -34,8 +34,9 @@ from gft_jax.ops.masking import WeightedMean
 from gft_jax.parallel import processes, sharding
 from gft_jax.parallel.mesh import make_mesh, rollout_mesh
 from gft_jax.policy import Policy, key_of
-from gft_jax.rewards.grader import Grader, Scores, score_groups
+from gft_jax.rewards.grader import Grader, Problems, Scores, score_groups
 from gft_jax.rewards.journal import Journal
+from gft_jax.rewards.tally import joined
 from gft_jax.rollout import groups
 from gft_jax.rollout.sampler import Sampling
 from gft_jax.rollout.texts import cut_at_stop_strings, decode_responses
@@ -107,6 +108,9 @@ class Engine:
 
   Its methods take parameters like those of the policy: what is trained. The
   frozen ones are kept here, once for all of them.
+
+  Attributes:
+    told: what has been warned of, once a run.
   """
 
   def __init__(
@@ -132,6 +136,7 @@ class Engine:
       self._frozen = jax.device_put(policy.frozen, shardings)
     self._graders, self._scorers = graders, scorers
     self._journal = journal
+    self.told: set[str] = set()
 
   def sample(
     self,
@@ -207,15 +212,14 @@ class Engine:
     self,
     settings: RewardConfig,
     name: str,
-    prompts: Sequence[str],
-    answers: Sequence[str],
+    problems: Problems,
     texts: Sequence[Sequence[str]],
     present: np.ndarray,
     finished: np.ndarray,
   ) -> Scores:
     """Grades this process's groups; time-outs are journalled under `name`.
 
-    The failures that it counts are those of all processes.
+    The answers and failures that it counts are those of all processes.
     """
     grader, judged = self._graders[settings], None
     # The journal counts the answers of all processes, so that a run of another
@@ -224,25 +228,23 @@ class Engine:
     own = range(first, first + present.size)
     replayed = self._journal.replay(name) if self._journal else ()
     if grader.asks_model:
-      judged = self._scorers[settings.model].scores(prompts, texts)
+      judged = self._scorers[settings.model].scores(problems.prompts, texts)
     scored = score_groups(
       grader,
-      prompts,
-      answers,
+      problems,
       texts,
       present,
       finished,
       judged=judged,
       timed_out=[i - first for i in replayed if i in own],
     )
-    late, failures = [], collections.Counter()
     mine = [first + i for i in scored.timed_out]
-    for positions, counts in processes.exchange([mine, scored.failures]):
-      late += positions
-      failures.update(counts)
+    late, failed, answers = zip(
+      *processes.exchange([mine, scored.failed, scored.answers])
+    )
     if self._journal and jax.process_index() == 0:
-      self._journal.record(name, tuple(late))
-    return scored._replace(failures=dict(failures))
+      self._journal.record(name, tuple(itertools.chain(*late)))
+    return scored._replace(failed=joined(failed), answers=sum(answers))
 
   def fresh_state(
     self, params: Params, settings: OptimizerConfig, total_updates: int

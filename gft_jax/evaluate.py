@@ -26,7 +26,7 @@ from gft_jax.parallel.mesh import check_rows, prompt_holders
 from gft_jax.plan import check_lengths, held_out_of, loader_of
 from gft_jax.policy import Policy
 from gft_jax.report import tables
-from gft_jax.rewards.grader import Grader, evaluation_reward
+from gft_jax.rewards.grader import Grader, evaluation_reward, wanted_by
 from gft_jax.run.workdir import coefficients_file
 from gft_jax.training import objectives
 from gft_jax.types import Numbers, Params
@@ -57,8 +57,8 @@ def evaluate_policy(
   check_lengths(
     config, config.data.max_prompt, policy.model.architecture.max_positions
   )
-  held_out = held_out_of(loader_of(config, policy), config, config.eval.splits)
   outdir = pathlib.Path(outdir)
+  held_out = held_out_of(loader_of(config, policy), config, config)
   # It is never resumed: another evaluation's time-outs are none of its own.
   # Nothing is graded where there are no splits.
   rewards = [evaluation_reward(config)] if config.eval.splits else []
@@ -223,8 +223,10 @@ def ask_benchmarks(
     'weights': generations.fingerprint(params),
     '--limit': limit or 'none',
   } | {f'questions of {name}': digest(rows[name], asked[name]) for name in rows}
-  for one in asked.values():  # A mistake in a reward is no beginning.
-    Grader(evaluation_reward(one)).close()
+  for name, one in asked.items():  # A mistake in a reward is no beginning.
+    reward = evaluation_reward(one)
+    Grader(reward).close()
+    wanted_by(reward).names([], f'the benchmark {name}')
   generations.check_settings(outdir, config, facts)
   file = outdir / 'evaluation.json'
   metrics = metrics_of_benchmarks(file)

@@ -25,6 +25,7 @@ from gft_jax.parallel import processes
 from gft_jax.plan import Job, fingerprints, plan_stages, rewards_of
 from gft_jax.policy import load_policy
 from gft_jax.report.page import write_report
+from gft_jax.rewards.tally import RewardError
 from gft_jax.run import checkpoint
 from gft_jax.run.profiling import Profiler
 from gft_jax.run.progress import Budget, Due, Evaluation, Position, what_is_due
@@ -65,6 +66,8 @@ def train(config: Config, workdir: str | pathlib.Path) -> dict[str, Evaluation]:
       config, on other data, or in use by another run. Nothing has been written
       then.
     NonFiniteError: the last good checkpoint stands.
+    RewardError: a reward of the user failed for every answer of a step or of
+      an evaluation, by its own fault; the last checkpoint stands.
     Preempted: SIGTERM or Ctrl-C came; the step in progress is done and saved. An
       evaluation in progress is done when the same command continues.
     checkpoint.SaveError: the disk is full; the last checkpoint stands.
@@ -136,6 +139,8 @@ def run_stage(run: Run, job: Job) -> Evaluation:
         score=job.score_of(evaluation) if measured else None,
       )
       save(run, job, step, position, wait=due.last or bool(stop))
+    if isinstance(stop, RewardError):
+      raise stop
     if stop:
       raise Preempted(
         stop,

@@ -28,7 +28,8 @@ from gft_jax.evaluation.held_out import (
 )
 from gft_jax.parallel.mesh import check_divisible, check_rows
 from gft_jax.policy import Policy
-from gft_jax.rewards.grader import evaluation_reward, parts_of
+from gft_jax.rewards.functions import NOTHING, Wanted
+from gft_jax.rewards.grader import evaluation_reward, wanted_by
 from gft_jax.training import objectives
 from gft_jax.training.objectives import Objective
 from gft_jax.types import Numbers
@@ -65,7 +66,11 @@ class Loader(Protocol):
   """Loads a split of a dataset for a composition of groups."""
 
   def __call__(
-    self, settings: DataConfig, group: GroupConfig, split: str
+    self,
+    settings: DataConfig,
+    group: GroupConfig,
+    split: str,
+    wanted: Wanted = NOTHING,
   ) -> Dataset: ...
 
 
@@ -74,28 +79,42 @@ def loader_of(config: Config, policy: Policy) -> Loader:
 
   @functools.cache
   def tokenised(
-    settings: DataConfig, group: GroupConfig, split: str
+    settings: DataConfig, group: GroupConfig, split: str, wanted: Wanted
   ) -> Dataset:
-    return data.load(settings, group, policy.tokenizer, split, config.seed)
+    return data.load(
+      settings, group, policy.tokenizer, split, config.seed, wanted
+    )
 
-  def load(settings: DataConfig, group: GroupConfig, split: str) -> Dataset:
+  def load(
+    settings: DataConfig,
+    group: GroupConfig,
+    split: str,
+    wanted: Wanted = NOTHING,
+  ) -> Dataset:
     # What a split holds does not depend on these.
     settings = dataclasses.replace(settings, batch_size=1, split='')
     group = dataclasses.replace(group, refills=0)
-    return tokenised(settings, group, split)
+    return tokenised(settings, group, split, wanted)
 
   return load
 
 
-def held_out_of(load: Loader, config: Config, splits: Sequence[str]) -> HeldOut:
-  """Those held-out splits of the run's data, the same for all of its stages."""
-  demonstrations = None
+def held_out_of(load: Loader, config: Config, settings: Config) -> HeldOut:
+  """The held-out splits of the run's data that a stage evaluates on.
+
+  Args:
+    load: of the run.
+    config: of the run, whose data are the same for all of its stages.
+    settings: of the stage, which say what splits, and by what they are graded.
+  """
+  splits, demonstrations, wanted = settings.eval.splits, None, NOTHING
   if splits:
+    wanted = wanted_by(evaluation_reward(settings))
     found = load(config.data, EXPERT_ONLY, splits[0])
     # Prompts alone are enough for rewards.
     demonstrations = found if found.statistics.tokens['expert'].size else None
   return HeldOut(
-    splits={name: load(config.data, OWN, name) for name in splits},
+    splits={name: load(config.data, OWN, name, wanted) for name in splits},
     demonstrations=demonstrations,
   )
 
@@ -114,8 +133,6 @@ def plan_stages(config: Config, policy: Policy) -> list[Job]:
     jobs[stage.name] = _plan_stage(config, policy, load, stage, first_step)
   _check_base(config, jobs)
   _check_profile(config)
-  for reward in rewards_of(list(jobs.values())):
-    parts_of(reward.function)  # Refused here where it is not set.
   return list(jobs.values())
 
 
@@ -135,7 +152,8 @@ def _plan_stage(
   room = policy.model.architecture.max_positions
   check_lengths(settings, config.data.max_prompt, room)
   _check_best(settings)
-  dataset = load(settings.data, settings.group, settings.data.split)
+  wanted = wanted_by(settings.reward) if objective.is_scored else NOTHING
+  dataset = load(settings.data, settings.group, settings.data.split, wanted)
   # Refused here, before an earlier stage has trained.
   size, count = settings.data.batch_size, jax.process_count()
   dataset.batches(size, config.seed, shard_count=count)
@@ -144,7 +162,7 @@ def _plan_stage(
     config=settings,
     objective=objective,
     dataset=dataset,
-    held_out=held_out_of(load, config, settings.eval.splits),
+    held_out=held_out_of(load, config, settings),
     first_step=first_step,
     total_updates=stage.steps * settings.optimizer.mini_batches,
   )

@@ -16,6 +16,7 @@ from gft_jax.data.dataset import Batches
 from gft_jax.engine import Engine
 from gft_jax.plan import Job
 from gft_jax.policy import Policy, restore_stage
+from gft_jax.rewards.tally import Tally
 from gft_jax.run import checkpoint
 from gft_jax.run.clock import Clock, memory
 from gft_jax.run.profiling import Profiler
@@ -127,9 +128,8 @@ def training_steps(run: Run, job: Job, begun: Begun) -> Iterator[Step]:
   for number in range(begun.step + 1, job.stage.steps + 1):
     clock = Clock()
     with run.profiler.step(stage, number):
-      batch, record = Collector(
-        run.engine, settings, job.objective, clock
-      ).collect(
+      collector = Collector(run.engine, settings, job.objective, clock)
+      batch, record = collector.collect(
         state.params,
         begun.batches,
         run.engine.key('sample', job.first_step + number),
@@ -150,6 +150,7 @@ def training_steps(run: Run, job: Job, begun: Begun) -> Iterator[Step]:
           jax.block_until_ready(metrics)
 
     read = _reader(stage, number, record, clock, metrics, maxima)
+    read = _watched(read, collector.tally, run.engine.told)
     yield Step(number, state, read, int(record['train/tokens']))
 
 
@@ -171,6 +172,46 @@ def _reader(
     return head | numbers | clock.record() | memory()
 
   return read
+
+
+def _watched(
+  read: Callable[[], Record], tally: Tally, told: set[str]
+) -> Callable[[], Record]:
+  """`read`, with a warning, once a stage, where the gradient is exactly 0."""
+
+  def watched() -> Record:
+    record = read()
+    stage, step = record['stage'], record['step']
+    about = f'the gradient of {stage}'
+    if record['train/grad_norm'] == 0 and about not in told:
+      told.add(about)
+      logging.warning(
+        'stage %s, step %d: the gradient is exactly 0, so the step teaches'
+        ' nothing: %s',
+        *(stage, step, why_no_gradient(record, tally)),
+      )
+    return record
+
+  return watched
+
+
+def why_no_gradient(record: Numbers, tally: Tally) -> str:
+  """Why the gradient of a step is exactly 0, from what the step measured."""
+  if not record['train/tokens']:
+    return 'no token trains, for the groups hold no answers'
+  if 'train/zero_variance_groups' not in record:
+    return 'no token has a loss with a slope'
+  if record['train/zero_variance_groups'] < 1:
+    return 'rewards differ, but no token has a loss with a slope'
+  why = (
+    'in every group all rewards are equal (their mean is'
+    f' {record["train/reward"]:g}), so no answer has an advantage'
+  )
+  for part, failures in tally.without_value().items():
+    return f'{why}; the reward {part} failed for all answers ({failures})'
+  if record.get('train/truncated_fraction') == 1:
+    why += '; no sampled answer ended within data.max_response tokens'
+  return why
 
 
 def save(

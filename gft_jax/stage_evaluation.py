@@ -11,6 +11,7 @@ from gft_jax.evaluation.held_out import HeldOutEvaluation, group_logprobs
 from gft_jax.parallel import processes
 from gft_jax.plan import Job
 from gft_jax.report import groups as report_groups
+from gft_jax.rewards.tally import RewardError
 from gft_jax.rollout.texts import token_pieces
 from gft_jax.run import checkpoint
 from gft_jax.run.clock import Clock
@@ -28,12 +29,12 @@ class Evaluated(NamedTuple):
   Attributes:
     evaluation: its numbers, or those of the evaluation before.
     unfinished: as Position.unfinished_evaluation.
-    stop: the signal that asks to stop, or 0.
+    stop: the signal that asks to stop, or 0; or a reward that gives nothing.
   """
 
   evaluation: Evaluation
   unfinished: str
-  stop: int
+  stop: int | RewardError
 
 
 def evaluate_or_stop(
@@ -41,12 +42,15 @@ def evaluate_or_stop(
 ) -> Evaluated:
   """Evaluates a step, unless a signal asks to stop before it is done.
 
-  An evaluation may take longer than the notice that is given.
+  An evaluation may take longer than the notice that is given. Where its reward
+  fails for every answer, the step is still to be saved.
   """
   try:
     evaluation = evaluate_stage(run, job, params, step, last=last)
   except Preempted as stopped:
     return Evaluated(before, 'last' if last else 'step', stopped.number)
+  except RewardError as error:
+    return Evaluated(before, 'last' if last else 'step', error)
   return Evaluated(evaluation, '', stop_signal(run))
 
 

@@ -28,7 +28,9 @@ from gft_jax.evaluation.held_out import OWN
 from gft_jax.generate import answer_examples, width_of_prompts
 from gft_jax.parallel.mesh import check_rows
 from gft_jax.policy import Policy
-from gft_jax.rewards.grader import Grader
+from gft_jax.rewards.functions import NOTHING, TURNS
+from gft_jax.rewards.grader import Grader, wanted_by
+from gft_jax.rewards.tally import Tally
 from gft_jax.types import Params
 
 
@@ -111,9 +113,14 @@ def write_teacher(
   Raises:
     ConfigError: rows that do not fit the model, or an `out` that was begun
       under other settings or that another process writes.
+    RewardError: a reward of the user failed for every answer so far.
   """
   split, size = config.data.split, config.data.batch_size
-  dataset = data.load(config.data, OWN, policy.tokenizer, split, config.seed)
+  graded = bool(config.reward.function)
+  wanted = wanted_by(config.reward) if graded else NOTHING
+  dataset = data.load(
+    config.data, OWN, policy.tokenizer, split, config.seed, wanted
+  )
   longest = int(dataset.statistics.tokens['prompt'].max())
   width = width_of_prompts(policy, longest, config.data.max_response)
   source = builders.source(config.data, split, config.seed)
@@ -124,6 +131,7 @@ def write_teacher(
     'weights': generations.fingerprint(params),
   }
   left_out: collections.Counter[str] = collections.Counter()
+  tally, told = Tally(), set[str]()
   with contextlib.ExitStack() as stack:
     # A mistake in the reward leaves nothing behind.
     grader = (
@@ -136,10 +144,11 @@ def write_teacher(
       stop = min(start + size, len(dataset))
       examples = dataset.examples(np.arange(start, stop))
       texts, finished = answer_examples(engine, params, examples, config, width)
-      scores = grade(grader, examples, texts) if grader else None
+      scores = grade(grader, examples, texts, tally, told) if grader else None
       teachers = kept(texts, finished, scores, left_out)
-      for number, teacher in zip(examples.index, teachers):
-        file.write(line(rows[int(number)], teacher))
+      columns = examples.columns or [''] * len(teachers)
+      for number, teacher, taken in zip(examples.index, teachers, columns):
+        file.write(line(rows[int(number)], teacher, taken))
       file.flush()
       os.fsync(file.fileno())
   lines = out.read_bytes().splitlines()
@@ -151,15 +160,22 @@ def write_teacher(
 
 
 def grade(
-  grader: Grader, examples: data.Examples, texts: list[list[str]]
+  grader: Grader,
+  examples: data.Examples,
+  texts: list[list[str]],
+  tally: Tally,
+  told: set[str],
 ) -> np.ndarray:
-  """Rewards [B, G]."""
+  """Rewards [B, G]; raises RewardError where all so far failed by its fault."""
   size = len(texts[0])
   scored = grader.score(
     [prompt for prompt in examples.prompts for _ in range(size)],
     [answer for answer in examples.answers for _ in range(size)],
     [text for row in texts for text in row],
+    columns=[taken for taken in examples.columns for _ in range(size)],
   )
+  tally.add(scored.answers, scored.failed)
+  tally.check('this call', told)
   return scored.values.reshape(-1, size)
 
 
@@ -184,14 +200,21 @@ def kept(
   return teachers
 
 
-def line(row: Mapping[str, object], teacher: list[str]) -> bytes:
-  """A row of the source with these teacher answers, as a line of JSON."""
+def line(
+  row: Mapping[str, object], teacher: list[str], columns: str = ''
+) -> bytes:
+  """A row of the source with these teacher answers, as a line of JSON.
+
+  The columns that the reward takes stay, for the run that trains on it.
+  """
   prompt = row.get('prompt_turns') or row['prompt']
   expert = row.get('expert_turns') or row['expert']
   entry = {'prompt': prompt, 'answer': row['answer']}
   if expert:
     entry['expert'] = expert
   entry['teacher'] = teacher
+  taken = json.loads(columns) if columns else {}
+  entry |= {k: v for k, v in taken.items() if k not in (*entry, TURNS)}
   return (json.dumps(entry, ensure_ascii=False) + '\n').encode()
 
 

@@ -1,5 +1,7 @@
 """One rollout, step by step, with an engine that says what it is told."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from gft_jax.collect import Collector, any_flat
 from gft_jax.config import Config, DataConfig, GroupConfig, RewardConfig
 from gft_jax.data.dataset import Examples
 from gft_jax.rewards.grader import Scores
+from gft_jax.rewards.tally import Failure, RewardError
 from gft_jax.run.clock import Clock
 from gft_jax.training.objectives import OBJECTIVES
 
@@ -17,7 +20,9 @@ PARAMS = {'w': np.zeros(1)}
 
 
 def scores(values, parts=None, failures=None):
-  return Scores(np.array(values, np.float32), parts or {}, failures or {}, ())
+  counts = {k: Failure(n, '') for k, n in (failures or {}).items()}
+  values = np.array(values, np.float32)
+  return Scores(values, parts or {}, {'exact': counts}, (), values.size)
 
 
 class Engine:
@@ -25,7 +30,8 @@ class Engine:
 
   def __init__(self, *scored, stopped=((True, True), (True, True))):
     self.scored, self.stopped = list(scored), np.array(stopped)
-    self.sampled, self.graded = [], []
+    self.sampled, self.graded, self.columns = [], [], []
+    self.told = set()
 
   def sample(self, params, prompts, key, settings, group_size, max_tokens):
     assert params is PARAMS
@@ -41,13 +47,14 @@ class Engine:
     texts = [[f'own {b}{k}' for k in range(SAMPLES)] for b in range(B)]
     return texts, self.stopped
 
-  def score(self, settings, name, prompts, answers, texts, present, finished):
+  def score(self, settings, name, problems, texts, present, finished):
+    self.columns.append(problems.columns)
     self.graded.append(
       {
         'settings': settings,
         'name': name,
-        'prompts': prompts,
-        'answers': answers,
+        'prompts': problems.prompts,
+        'answers': problems.answers,
         'texts': texts,
         'present': present.tolist(),
         'finished': finished.tolist(),
@@ -178,6 +185,29 @@ def test_failures_are_counts_and_parts_are_means_over_members():
     'train/reward_part/exact': pytest.approx(3 / 7),
     'train/reward_part/length': pytest.approx(14 / 7),
   }
+
+
+def test_a_reward_that_fails_for_every_answer_of_a_step_stops_it():
+  """Two rollouts make the step; one that fails for some goes on."""
+  failed = {'own:f': {'error': Failure(7, 'NameError: x (f.py:1)')}}
+  flat = scores([FLAT, MIXED])._replace(failed=failed, answers=7)
+  rest = scores([MIXED, FLAT])._replace(failed=failed, answers=7)
+  batches = [examples(10 * k) for k in range(2)]
+  work = collector(Engine(flat, rest), refills=1)
+  with pytest.raises(RewardError, match=r'all 14 answers of step gft/3 .*f.py'):
+    work.collect(PARAMS, iter(batches), key(), 'gft/3')
+  right = rest._replace(failed={}, answers=7)
+  work = collector(Engine(flat, right), refills=1)
+  _, record = work.collect(PARAMS, iter(batches), key(), 'gft/3')
+  assert record['train/reward_failures/error'] == 7
+
+
+def test_columns_go_to_the_grader_with_their_rows():
+  engine = Engine(scores(VARIED))
+  carried = ['{"unit": "m"}', '{"unit": "kg"}']
+  rows = dataclasses.replace(examples(), columns=carried)
+  collector(engine).groups_of(PARAMS, rows, key(), 'gft/1')
+  assert engine.columns == [carried]
 
 
 def test_a_reward_of_one_part_is_not_said_twice():

@@ -41,6 +41,12 @@ def test_dynamic_sampling_needs_rewards(config, tmp_path):
     ),
     ('eval.max_response=4000', 'max_positions=2048'),
     ('reward.function=math.nope:f', 'math.nope'),
+    ('reward.function=brought_rewards:unit', "takes 'unit', .* of arithmetic"),
+    ('eval.reward=brought_rewards:method', "takes 'level', .* of arithmetic"),
+    (
+      'stages.gft.overrides=reward.function=length+brought_rewards:verl',
+      "takes 'data_source'",
+    ),
     ('log.profile=gft:4..9', 'names no step; base has 3, gft has 3, grpo has'),
   ],
 )

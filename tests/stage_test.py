@@ -24,6 +24,7 @@ from gft_jax.config import (
 )
 from gft_jax.ops.masking import WeightedMean
 from gft_jax.plan import Job
+from gft_jax.rewards.tally import Failure, Tally
 from gft_jax.rollout import groups
 from gft_jax.run import checkpoint
 from gft_jax.run.clock import Clock
@@ -72,7 +73,7 @@ class Engine:
   """A state of one parameter; copies and states are remembered."""
 
   def __init__(self):
-    self.asked, self.copied = [], []
+    self.asked, self.copied, self.told = [], [], set()
 
   def fresh_state(self, params, settings, total_updates):
     self.asked.append((settings, total_updates))
@@ -250,7 +251,7 @@ def rollouts(monkeypatch):
 
   class Collector:
     def __init__(self, engine, settings, objective, clock):
-      self.clock = clock
+      self.clock, self.tally = clock, Tally()
 
     def collect(self, params, batches, key, name):
       asked.append((params, key, name))
@@ -367,3 +368,50 @@ def test_a_save_has_the_position_and_its_seconds_belong_to_no_step(
   )
   assert asked[1:] == ['waited'] * wait
   assert 'time/save' in run.recorder.unreported_times.record()
+
+
+GRADED = {'train/tokens': 9, 'train/zero_variance_groups': 1.0}
+
+
+@pytest.mark.parametrize(
+  'record, failed, why',
+  [
+    ({'train/tokens': 0}, {}, 'no token trains'),
+    ({'train/tokens': 9}, {}, 'no token has a loss with a slope'),
+    (
+      GRADED | {'train/zero_variance_groups': 0.5},
+      {},
+      'rewards differ, but no token has a loss with a slope',
+    ),
+    (
+      GRADED | {'train/reward': 1.0},
+      {},
+      'in every group all rewards are equal (their mean is 1)',
+    ),
+    (
+      GRADED | {'train/reward': 0.0, 'train/truncated_fraction': 1.0},
+      {},
+      'no sampled answer ended within data.max_response tokens',
+    ),
+    (
+      GRADED | {'train/reward': 0.0},
+      {'exact': {'parse': Failure(8, "no box, of the answer 'x'")}},
+      'the reward exact failed for all answers (8 parse; the first: no box, of',
+    ),
+  ],
+)
+def test_a_gradient_of_0_has_a_reason(record, failed, why):
+  tally = Tally()
+  tally.add(8, failed)
+  assert why in stage_lib.why_no_gradient(record, tally)
+
+
+def test_a_gradient_of_0_is_warned_of_once_a_stage(tmp_path, rollouts, caplog):
+  engine, job = Steps(), job_of()
+  engine.loss = lambda done: float(done > 2)  # steps 1 and 2 of 3
+  run = run_in(tmp_path, engine)
+  records = [s.read() for s in stage_lib.training_steps(run, job, begun_at(0))]
+  assert [r['train/grad_norm'] for r in records] == [0, 0, 1]
+  (warning,) = caplog.records
+  said = 'stage base, step 1: the gradient is exactly 0'
+  assert said in warning.getMessage()

@@ -2,12 +2,17 @@
 
 import collections
 import json
+import types
 
 import numpy as np
+import pytest
 
 from gft_jax import teacher
+from gft_jax.config import RewardConfig
 from gft_jax.data import files
 from gft_jax.data.columns import column_map
+from gft_jax.rewards.grader import Grader
+from gft_jax.rewards.tally import RewardError, Tally
 
 
 def test_conversations_come_out_as_they_went_in(tmp_path):
@@ -39,3 +44,27 @@ def test_answers_that_may_not_teach_are_counted():
   )
   assert kept == [['a'], ['e']]
   assert left_out == {'cut at --max-tokens': 1, 'empty': 1, 'wrong': 2}
+
+
+def test_columns_of_the_reward_stay_for_the_run_that_trains_on_them(tmp_path):
+  row = {'prompt': 'p', 'answer': '2', 'expert': ''}
+  taken = json.dumps({'unit': 'm', 'answer': 'two', 'prompts': [{}]})
+  written = json.loads(teacher.line(row, ['a'], taken))
+  assert written == {
+    'prompt': 'p',
+    'answer': '2',
+    'teacher': ['a'],
+    'unit': 'm',
+  }
+
+
+@pytest.mark.parametrize(
+  'function, message',
+  [('undefined', 'NameError'), ('returned', "KeyError: 'a'")],
+)
+def test_a_broken_reward_leaves_no_teacher_out_as_wrong(function, message):
+  examples = types.SimpleNamespace(prompts=['p'], answers=['a'], columns=[])
+  settings = RewardConfig(function=f'brought_rewards:{function}')
+  tally, told = Tally(), set()
+  with Grader(settings) as grader, pytest.raises(RewardError, match=message):
+    teacher.grade(grader, examples, [['a', 'b']], tally, told)

@@ -43,7 +43,7 @@ METHODS = {
 ALLOWED = {
   ('gft_jax/recipes/catalogue.py', 'imports runpy'),  # load: --config
   ('gft_jax/recipes/catalogue.py', 'calls run_path'),
-  ('gft_jax/rewards/grader.py', 'calls import_module'),  # reward.function
+  ('gft_jax/rewards/functions.py', 'calls import_module'),  # reward.function
   ('gft_jax/__init__.py', 'calls import_module'),  # names of this package
   ('gft_jax/data/__init__.py', 'calls import_module'),
 }

@@ -285,7 +285,8 @@ class RewardConfig:
     ' or a weighted sum as in math + 0.2 * format, of arithmetic,'
     ' math (math-verify), choice (a letter), exact, numeric, format, length,'
     ' model (of reward.model), or the import path of your own (prompt, answer,'
-    ' response) -> float, as package.module:function',
+    ' response) -> float, as package.module:function; it may name columns of the'
+    ' dataset, and a reward of TRL works as it is',
   )
   workers: int = setting(
     0, 'guarded processes; 0 grades in this process, for rewards you trust'

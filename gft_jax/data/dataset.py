@@ -17,6 +17,7 @@ from jaxtyping import Bool, Int
 
 from gft_jax.batch import EXPERT, TEACHER
 from gft_jax.config import DataConfig, GroupConfig, require
+from gft_jax.rewards.grader import Problems
 from gft_jax.types import Json
 
 # Token ids of one text, or for each of its tokens whether it trains.
@@ -42,6 +43,8 @@ class Examples:
       thoughts they stand as they train; see chat.Written.
     given_trained: the tokens that train, where some answers hold turns of a
       user; None: all do.
+    columns: B texts of JSON, what else the reward takes of the rows; empty
+      where it takes nothing.
   """
 
   tokens: Int[np.ndarray, 'B P']
@@ -54,6 +57,12 @@ class Examples:
   answers: list[str]
   given_texts: list[list[str]]
   given_trained: Bool[np.ndarray, 'B S T'] | None = None
+  columns: list[str] = dataclasses.field(default_factory=list)
+
+  @property
+  def problems(self) -> Problems:
+    """What answers are graded by."""
+    return Problems(self.prompts, self.answers, self.columns)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +144,8 @@ class Dataset:
   Attributes:
     name: of the file or the task, for messages.
     statistics: counts of what is used and what is not.
-    fingerprint: changes with any token of any row.
+    fingerprint: changes with any token of any row, and with columns that its
+      reward requires.
   """
 
   def __init__(
@@ -145,8 +155,15 @@ class Dataset:
     losses: Losses,
     config: DataConfig,
     group: GroupConfig,
+    columns: Sequence[str] = (),
+    *,
+    required: bool = False,
   ) -> None:
-    """Packs the rows; `load` makes them."""
+    """Packs the rows; `load` makes them.
+
+    The fingerprint has the columns where they are `required`: runs that began
+    before a reward could take any then go on.
+    """
     self.name = name
     self._widths = config.max_prompt, config.max_response
     self._origin = np.array(
@@ -155,6 +172,7 @@ class Dataset:
     self._texts = [
       (row.prompt, row.answer, [text for text, _ in row.given]) for row in rows
     ]
+    self._columns = columns
     self._index = np.array([row.index for row in rows], np.int32)
     self._prompts = Ragged([row.ids for row in rows])
     self._given = Ragged([ids for row in rows for _, ids in row.given])
@@ -187,6 +205,8 @@ class Dataset:
     for ragged in filter(None, (self._prompts, self._given, self._trained)):
       digest.update(ragged.length.data)
       digest.update(ragged.tokens.data)
+    if required:
+      digest.update('\0'.join(columns).encode())
     self.fingerprint = digest.hexdigest()[:16]
 
   def __len__(self) -> int:
@@ -214,6 +234,7 @@ class Dataset:
       answers=[answer for _, answer, _ in texts],
       given_texts=[given for _, _, given in texts],
       given_trained=trained,
+      columns=[self._columns[i] for i in positions] if self._columns else [],
     )
 
   def first(self, count: int) -> Examples:

@@ -11,10 +11,11 @@ import transformers
 
 from gft_jax.batch import Prompts, Responses
 from gft_jax.config import ConfigError, DataConfig, GroupConfig, require
-from gft_jax.data import builders, chat, files
+from gft_jax.data import builders, carried, chat, files
 from gft_jax.data.chat import Written, unknown_id
 from gft_jax.data.dataset import Dataset, Examples, Ids, Losses, Ragged, Row
 from gft_jax.data.encoding import encode_answers, encode_texts
+from gft_jax.rewards.functions import NOTHING, Wanted
 
 # Rows that a warning names.
 NAMED = 5
@@ -34,6 +35,7 @@ def load(
   tokenizer: transformers.PreTrainedTokenizerBase,
   split: str,
   seed: int = 0,
+  wanted: Wanted = NOTHING,
 ) -> Dataset:
   """A tokenised split of the embedded task or of a file.
 
@@ -51,6 +53,7 @@ def load(
     tokenizer: with an EOS, which ends every given answer.
     split: see `builders.source`.
     seed: of the choice among teachers, and of a task of Reasoning Gym.
+    wanted: columns that the reward takes.
 
   Raises:
     ConfigError: no such split, file or column; no EOS; no chat template where
@@ -81,7 +84,15 @@ def load(
     )
   dropped = {**source.dropped, **losses.dropped}
   losses = dataclasses.replace(losses, dropped=dropped)
-  return Dataset(source.name, rows, losses, config, group)
+  return Dataset(
+    source.name,
+    rows,
+    losses,
+    config,
+    group,
+    carried.columns(source, wanted, [row.index for row in rows]),
+    required=bool(wanted.required),
+  )
 
 
 class _Texts(NamedTuple):

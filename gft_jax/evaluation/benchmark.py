@@ -27,7 +27,8 @@ from gft_jax.evaluation.generations import (
   shortened,
   votes_of,
 )
-from gft_jax.rewards.grader import evaluation_reward
+from gft_jax.rewards.grader import Problems, evaluation_reward
+from gft_jax.rewards.tally import Tally
 from gft_jax.rollout import groups
 from gft_jax.run.files import write_whole
 from gft_jax.types import Numbers, Params, Tree
@@ -129,6 +130,8 @@ def ask_benchmark(
 
   Raises:
     ConfigError: NAME.jsonl does not hold answers to all problems.
+    RewardError: a reward of the user failed for every answer, which stay in
+      NAME.partial.
   """
   folder.mkdir(parents=True, exist_ok=True)
   path = folder / f'{questions.name}.jsonl'
@@ -152,12 +155,14 @@ def ask_benchmark(
   scored = engine.score(
     reward,
     questions.name,
-    kept.prompts,
-    kept.answers,
+    Problems(kept.prompts, kept.answers),
     kept.responses,
     np.ones_like(kept.finished),
     kept.finished,
   )
+  tally = Tally()
+  tally.add(scored.answers, scored.failed)
+  tally.check(f'benchmark {questions.name}', engine.told)
   kept = kept._replace(rewards=scored.values)
   write_whole(path, ''.join(lines_of(kept)))
   partial.unlink(missing_ok=True)

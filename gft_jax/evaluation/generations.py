@@ -19,6 +19,7 @@ from gft_jax.answers import extract
 from gft_jax.config import (
   Config,
   ConfigError,
+  DataConfig,
   LogConfig,
   RewardConfig,
   differences,
@@ -27,7 +28,9 @@ from gft_jax.config import (
   to_dict,
 )
 from gft_jax.ops import passk
-from gft_jax.rewards.grader import Grader, score_groups
+from gft_jax.rewards.functions import NOTHING, Wanted
+from gft_jax.rewards.grader import Grader, Problems, score_groups, wanted_by
+from gft_jax.rewards.tally import Tally
 from gft_jax.run.files import write_whole
 from gft_jax.types import Json, Params
 
@@ -47,6 +50,7 @@ class Answers(NamedTuple):
     responses: [B][G] texts of the policy.
     finished: [B, G] bool, it stopped by itself.
     rewards: [B, G] float32; None before they are graded.
+    columns: B texts of JSON, the columns that the reward took; or empty.
   """
 
   index: np.ndarray
@@ -55,6 +59,12 @@ class Answers(NamedTuple):
   responses: Sequence[Sequence[str]]
   finished: np.ndarray
   rewards: np.ndarray | None
+  columns: Sequence[str] = ()
+
+  @property
+  def problems(self) -> Problems:
+    """What the answers are graded by."""
+    return Problems(self.prompts, self.answers, self.columns)
 
   @property
   def graded(self) -> np.ndarray:
@@ -64,7 +74,7 @@ class Answers(NamedTuple):
 
 
 def lines_of(answers: Answers) -> Iterator[str]:
-  """One line of JSON per answer, with KEPT."""
+  """One line of JSON per answer, with KEPT, and the columns if there are any."""
   for b, g in np.ndindex(answers.finished.shape):
     rewards = answers.rewards
     entry = (
@@ -75,7 +85,10 @@ def lines_of(answers: Answers) -> Iterator[str]:
       bool(answers.finished[b, g]),
       None if rewards is None else float(rewards[b, g]),
     )
-    yield json.dumps(dict(zip(KEPT, entry))) + '\n'
+    kept = dict(zip(KEPT, entry))
+    if answers.columns:
+      kept['columns'] = json.loads(answers.columns[b])
+    yield json.dumps(kept) + '\n'
 
 
 def check_settings(
@@ -188,7 +201,10 @@ def sensible_ks(samples: int) -> tuple[int, ...]:
 
 
 def regrade(
-  path: pathlib.Path, reward: RewardConfig, ks: Sequence[int] = ()
+  path: pathlib.Path,
+  reward: RewardConfig,
+  ks: Sequence[int] = (),
+  dataset: DataConfig | None = None,
 ) -> dict[str, float]:
   """`accuracy` of kept answers under any reward, without the model.
 
@@ -196,10 +212,13 @@ def regrade(
     path: NAME.jsonl.
     reward: how to grade.
     ks: each at most the answers per problem; empty: `sensible_ks` of those.
+    dataset: where the problems come from, for columns that a reward takes and
+      the kept answers lack.
 
   Raises:
-    ConfigError: no such file, a line that is not a kept answer, or too few
-      answers.
+    ConfigError: no such file, a line that is not a kept answer, too few
+      answers, or no column that the reward takes.
+    RewardError: a reward of the user failed for every answer.
   """
   kept = read_answers(path)
   problems, samples = kept.finished.shape
@@ -215,19 +234,49 @@ def regrade(
       f'reward.function={reward.function!r} asks a reward model; kept answers'
       ' are graded by functions of text',
     )
+    wanted = wanted_by(reward)
+    if dataset and wanted != NOTHING:
+      kept = kept._replace(columns=columns_of(kept, wanted, dataset, path))
+    columns = json.loads(kept.columns[0]) if kept.columns else {}
+    wanted.names(list(columns), f'the kept answers {path} without data.path')
     scored = score_groups(
       grader,
-      kept.prompts,
-      kept.answers,
+      kept.problems,
       kept.responses,
       np.ones_like(kept.finished),
       kept.finished,
     )
+  tally = Tally()
+  tally.add(scored.answers, scored.failed)
+  tally.check(str(path), set())
   metrics = {'problems': problems}
   metrics |= accuracy(scored.values, ks, votes_of(kept, reward.function))
   return metrics | {
     f'reward_failures/{k}': v for k, v in scored.failures.items()
   }
+
+
+def columns_of(
+  kept: Answers, wanted: Wanted, dataset: DataConfig, path: pathlib.Path
+) -> list[str]:
+  """What a reward takes of the rows that kept answers were asked.
+
+  Raises:
+    ConfigError: the split that the file is named after has other problems, or
+      no column that the reward takes.
+  """
+  from gft_jax.data import builders, carried  # seconds that most need not pay
+
+  source = builders.source(dataset, path.stem)
+  prompts = {row['row']: row['prompt'] for row in source.rows}
+  asked = zip(kept.index.tolist(), kept.prompts)
+  other = [str(i) for i, prompt in asked if prompts.get(i) != prompt]
+  require(
+    not other,
+    f'{path} answers other problems than split {path.stem} of {source.name};'
+    f' they differ in {shortened(other)}',
+  )
+  return carried.columns(source, wanted, kept.index.tolist())
 
 
 def paired(before: pathlib.Path, after: pathlib.Path) -> dict[str, float]:
@@ -291,10 +340,13 @@ def read_answers(path: pathlib.Path, *, graded: bool = True) -> Answers:
   with path.open(encoding='utf-8', errors='replace') as lines:
     for number, line in enumerate(lines, 1):
       try:
-        entry = json.loads(line)
-        entry = {name: entry[name] for name in KEPT}
+        raw = json.loads(line)
+        entry = {name: raw[name] for name in KEPT}
+        taken = raw.get('columns')
+        entry['columns'] = json.dumps(taken) if taken else ''
         texts = (entry[name] for name in ('prompt', 'answer', 'response'))
         complete = all(isinstance(text, str) for text in texts)
+        complete &= isinstance(taken, dict | None)
         complete &= not graded or entry['reward'] + 0.0 == entry['reward']
         problems.setdefault(int(entry['index']), []).append(entry)
       except (ValueError, KeyError, TypeError):
@@ -311,6 +363,7 @@ def read_answers(path: pathlib.Path, *, graded: bool = True) -> Answers:
   def column(name):
     return [[e[name] for e in entries] for entries in problems.values()]
 
+  columns = [row[0] for row in column('columns')]
   return Answers(
     index=np.array(list(problems)),
     prompts=[row[0] for row in column('prompt')],
@@ -318,6 +371,7 @@ def read_answers(path: pathlib.Path, *, graded: bool = True) -> Answers:
     responses=column('response'),
     finished=np.array(column('finished'), bool),
     rewards=np.array(column('reward'), np.float32) if graded else None,
+    columns=columns if all(columns) else (),
   )
 
 

@@ -1,6 +1,5 @@
 """How often the given answers of a dataset are right, by the reward of a run."""
 
-import collections
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -8,8 +7,9 @@ import numpy as np
 import tqdm
 
 from gft_jax.config import Config, RewardConfig, require
-from gft_jax.data import builders
-from gft_jax.rewards.grader import Grader
+from gft_jax.data import builders, carried
+from gft_jax.rewards.grader import Grader, wanted_by
+from gft_jax.rewards.tally import Tally
 
 # Answers that are graded between two steps of the progress bar.
 CHUNK = 1000
@@ -51,9 +51,12 @@ def grade_given(config: Config, split: str) -> dict[str, Grades]:
 
   Raises:
     ConfigError: the data cannot be used, or not the reward.
+    RewardError: a reward of the user failed for every answer.
   """
-  rows = builders.source(config.data, split, config.seed).rows
-  rows = rows[: config.data.rows or len(rows)]
+  source = builders.source(config.data, split, config.seed)
+  rows = source.rows[: config.data.rows or len(source.rows)]
+  numbers = [row['row'] for row in rows]
+  columns = carried.columns(source, wanted_by(config.reward), numbers)
   given = {
     'expert': [[row['expert']] if row['expert'] else [] for row in rows],
     'teacher': [row['teacher'] for row in rows],
@@ -61,7 +64,7 @@ def grade_given(config: Config, split: str) -> dict[str, Grades]:
   with Grader(config.reward) as grader:
     _check_text(grader, config.reward)
     return {
-      role: grade(grader, rows, answers, role)
+      role: grade(grader, rows, answers, role, columns)
       for role, answers in given.items()
       if any(answers)
     }
@@ -72,6 +75,7 @@ def grade(
   rows: Sequence[dict],
   answers: Sequence[Sequence[str]],
   name: str = '',
+  columns: Sequence[str] = (),
 ) -> Grades:
   """Grades answers[i] to rows[i], one answer at least.
 
@@ -79,22 +83,29 @@ def grade(
     grader: its reward is a function of text.
     rows: of a `builders.Source`.
     answers: for each row.
-    name: of the progress bar.
+    name: of the role, for the progress bar and messages.
+    columns: of each row, of `carried.columns`; empty: none.
+
+  Raises:
+    RewardError: a reward of the user failed for every answer.
   """
+  columns = columns or [''] * len(rows)
   cases = [
-    (row['prompt'], row['answer'], text)
-    for row, texts in zip(rows, answers)
+    (row['prompt'], row['answer'], text, taken)
+    for row, texts, taken in zip(rows, answers, columns)
     for text in texts
   ]
   passed: list[bool] = []
-  failures = collections.Counter[str]()
+  tally = Tally()
   with tqdm.tqdm(total=len(cases), desc=name, disable=None) as bar:
     for start in range(0, len(cases), CHUNK):
       chunk = cases[start : start + CHUNK]
-      scored = grader.score(*zip(*chunk))
+      *texts, taken = zip(*chunk)
+      scored = grader.score(*texts, columns=taken)
       passed += (scored.values >= 1).tolist()
-      failures.update(scored.failures)
+      tally.add(scored.answers, scored.failed)
       bar.update(len(chunk))
+  tally.check(f'the {name or "given"} answers', set())
   sizes = [len(texts) for texts in answers]
   sums = np.add.reduceat([*passed, 0], np.cumsum([0, *sizes[:-1]]))
   counts = [int(n) for n, size in zip(sums, sizes) if size]
@@ -102,7 +113,7 @@ def grade(
   return Grades(
     answers=len(cases),
     pass_rate=sum(passed) / len(cases),
-    failures=dict(failures),
+    failures=tally.counts,
     rows_by_passes=dict(enumerate(histogram.tolist())),
     rows_without_pass=[
       row['row'] for row, n, size in zip(rows, sums, sizes) if size and not n

@@ -4,7 +4,6 @@ Devices and graders are reached through the engine. Drift is exact over the
 vocabulary, on the policy's own samples at temperature 1.
 """
 
-import collections
 import dataclasses
 import functools
 import itertools
@@ -25,6 +24,7 @@ from gft_jax.evaluation.generations import Answers, accuracy, lines_of
 from gft_jax.ops.rectification import dynamic_coefficient
 from gft_jax.parallel import processes
 from gft_jax.rewards.grader import evaluation_reward
+from gft_jax.rewards.tally import Tally
 from gft_jax.rollout import groups
 from gft_jax.run.files import write_whole
 from gft_jax.types import Numbers, Params
@@ -86,6 +86,9 @@ class HeldOutEvaluation:
 
     Returns:
       'eval/...' -> number.
+
+    Raises:
+      RewardError: a reward of the user failed for every answer of a split.
     """
     metrics: Numbers = {}
     for number, (split, dataset) in enumerate(held_out.splits.items()):
@@ -116,7 +119,7 @@ class HeldOutEvaluation:
       self.config.sampler, temperature=settings.temperature
     )
     key = engine.key('evaluate', number)
-    scores, failures, lines = [], collections.Counter(), []
+    scores, tally, lines = [], Tally(), []
     for batch, (examples, real) in enumerate(
       self._shares(dataset, settings.prompts)
     ):
@@ -133,24 +136,26 @@ class HeldOutEvaluation:
       scored = engine.score(
         evaluation_reward(self.config),
         f'{self.name}/{split}/{batch}',
-        examples.prompts,
-        examples.answers,
+        examples.problems,
         texts,
         (np.asarray(responses.length) > 0) & real[:, None],
         finished,
       )
       if kept:
         problems = examples.index, examples.prompts, examples.answers
-        answers = Answers(*problems, texts, finished, scored.values)
+        answers = Answers(
+          *problems, texts, finished, scored.values, examples.columns
+        )
         own = list(lines_of(answers))[: real.sum() * settings.samples]
         lines += itertools.chain(*processes.exchange(own))
       graded, counted = processes.gather((scored.values, real))
       scores.append(graded[counted])
-      failures.update(scored.failures)
+      tally.add(scored.answers, scored.failed)
     if kept and jax.process_index() == 0:
       kept.parent.mkdir(parents=True, exist_ok=True)
       write_whole(kept, ''.join(lines))
-    return np.concatenate(scores), dict(failures)
+    tally.check(f'evaluation {self.name} of {split}', engine.told)
+    return np.concatenate(scores), tally.counts
 
   def _demonstrations(
     self, dataset: data.Dataset, figures: pathlib.Path

@@ -5,7 +5,7 @@ several: `math + 0.2 * format - 0.1 * length`. Model output is hostile
 (`10^10^10` is a legal answer), so with `reward.workers > 0` it is graded in
 spawned processes (`workers`) under a deadline that the parent keeps and a limit
 on memory; a worker that breaks one is replaced. Whatever goes wrong scores 0 and
-is counted by cause:
+is counted by cause; the first exception of a reward of yours goes to stderr:
 
 | cause | meaning |
 |---|---|
@@ -13,6 +13,7 @@ is counted by cause:
 | gold | the reference answer cannot be read; the data are at fault |
 | invalid | the reward is not a finite number |
 | error | the reward raised |
+| skipped | a reward of TRL's signature says None: it does not apply |
 | timeout | it took longer than `reward.timeout_s`, or no longer listened, and was killed |
 | memory | it asked for more than `reward.memory_mb` |
 | crash | the process died; by a signal from outside, twice |
@@ -23,38 +24,37 @@ here, and none at the top level of a script.
 
 import dataclasses
 import functools
-import importlib
-import numbers
+import json
 import os
 import re
 import resource
 import signal
-from collections import Counter
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from gft_jax import answers as answers_lib
-from gft_jax.answers import AnswerError, GoldError, Reward
-from gft_jax.config import (
-  Config,
-  ConfigError,
-  RewardConfig,
-  nearest,
-  one_of,
-  require,
-)
+from gft_jax.answers import AnswerError, GoldError
+from gft_jax.config import Config, RewardConfig, require
 from gft_jax.rewards import workers as workers_lib
+from gft_jax.rewards.functions import (
+  MODEL,
+  NOTHING,
+  Function,
+  ReturnError,
+  Wanted,
+  described,
+  resolve,
+)
+from gft_jax.rewards.tally import Failed, Failure, counted
 
 # Rewards for which an answer that never stopped is wrong whatever it says.
 MUST_STOP = frozenset({'arithmetic'})
 
-# The part of a sum that no text function gives; see Grader.score.
-MODEL = 'model'
-
-
-_LARGEST = float(np.finfo(np.float32).max)
+# What is shown of an answer, its end.
+_SHOWN = 80
 
 _EXIT_MEMORY = 77
 
@@ -73,12 +73,35 @@ class Part(NamedTuple):
 
 
 class Case(NamedTuple):
-  """What a worker grades; `stopped` says that the response ended by itself."""
+  """What a worker grades.
+
+  Attributes:
+    prompt: the question.
+    answer: the reference.
+    response: what the policy wrote.
+    stopped: the response ended by itself.
+    columns: of the row that the reward takes, as JSON; '' is none.
+  """
 
   prompt: str
   answer: str
   response: str
   stopped: bool
+  columns: str = ''
+
+
+class Problems(NamedTuple):
+  """What the answers to B prompts are graded by.
+
+  Attributes:
+    prompts: B texts.
+    answers: B reference answers.
+    columns: B texts of JSON, columns of the rows; empty where none are taken.
+  """
+
+  prompts: Sequence[str]
+  answers: Sequence[str]
+  columns: Sequence[str] = ()
 
 
 class Scores(NamedTuple):
@@ -88,21 +111,31 @@ class Scores(NamedTuple):
     values: [n] or [B, G] float32, the weighted sum; a part that failed counts
       0, and so does an empty slot.
     parts: name -> as `values`, each part without its weight.
-    failures: cause -> count of parts, only the causes that occurred.
+    failed: part -> cause -> failures, only what occurred.
     timed_out: positions whose time ran out, of groups flat, b * G + g. Time is
       the one cause that a second run need not repeat, so a journal of these
       makes it repeat.
+    answers: how many were graded.
   """
 
   values: np.ndarray
   parts: dict[str, np.ndarray]
-  failures: dict[str, int]
+  failed: Failed
   timed_out: tuple[int, ...]
+  answers: int
+
+  @property
+  def failures(self) -> dict[str, int]:
+    """Cause -> count of parts."""
+    return counted(self.failed)
 
 
 class _Outcome(NamedTuple):
+  """What one part comes to; `note` is what it said, in one line."""
+
   value: float
   cause: str | None
+  note: str = ''
 
 
 def parts_of(function: str) -> tuple[Part, ...]:
@@ -123,7 +156,9 @@ def parts_of(function: str) -> tuple[Part, ...]:
     and ''.join(term[0] for term in terms) == function
     and all(term[1] for term in terms[1:]),
     f'reward.function={function!r} is neither a name nor a weighted sum of'
-    ' names, such as math + 0.2 * format - 0.1 * length',
+    ' names, such as math + 0.2 * format - 0.1 * length'
+    + '; a file mine/reward.py is named mine.reward:function'
+    * ('/' in function),
   )
   parts = tuple(
     Part(float(f'{sign or "+"}{weight or 1}'), name)
@@ -158,6 +193,7 @@ class Grader:
       ' folder in reward.model',
     )
     self._functions = _functions(config)
+    self._shown: set[str] = set()  # parts whose first exception was printed
     self._workers = (
       workers_lib.Workers(
         config.workers, config.timeout_s, _start_worker, config
@@ -183,16 +219,18 @@ class Grader:
     answers: Sequence[str],
     responses: Sequence[str],
     *,
+    columns: Sequence[str] = (),
     finished: Sequence[bool] | np.ndarray | None = None,
     judged: Sequence[float] | np.ndarray | None = None,
     timed_out: Iterable[int] = (),
   ) -> Scores:
-    """Grades n answers; equal ones are graded once.
+    """Grades n answers; equal ones, of equal columns, are graded once.
 
     Args:
       prompts: n questions.
       answers: n reference answers.
       responses: n texts of the policy, without the stop token.
+      columns: n texts of JSON, the columns of the row of each; empty: none.
       finished: [n] bool, the response stopped by itself; None: all did. An
         unfinished one scores 0 under the rewards in `MUST_STOP`, which is no
         failure; other rewards grade what there is.
@@ -205,10 +243,11 @@ class Grader:
     """
     if finished is None:
       finished = [True] * len(responses)
+    columns = columns or [''] * len(responses)
     cases = [
-      Case(prompt, answer, response, bool(stopped))
-      for prompt, answer, response, stopped in zip(
-        prompts, answers, responses, finished, strict=True
+      Case(prompt, answer, response, bool(stopped), row)
+      for prompt, answer, response, stopped, row in zip(
+        prompts, answers, responses, finished, columns, strict=True
       )
     ]
     replayed = set(timed_out)
@@ -230,22 +269,39 @@ class Grader:
     total = np.zeros(len(cases), np.float32)
     for weight, name in self._parts:
       total += np.float32(weight) * parts[name]
-    causes = Counter(o.cause for row in outcomes for o in row.values())
+    failed = _failures_of(cases, outcomes)
+    self._show_first(failed)
     return Scores(
       values=total,
       parts={part.name: parts[part.name] for part in self._parts},
-      failures={cause: n for cause, n in causes.items() if cause},
+      failed=failed,
       timed_out=tuple(
         i
         for i, row in enumerate(outcomes)
         if any(outcome.cause == 'timeout' for outcome in row.values())
       ),
+      answers=len(cases),
     )
 
+  def _show_first(self, failed: Failed) -> None:
+    """Prints the first exception of each reward of the user, once."""
+    for name, causes in failed.items():
+      faults = [causes[c] for c in ('error', 'invalid') if c in causes]
+      if faults and ':' in name and name not in self._shown:
+        self._shown.add(name)
+        sys.stderr.write(
+          f'the reward {name} failed: {faults[0].first}\n  That answer counts'
+          ' 0. Further failures are counted in reward_failures/, not shown.\n'
+        )
+
   def _failed(self, cause: str) -> dict[str, _Outcome]:
-    """What a case that took its worker down comes to: one failure."""
+    """What a case that took its worker down comes to: one failure.
+
+    It is charged to the first reward of the user, the likeliest, if there is one.
+    """
     row = dict.fromkeys(self._functions, _Outcome(0.0, None))
-    return row | {name: _Outcome(0.0, cause) for name in list(row)[:1]}
+    charged = sorted(row, key=lambda name: ':' not in name)[:1]
+    return row | dict.fromkeys(charged, _Outcome(0.0, cause))
 
   def _grade(self, cases: list[Case]) -> list[dict[str, _Outcome]]:
     if self._workers is None or not self._functions:
@@ -260,34 +316,7 @@ class Grader:
     return {name: _Outcome(*outcome) for name, outcome in answer.items()}
 
 
-def resolve(name: str, settings: RewardConfig) -> Reward:
-  """The reward of a built-in name or of 'package.module:function'.
-
-  Raises:
-    ConfigError: nothing callable under that name.
-  """
-  module_name, colon, function_name = name.partition(':')
-  if not colon:
-    known = answers_lib.built_in(settings)
-    one_of('reward.function', name, (*known, MODEL, 'package.module:function'))
-    return known[name]
-  try:
-    module = importlib.import_module(module_name)
-  except (ImportError, ValueError) as error:
-    raise ConfigError(
-      f'reward.function={name!r}: cannot import {module_name!r} ({error});'
-      ' is its folder on PYTHONPATH?'
-    ) from error
-  function = getattr(module, function_name, None)
-  if not callable(function):
-    raise ConfigError(
-      f'reward.function={name!r}: no function {function_name!r} in'
-      f' {module_name}' + nearest(function_name, vars(module))
-    )
-  return function
-
-
-def _functions(settings: RewardConfig) -> dict[str, Reward]:
+def _functions(settings: RewardConfig) -> dict[str, Function]:
   """The parts that are functions of text, by name."""
   return {
     part.name: resolve(part.name, settings)
@@ -296,38 +325,67 @@ def _functions(settings: RewardConfig) -> dict[str, Reward]:
   }
 
 
-def _outcomes(functions: dict[str, Reward], case: Case) -> dict[str, _Outcome]:
+def wanted_by(settings: RewardConfig) -> Wanted:
+  """The columns of the dataset that a reward takes.
+
+  Raises:
+    ConfigError: it is no reward.
+  """
+  found = NOTHING
+  for function in _functions(settings).values():
+    found = found.joined(function.wanted)
+  return found
+
+
+def _failures_of(
+  cases: Sequence[Case], outcomes: Sequence[dict[str, _Outcome]]
+) -> Failed:
+  """Part -> cause -> failures, each with its first answer."""
+  found: dict[str, dict[str, Failure]] = {}
+  for case, row in zip(cases, outcomes):
+    for name, (_, cause, note) in row.items():
+      if cause:
+        causes = found.setdefault(name, {})
+        if cause not in causes:
+          answer = f'the answer {case.response[-_SHOWN:]!r}'
+          causes[cause] = Failure(0, f'{note}, of {answer}' if note else answer)
+        causes[cause] = causes[cause]._replace(count=causes[cause].count + 1)
+  return found
+
+
+def _outcomes(
+  functions: dict[str, Function], case: Case
+) -> dict[str, _Outcome]:
   return {
-    name: _outcome(function, case[:3])
+    name: _outcome(function, case)
     if case.stopped or name not in MUST_STOP
     else _Outcome(0.0, None)
     for name, function in functions.items()
   }
 
 
-def _outcome(function: Reward, texts: tuple[str, str, str]) -> _Outcome:
+def _outcome(function: Function, case: Case) -> _Outcome:
   """Calls `function`; what goes wrong becomes the cause, never an exception."""
   try:
-    value = function(*texts)
-  except AnswerError:
-    return _Outcome(0.0, 'parse')
-  except GoldError:
-    return _Outcome(0.0, 'gold')
+    # Read anew for each, since a reward may change what it gets.
+    columns = json.loads(case.columns) if case.columns else {}
+    value = function.grade(case.prompt, case.answer, case.response, columns)
+  except AnswerError as error:
+    return _Outcome(0.0, 'parse', str(error))
+  except GoldError as error:
+    return _Outcome(0.0, 'gold', str(error))
   except MemoryError:
     return _Outcome(0.0, 'memory')
+  except ReturnError as error:
+    return _Outcome(0.0, 'invalid', str(error))
   except KeyboardInterrupt:
     raise
-  except BaseException:
+  except BaseException as error:
     # A foreign function may raise anything: sys.exit, math-verify's time-out.
-    return _Outcome(0.0, 'error')
-  # The bound also refuses NaN, and what float32 would turn into infinity.
-  if _is_number(value) and abs(value) <= _LARGEST:
-    return _Outcome(float(value), None)
-  return _Outcome(0.0, 'invalid')
-
-
-def _is_number(value: object) -> bool:
-  return isinstance(value, numbers.Real | np.bool_)
+    return _Outcome(0.0, 'error', described(error, function.call))
+  if value is None:
+    return _Outcome(0.0, 'skipped')
+  return _Outcome(value, None)
 
 
 def _start_worker(
@@ -344,7 +402,7 @@ def _start_worker(
 
 
 def _work(
-  functions: dict[str, Reward], seconds: float, case: list
+  functions: dict[str, Function], seconds: float, case: list
 ) -> dict[str, _Outcome]:
   # The parent kills at the deadline. The alarm is for a worker whose parent
   # is dead: its default action ends the process.
@@ -364,8 +422,7 @@ def evaluation_reward(config: Config) -> RewardConfig:
 
 def score_groups(
   grader: Grader,
-  prompts: Sequence[str],
-  answers: Sequence[str],
+  problems: Problems,
   texts: Sequence[Sequence[str]],
   present: np.ndarray,
   finished: np.ndarray,
@@ -377,8 +434,7 @@ def score_groups(
 
   Args:
     grader: of the reward.
-    prompts: B texts.
-    answers: B reference answers.
+    problems: B of them.
     texts: [B][G] responses.
     present: [B, G] bool; an empty slot is not graded.
     finished: [B, G] bool, the answer ended by itself.
@@ -387,10 +443,12 @@ def score_groups(
   """
   size = present.shape[1]
   positions = np.flatnonzero(present)
+  columns = problems.columns
   scores = grader.score(
-    [prompts[i // size] for i in positions],
-    [answers[i // size] for i in positions],
+    [problems.prompts[i // size] for i in positions],
+    [problems.answers[i // size] for i in positions],
     [texts[i // size][i % size] for i in positions],
+    columns=[columns[i // size] for i in positions] if columns else (),
     finished=finished.ravel()[positions],
     judged=None if judged is None else judged.ravel()[positions],
     timed_out=np.searchsorted(positions, timed_out).tolist(),
@@ -401,9 +459,8 @@ def score_groups(
     slots.ravel()[positions] = values
     return slots
 
-  return Scores(
+  return scores._replace(
     values=spread(scores.values),
     parts={name: spread(values) for name, values in scores.parts.items()},
-    failures=dict(scores.failures),
     timed_out=tuple(positions[list(scores.timed_out)].tolist()),
   )

@@ -28,6 +28,7 @@ class Script:
     self.model = types.SimpleNamespace(architecture=architecture)
     self.asked = []
     self.fails_at = fails_at
+    self.told = set()
 
   def key(self, stream, step):
     return (stream, step)
@@ -47,9 +48,9 @@ class Script:
     ]
     return texts, np.ones(responses.length.shape, bool)
 
-  def score(self, settings, name, prompts, answers, texts, present, finished):
+  def score(self, settings, name, problems, texts, present, finished):
     with Grader(settings) as grader:
-      return score_groups(grader, prompts, answers, texts, present, finished)
+      return score_groups(grader, problems, texts, present, finished)
 
 
 LENGTHS = [3, 70, 5, 130, 64, 1, 65, 300, 2]

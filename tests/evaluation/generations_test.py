@@ -9,11 +9,13 @@ import pytest
 from gft_jax.config import (
   Config,
   ConfigError,
+  DataConfig,
   EvalConfig,
   RewardConfig,
   override,
 )
 from gft_jax.evaluation import generations
+from gft_jax.rewards.tally import RewardError
 
 
 def pass_at_k(scores, k):
@@ -154,6 +156,58 @@ def test_regrade_votes_by_what_is_extracted(tmp_path):
   assert metrics['reward_failures/parse'] == 3
   with pytest.raises(ConfigError, match=r'too few for eval.ks=\(1, 8\)'):
     generations.regrade(path, RewardConfig(function='math'), (1, 8))
+
+
+def by(name):
+  return RewardConfig(function=f'brought_rewards:{name}')
+
+
+def kept_with(path, *columns):
+  """One answer to each problem, with the columns of its row."""
+  write_answers(path, [[0]] * len(columns))
+  rows = map(json.loads, path.read_text().splitlines())
+  lines = [json.dumps(r | {'columns': c}) for r, c in zip(rows, columns)]
+  path.write_text('\n'.join(lines) + '\n')
+  return path
+
+
+def test_kept_answers_are_graded_again_by_their_columns(tmp_path):
+  path = kept_with(tmp_path / 'a.jsonl', {'unit': 'm'}, {'unit': 'kg'})
+  assert generations.regrade(path, by('unit'))['avg@1'] == 0.5
+  # They stay what they were when they are written again.
+  again = ''.join(generations.lines_of(generations.read_answers(path)))
+  assert list(map(json.loads, again.splitlines())) == list(
+    map(json.loads, path.read_text().splitlines())
+  )
+  for name, column in (('method', 'level'), ('verl', 'data_source')):
+    with pytest.raises(ConfigError, match=f"takes '{column}'.*columns: unit"):
+      generations.regrade(path, by(name))
+
+
+def test_columns_that_were_not_kept_come_from_the_dataset(tmp_path):
+  source = tmp_path / 'rows.jsonl'
+  rows = [
+    {'prompt': f'question {i}', 'answer': 'a', 'unit': 'kgm'[i % 2 * 2 :]}
+    for i in range(20)
+  ]
+  source.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  settings = DataConfig(path=str(source), cache=str(tmp_path / 'cache'))
+  # Rows are numbered from 1, so row 19 asks question 18.
+  path = write_answers(tmp_path / 'test.jsonl', [[0]] * 20)
+  lines = [json.loads(line) for line in path.read_text().splitlines()[18:]]
+  lines = [json.dumps(row | {'index': row['index'] + 1}) for row in lines]
+  path.write_text('\n'.join(lines) + '\n')
+  found = generations.regrade(path, by('unit'), (), settings)
+  assert found['avg@1'] == 0.5
+  other = write_answers(tmp_path / 'train.jsonl', [[0]] * 2)
+  with pytest.raises(ConfigError, match=r'other problems .* differ in 0, 1$'):
+    generations.regrade(other, by('unit'), (), settings)
+
+
+def test_a_reward_that_fails_for_every_kept_answer_is_refused(tmp_path):
+  path = write_answers(tmp_path / 'a.jsonl', [[0], [1]])
+  with pytest.raises(RewardError, match=r'all 2 answers of .*a.jsonl'):
+    generations.regrade(path, by('undefined'))
 
 
 @pytest.mark.parametrize(

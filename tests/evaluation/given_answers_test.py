@@ -7,6 +7,7 @@ import pytest
 from gft_jax.config import Config, ConfigError, DataConfig, RewardConfig
 from gft_jax.evaluation import given_answers
 from gft_jax.rewards.grader import Grader
+from gft_jax.rewards.tally import RewardError
 
 RIGHT, WRONG = '1+1=2#2', '1+1=3#3'
 
@@ -69,3 +70,20 @@ def test_rows_of_ones_own():
   with Grader(RewardConfig(function='exact', workers=0)) as grader:
     found = given_answers.grade(grader, rows, [['2'], ['3']])
   assert found == (2, 0.5, {}, {0: 1, 1: 1}, [7])
+
+
+def test_a_reward_gets_the_columns_of_each_row(tmp_path):
+  rows = [row(RIGHT) | {'unit': unit} for unit in ('m', 'kg', 'm')]
+  found = given_answers.grade_given(
+    config(tmp_path, rows, 'brought_rewards:unit'), 'train'
+  )
+  assert found['expert'].rows_without_pass == [2]
+
+
+def test_a_reward_that_fails_for_every_answer_is_refused(tmp_path):
+  settings = config(tmp_path, [row(RIGHT)] * 3, 'brought_rewards:undefined')
+  with pytest.raises(RewardError, match='all 3 answers of the expert answers'):
+    given_answers.grade_given(settings, 'train')
+  settings = config(tmp_path, [row(RIGHT)] * 3, 'brought_rewards:unit')
+  with pytest.raises(ConfigError, match="takes 'unit'"):
+    given_answers.grade_given(settings, 'train')

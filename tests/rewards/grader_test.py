@@ -11,7 +11,7 @@ import pytest
 
 from gft_jax import answers as answers_lib
 from gft_jax.config import ConfigError, RewardConfig
-from gft_jax.rewards.grader import Grader, parts_of, score_groups
+from gft_jax.rewards.grader import Grader, Problems, parts_of, score_groups
 
 MISBEHAVING = 'reward_functions:by_response'
 
@@ -385,8 +385,7 @@ def test_replayed_time_outs_keep_their_position_beside_empty_slots():
   with Grader(RewardConfig(function='arithmetic')) as grader:
     scored = score_groups(
       grader,
-      ['', ''],
-      ['1', '2'],
+      Problems(['', ''], ['1', '2']),
       [['', '#1'], ['#2', '#2']],
       np.array([[False, True], [True, True]]),
       np.ones((2, 2), bool),

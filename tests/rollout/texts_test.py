@@ -7,7 +7,7 @@ import transformers
 from gft_jax.batch import Responses
 from gft_jax.config import RewardConfig
 from gft_jax.data import arithmetic
-from gft_jax.rewards.grader import Grader, score_groups
+from gft_jax.rewards.grader import Grader, Problems, score_groups
 from gft_jax.rollout.texts import (
   cut_at_stop_strings,
   decode_responses,
@@ -42,8 +42,7 @@ def test_decode_and_score_texts_of_groups():
   with Grader(RewardConfig(function='arithmetic')) as grader:
     scored = score_groups(
       grader,
-      ['4+5:', '1+2:'],
-      ['9', '3'],
+      Problems(['4+5:', '1+2:'], ['9', '3']),
       decoded,
       responses.length > 0,
       finished,
