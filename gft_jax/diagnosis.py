@@ -26,11 +26,13 @@ from gft_jax.config import (
 from gft_jax.data import pipeline
 from gft_jax.engine import Engine
 from gft_jax.evaluate import engine_of
+from gft_jax.evaluation import generations
 from gft_jax.evaluation.held_out import EXPERT_ONLY
 from gft_jax.loop import train
 from gft_jax.ops import diagnostics
 from gft_jax.ops.rectification import dynamic_coefficient
 from gft_jax.policy import load_policy, restore_stage
+from gft_jax.rewards.grader import evaluation_reward
 from gft_jax.rollout import groups
 from gft_jax.run import writers
 from gft_jax.types import Json, Numbers, Params
@@ -132,7 +134,8 @@ def diagnose(config: Config, workdir: pathlib.Path) -> tuple[Json, Tokens]:
   dataset = data.load(
     config.data, EXPERT_ONLY, policy.tokenizer, 'test', config.seed
   )
-  with engine_of(config, policy, workdir, [config.reward]) as engine:
+  reward = evaluation_reward(config)
+  with engine_of(config, policy, workdir, [reward]) as engine:
     tokens = tokens_of(engine, policy.params, dataset, config)
     ends = {'model': tokens.logp[tokens.end]}
     for stage in config.stages:
@@ -244,7 +247,7 @@ def own_answers(
       sampled.replace(tokens=tokens, length=length), config.sampler
     )
     scored = engine.score(
-      config.reward,
+      evaluation_reward(config),
       f'diagnosis/{number}',
       examples.prompts,
       examples.answers,
@@ -252,7 +255,7 @@ def own_answers(
       np.asarray(length) > 0,
       finished,
     )
-    right.append(scored.values >= 1)
+    right.append(generations.is_right(scored.values, settings.threshold))
   return {
     'answers sampled': np.concatenate(same).size,
     'share that is the demonstration': float(np.concatenate(same).mean()),

@@ -26,6 +26,7 @@ from gft_jax.parallel.mesh import check_rows, prompt_holders
 from gft_jax.plan import check_lengths, held_out_of, loader_of
 from gft_jax.policy import Policy
 from gft_jax.report import tables
+from gft_jax.report.run import restated
 from gft_jax.rewards.grader import Grader, evaluation_reward
 from gft_jax.run.workdir import coefficients_file
 from gft_jax.training import objectives
@@ -240,7 +241,7 @@ def ask_benchmarks(
 
 def read_metrics(file: pathlib.Path) -> Numbers:
   """What an evaluation.json holds; {} where there is none."""
-  return json.loads(file.read_text()) if file.exists() else {}
+  return restated(json.loads(file.read_text())) if file.exists() else {}
 
 
 def metrics_of_benchmarks(file: pathlib.Path) -> Numbers:

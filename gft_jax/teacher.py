@@ -28,7 +28,7 @@ from gft_jax.evaluation.held_out import OWN
 from gft_jax.generate import answer_examples, width_of_prompts
 from gft_jax.parallel.mesh import check_rows
 from gft_jax.policy import Policy
-from gft_jax.rewards.grader import Grader
+from gft_jax.rewards.grader import Grader, evaluation_reward
 from gft_jax.types import Params
 
 
@@ -83,10 +83,11 @@ def check_teacher(
   if not keep_correct and not config.reward.function:
     return
   # A wrong name is refused even where nothing is graded.
-  with Grader(config.reward) as grader:
+  reward = evaluation_reward(config)
+  with Grader(reward) as grader:
     require(
       not keep_correct or not grader.asks_model,
-      f'--keep-correct: reward.function={config.reward.function!r} asks a'
+      f'--keep-correct: reward.function={reward.function!r} asks a'
       ' reward model, which gives no verdict of right or wrong',
     )
 
@@ -106,7 +107,7 @@ def write_teacher(
     policy: its model and tokenizer.
     params: what answers.
     out: the file, as `check_teacher` wants it.
-    keep_correct: leave out answers whose reward is below 1.
+    keep_correct: leave out answers that evaluations count as wrong.
 
   Raises:
     ConfigError: rows that do not fit the model, or an `out` that was begun
@@ -127,7 +128,9 @@ def write_teacher(
   with contextlib.ExitStack() as stack:
     # A mistake in the reward leaves nothing behind.
     grader = (
-      stack.enter_context(Grader(config.reward)) if keep_correct else None
+      stack.enter_context(Grader(evaluation_reward(config)))
+      if keep_correct
+      else None
     )
     engine = stack.enter_context(open_engine(config, policy))
     file = stack.enter_context(opened(out, config, facts))
@@ -136,8 +139,11 @@ def write_teacher(
       stop = min(start + size, len(dataset))
       examples = dataset.examples(np.arange(start, stop))
       texts, finished = answer_examples(engine, params, examples, config, width)
-      scores = grade(grader, examples, texts) if grader else None
-      teachers = kept(texts, finished, scores, left_out)
+      right = None
+      if grader:
+        rewards = grade(grader, examples, texts)
+        right = generations.is_right(rewards, config.eval.threshold)
+      teachers = kept(texts, finished, right, left_out)
       for number, teacher in zip(examples.index, teachers):
         file.write(line(rows[int(number)], teacher))
       file.flush()
@@ -166,10 +172,17 @@ def grade(
 def kept(
   texts: list[list[str]],
   finished: np.ndarray,
-  scores: np.ndarray | None,
+  right: np.ndarray | None,
   left_out: collections.Counter[str],
 ) -> list[list[str]]:
-  """The answers of each row that may teach; counts the others by reason."""
+  """The answers of each row that may teach; counts the others by reason.
+
+  Args:
+    texts: [B][G].
+    finished: [B, G] bool, the answer ended by itself.
+    right: [B, G] bool; None: wrong answers may teach too.
+    left_out: reason -> count, added to.
+  """
   teachers: list[list[str]] = [[] for _ in texts]
   for b, row in enumerate(texts):
     for g, text in enumerate(row):
@@ -177,7 +190,7 @@ def kept(
         left_out['cut at --max-tokens'] += 1
       elif not text.strip():
         left_out['empty'] += 1
-      elif scores is not None and scores[b, g] < 1:
+      elif right is not None and not right[b, g]:
         left_out['wrong'] += 1
       else:
         teachers[b].append(text)

@@ -6,6 +6,7 @@ checks raise ConfigError and name both numbers that disagree.
 """
 
 import dataclasses
+import math
 import re
 from typing import TypeVar
 
@@ -457,6 +458,9 @@ class EvalConfig:
   reward: str = setting(
     '', 'reward of evaluations; empty: the first part of reward.function'
   )
+  threshold: float = setting(
+    1.0, 'an answer is right where the reward of evaluations is at least this'
+  )
   temperature: float = setting(0.5, 'temperature of the graded answers')
   max_response: int = setting(1024, 'tokens of an answer')
   kl_prompts: int = setting(
@@ -477,6 +481,10 @@ class EvalConfig:
     for name in ('every', 'temperature', 'kl_prompts'):
       not_negative(f'eval.{name}', getattr(self, name))
     require(all(k >= 1 for k in self.ks), f'eval.ks={self.ks} has a k below 1')
+    require(
+      math.isfinite(self.threshold),
+      f'eval.threshold={self.threshold} must be a finite number',
+    )
     require(
       not self.ks or max(self.ks) <= self.samples,
       f'eval.ks={self.ks} has a k above eval.samples={self.samples}',

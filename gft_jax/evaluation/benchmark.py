@@ -166,7 +166,10 @@ def ask_benchmark(
     'not_asked': len(questions.ids) - len(questions.asked),
   }
   metrics |= accuracy(
-    scored.values, config.eval.ks, votes_of(kept, reward.function)
+    scored.values,
+    config.eval.ks,
+    votes_of(kept, reward.function),
+    threshold=config.eval.threshold,
   )
   return metrics | {
     f'reward_failures/{k}': v for k, v in scored.failures.items()

@@ -1,4 +1,4 @@
-"""How often the given answers of a dataset are right, by the reward of a run."""
+"""How often given answers are right, by the reward of a run's evaluations."""
 
 import collections
 from collections.abc import Sequence
@@ -9,7 +9,8 @@ import tqdm
 
 from gft_jax.config import Config, RewardConfig, require
 from gft_jax.data import builders
-from gft_jax.rewards.grader import Grader
+from gft_jax.evaluation.generations import is_right
+from gft_jax.rewards.grader import Grader, evaluation_reward
 
 # Answers that are graded between two steps of the progress bar.
 CHUNK = 1000
@@ -20,7 +21,7 @@ class Grades(NamedTuple):
 
   Attributes:
     answers: how many were graded.
-    pass_rate: share of those whose reward is at least 1, as in evaluation.
+    pass_rate: share of those that are right, as in evaluation.
     failures: cause -> count, of what could not be graded; see `rewards.grader`.
     rows_by_passes: number of passes -> rows; without rows that give no answer.
     rows_without_pass: numbers of the rows whose answers all fail.
@@ -43,7 +44,8 @@ def grade_given(config: Config, split: str) -> dict[str, Grades]:
   """Grades every given answer of a split, the first data.rows rows of it.
 
   Args:
-    config: of the data and of the reward, a function of text.
+    config: of the data, and of the reward and the threshold of evaluations;
+      the reward is a function of text.
     split: see `builders.source`.
 
   Returns:
@@ -58,10 +60,11 @@ def grade_given(config: Config, split: str) -> dict[str, Grades]:
     'expert': [[row['expert']] if row['expert'] else [] for row in rows],
     'teacher': [row['teacher'] for row in rows],
   }
-  with Grader(config.reward) as grader:
-    _check_text(grader, config.reward)
+  reward = evaluation_reward(config)
+  with Grader(reward) as grader:
+    _check_text(grader, reward)
     return {
-      role: grade(grader, rows, answers, role)
+      role: grade(grader, rows, answers, role, config.eval.threshold)
       for role, answers in given.items()
       if any(answers)
     }
@@ -72,6 +75,7 @@ def grade(
   rows: Sequence[dict],
   answers: Sequence[Sequence[str]],
   name: str = '',
+  threshold: float = 1.0,
 ) -> Grades:
   """Grades answers[i] to rows[i], one answer at least.
 
@@ -80,6 +84,7 @@ def grade(
     rows: of a `builders.Source`.
     answers: for each row.
     name: of the progress bar.
+    threshold: an answer is right where its reward is at least this.
   """
   cases = [
     (row['prompt'], row['answer'], text)
@@ -92,7 +97,7 @@ def grade(
     for start in range(0, len(cases), CHUNK):
       chunk = cases[start : start + CHUNK]
       scored = grader.score(*zip(*chunk))
-      passed += (scored.values >= 1).tolist()
+      passed += is_right(scored.values, threshold).tolist()
       failures.update(scored.failures)
       bar.update(len(chunk))
   sizes = [len(texts) for texts in answers]

@@ -75,7 +75,7 @@ class HeldOutEvaluation:
     figures: pathlib.Path,
     generations: pathlib.Path | None = None,
   ) -> Numbers:
-    """Accuracy, likelihood of experts, and drift from the base.
+    """Accuracy, mean reward, likelihood of experts, and drift from the base.
 
     Args:
       held_out: splits and demonstrations.
@@ -91,7 +91,8 @@ class HeldOutEvaluation:
     for number, (split, dataset) in enumerate(held_out.splits.items()):
       kept = generations / f'{split}.jsonl' if generations else None
       scores, failures = self._answers(dataset, split, number, kept)
-      values = accuracy(scores, self.config.eval.ks)
+      settings = self.config.eval
+      values = accuracy(scores, settings.ks, threshold=settings.threshold)
       values |= {f'reward_failures/{k}': v for k, v in failures.items()}
       metrics |= {f'{split}/{k}': v for k, v in values.items()}
     if held_out.demonstrations:
@@ -216,8 +217,9 @@ class HeldOutEvaluation:
 
 
 def accuracy_names(settings: EvalConfig) -> list[str]:
-  """What `HeldOutEvaluation` calls the accuracies, without their intervals."""
+  """What `HeldOutEvaluation` counts of graded answers, without the intervals."""
   kinds = [f'avg@{settings.samples}', *[f'pass@{k}' for k in settings.ks]]
+  kinds.append('mean_reward')
   return [f'eval/{split}/{kind}' for split in settings.splits for kind in kinds]
 
 
