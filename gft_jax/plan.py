@@ -31,6 +31,7 @@ from gft_jax.policy import Policy
 from gft_jax.rewards.grader import evaluation_reward, parts_of
 from gft_jax.training import objectives
 from gft_jax.training.objectives import Objective
+from gft_jax.training.trial import try_objective
 from gft_jax.types import Numbers
 
 
@@ -131,6 +132,7 @@ def _plan_stage(
   )
   _check_run_wide(config, settings, stage)
   _check_objective(settings, objective, stage)
+  try_objective(stage.objective, objective, settings.loss)
   _check_mesh(settings)
   room = policy.model.architecture.max_positions
   check_lengths(settings, config.data.max_prompt, room)
