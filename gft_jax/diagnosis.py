@@ -31,6 +31,7 @@ from gft_jax.evaluation.held_out import EXPERT_ONLY
 from gft_jax.loop import train
 from gft_jax.ops import diagnostics
 from gft_jax.ops.rectification import dynamic_coefficient
+from gft_jax.parallel.mesh import even_rows
 from gft_jax.policy import load_policy, restore_stage
 from gft_jax.rewards.grader import evaluation_reward
 from gft_jax.rollout import groups
@@ -161,8 +162,7 @@ def tokens_of(
   engine: Engine, params: Params, dataset: data.Dataset, config: Config
 ) -> Tokens:
   """The tokens of the first `eval.prompts` demonstrations."""
-  parts, first = [], 0
-  size = config.eval.batch_size
+  parts, first, size = [], 0, rows_of_batch(dataset, config)
   for examples in pipeline.in_order(dataset, config.eval.prompts, size):
     batch = groups.unscored(
       pipeline.prompts_of(examples), pipeline.given_of(examples), size
@@ -183,6 +183,12 @@ def tokens_of(
     )
     first += len(examples.index)
   return Tokens(*(np.concatenate(column) for column in zip(*parts)))
+
+
+def rows_of_batch(dataset: data.Dataset, config: Config) -> int:
+  """Rows of a batch of the first `eval.prompts` demonstrations."""
+  count = min(config.eval.prompts, len(dataset))
+  return even_rows(count, config.eval.batch_size, config.mesh)
 
 
 def weights(tokens: Tokens, tau: float) -> dict[str, object]:
@@ -223,12 +229,11 @@ def own_answers(
 ) -> Numbers:
   """How often the policy writes y*, or a right answer, by itself."""
   settings, same, right = config.eval, [], []
-  asked = pipeline.in_order(dataset, settings.prompts, settings.batch_size)
+  size = rows_of_batch(dataset, config)
+  asked = pipeline.in_order(dataset, settings.prompts, size)
   for number, examples in enumerate(asked):
     count = len(examples.index)
-    prompts = groups.pad_rows(
-      pipeline.prompts_of(examples), settings.batch_size
-    )
+    prompts = groups.pad_rows(pipeline.prompts_of(examples), size)
     sampled = engine.sample(
       params,
       prompts,

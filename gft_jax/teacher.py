@@ -20,13 +20,13 @@ import numpy as np
 import tqdm
 
 from gft_jax import data
-from gft_jax.config import Config, ConfigError, overridden, require
+from gft_jax.config import Config, ConfigError, overridden, override, require
 from gft_jax.data import builders
 from gft_jax.engine import open_engine
 from gft_jax.evaluation import generations
 from gft_jax.evaluation.held_out import OWN
 from gft_jax.generate import answer_examples, width_of_prompts
-from gft_jax.parallel.mesh import check_rows
+from gft_jax.parallel.mesh import check_rows, even_rows
 from gft_jax.policy import Policy
 from gft_jax.rewards.grader import Grader, evaluation_reward
 from gft_jax.types import Params
@@ -103,7 +103,7 @@ def write_teacher(
 
   Args:
     config: `group.samples` answers to each row, of up to `data.max_response`
-      tokens, `data.batch_size` rows at a time.
+      tokens, up to `data.batch_size` rows at a time.
     policy: its model and tokenizer.
     params: what answers.
     out: the file, as `check_teacher` wants it.
@@ -113,8 +113,10 @@ def write_teacher(
     ConfigError: rows that do not fit the model, or an `out` that was begun
       under other settings or that another process writes.
   """
-  split, size = config.data.split, config.data.batch_size
+  split = config.data.split
   dataset = data.load(config.data, OWN, policy.tokenizer, split, config.seed)
+  size = even_rows(len(dataset), config.data.batch_size, config.mesh)
+  asking = override(config, f'data.batch_size={size}')
   longest = int(dataset.statistics.tokens['prompt'].max())
   width = width_of_prompts(policy, longest, config.data.max_response)
   source = builders.source(config.data, split, config.seed)
@@ -138,7 +140,7 @@ def write_teacher(
     for start in tqdm.trange(done, len(dataset), size, disable=None):
       stop = min(start + size, len(dataset))
       examples = dataset.examples(np.arange(start, stop))
-      texts, finished = answer_examples(engine, params, examples, config, width)
+      texts, finished = answer_examples(engine, params, examples, asking, width)
       right = None
       if grader:
         rewards = grade(grader, examples, texts)

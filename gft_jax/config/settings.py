@@ -468,7 +468,9 @@ class EvalConfig:
     'prompts for entropy and KL to the base policy, on own samples at'
     ' temperature 1; 0: neither',
   )
-  batch_size: int = setting(128, 'prompts per call of the sampler')
+  batch_size: int = setting(
+    128, 'most prompts of a call of the sampler; calls are of equal size'
+  )
   base: str = setting(
     '',
     'stage whose result is the base policy of the KL, for a run that'

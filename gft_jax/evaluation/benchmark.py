@@ -27,6 +27,7 @@ from gft_jax.evaluation.generations import (
   shortened,
   votes_of,
 )
+from gft_jax.parallel.mesh import even_rows
 from gft_jax.rewards.grader import evaluation_reward
 from gft_jax.rollout import groups
 from gft_jax.run.files import write_whole
@@ -193,7 +194,8 @@ def _ask(
   )
   room = engine.model.architecture.max_positions
   key = engine.key('evaluate', 0)
-  asked, size = questions.asked, settings.batch_size
+  asked = questions.asked
+  size = even_rows(len(asked), settings.batch_size, config.mesh)
   parts = [asked[i : i + size] for i in range(0, len(asked), size)]
   done = _keep_whole(path, [len(part) * settings.samples for part in parts])
   bar = tqdm.tqdm(

@@ -24,6 +24,7 @@ from gft_jax.engine import Engine
 from gft_jax.evaluation.generations import Answers, accuracy, lines_of
 from gft_jax.ops.rectification import dynamic_coefficient
 from gft_jax.parallel import processes
+from gft_jax.parallel.mesh import even_rows
 from gft_jax.rewards.grader import evaluation_reward
 from gft_jax.rollout import groups
 from gft_jax.run.files import write_whole
@@ -206,10 +207,11 @@ class HeldOutEvaluation:
   ) -> Iterator[tuple[data.Examples, np.ndarray]]:
     """This process's part of each batch, and which of its rows are real.
 
-    The first `count` rows in order; the last batch is filled with its last row,
-    so that all have one shape.
+    The first `count` rows in order, in batches of one size; the last is filled
+    with its last row.
     """
-    count, size = min(count, len(dataset)), self.config.eval.batch_size
+    count = min(count, len(dataset))
+    size = even_rows(count, self.config.eval.batch_size, self.config.mesh)
     for start in range(0, count, size):
       self.before_batch()
       rows = np.arange(start, start + size)[processes.own_rows(size)]
@@ -231,7 +233,8 @@ def group_logprobs(
   Each answer stands in a row of its own, and is padded to `width` tokens: with
   that of the demonstrations, their program serves.
   """
-  shape, size = batch.responses.tokens.shape, config.eval.batch_size
+  settings, shape = config.eval, batch.responses.tokens.shape
+  size = even_rows(settings.prompts, settings.batch_size, config.mesh)
   count, missing = batch.member_mask.size, max(width - shape[-1], 0)
 
   def one(x):
