@@ -27,8 +27,12 @@ from gft_jax.types import Array
 # Prompts, members of a group and tokens of the made-up batch.
 B, G, T = 3, 4, 5
 RULE = 'gft_jax/README.md, "An objective", says what a term may depend on'
-# What a training step measures by these names, besides metrics.observe.
-TAKEN = r'loss(_.*)?|grad_norm|max_weight|max_inverse_probability|reward(_.*)?'
+# What a step measures by these names, besides metrics.observe.
+TAKEN = (
+  r'loss(_.*)?|grad_norm|max_weight|max_inverse_probability|sampler_mismatch'
+  r'|reward(_.*)?|response_length_.*|zero_variance_groups|tokens|refills'
+  r'|learning_rate|truncated_fraction'
+)
 # Compilation takes longer than the trial.
 QUICK = {'xla_backend_optimization_level': 0}
 Function: TypeAlias = Callable[..., object]
