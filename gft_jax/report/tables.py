@@ -47,7 +47,7 @@ def table(source: str | pathlib.Path | Evaluations) -> str:
   return '\n'.join([*lines, *([note] if note else [])])
 
 
-def what_is_right(evaluations: Iterable[Numbers]) -> str:
+def what_is_right(evaluations: Iterable[Mapping[str, float]]) -> str:
   """A sentence with the threshold of evaluations; '' where none is stated."""
   found = {
     value
@@ -229,11 +229,11 @@ def columns_of(evaluations: Evaluations) -> list[str]:
   """Accuracies in order of appearance, mean rewards, then drift."""
   names = dict.fromkeys(n for record in evaluations.values() for n in record)
   accuracies = [n for n in names if re.fullmatch(ACCURACY, n)]
-  rewards = mean_rewards(list(evaluations.values()))
+  rewards = mean_rewards(evaluations.values())
   return accuracies + rewards + [name for name in DRIFT if name in names]
 
 
-def mean_rewards(evaluations: Sequence[Numbers]) -> list[str]:
+def mean_rewards(evaluations: Iterable[Mapping[str, float]]) -> list[str]:
   """Names of the mean rewards, where one of them is not the accuracy beside it.
 
   Rewards of 0 and 1 have accuracies for means, and need no column.

@@ -46,11 +46,14 @@ class Read(NamedTuple):
     mask: [K, B, G, T].
     values: [K, B, G, T], 0 where the mask of the term is False.
     coefficient: [K].
+    slopes: derivatives of a weighted sum of the terms by `view.logp` and
+      `view.entropy`, [B, G, T] each.
   """
 
   mask: Array
   values: Array
   coefficient: Array
+  slopes: tuple[Array, ...] = ()
 
 
 class Fault(Exception):
@@ -92,48 +95,7 @@ def try_objective(
 
 def _try_terms(objective: Objective, view: View, settings: LossConfig) -> None:
   """Whole responses and their tokens must give the same terms."""
-  names = []
-
-  def terms_of(view: View, by: str) -> tuple[Term, ...]:
-    found = _called(objective.terms, by, view, settings)
-    terms = _checked(found, view, by)
-    names[:] = [term.name for term in terms]
-    return terms
-
-  def read(
-    view: View, weight: Array, by: str
-  ) -> tuple[Read, tuple[Array, ...]]:
-    """The terms, and derivatives of a weighted sum by logp and entropy."""
-
-    def total(logp: Array, entropy: Array) -> tuple[Array, Read]:
-      terms = terms_of(view._replace(logp=logp, entropy=entropy), by)
-      found = Read(
-        jnp.stack([t.mask for t in terms]),
-        jnp.stack([masking.select(t.values, t.mask) for t in terms]),
-        jnp.stack([jnp.asarray(t.coefficient, jnp.float32) for t in terms]),
-      )
-      sums = jnp.sum(
-        found.values * weight[None], tuple(range(1, 1 + weight.ndim))
-      )
-      return jnp.sum(found.coefficient * sums), found
-
-    slope, found = jax.grad(total, (0, 1), has_aux=True)(
-      view.logp, view.entropy
-    )
-    return found, slope
-
-  @functools.partial(jax.jit, compiler_options=QUICK)
-  def both(view: View, weight: Array):
-    whole = read(view, weight, '')
-    alone = functools.partial(read, by=' for tokens one by one')
-    one_by_one = _of_tokens(alone, view, weight)
-    unread = view._replace(logp=0 * view.logp, entropy=0 * view.entropy)
-    blind = [term.mask for term in terms_of(unread, '')]
-    return whole, one_by_one, jnp.stack(blind)
-
-  weight = np.random.default_rng(1).normal(size=(B, G, T)).astype(np.float32)
-  found = jax.device_get(both(view, weight))
-  (whole, slope), (tokens, token_slope), blind = found
+  names, whole, tokens, blind = _read_both(objective, view, settings)
   trained = np.asarray(view.mask)
   for i, name in enumerate(names):
     if not np.array_equal(whole.mask[i], blind[i]):
@@ -141,19 +103,77 @@ def _try_terms(objective: Objective, view: View, settings: LossConfig) -> None:
         f'the mask of term {name!r} depends on the policy, so a denominator is'
         f' not known before it is differentiated; {RULE}'
       )
-    for field, a, b in zip(Read._fields, whole, tokens):
-      if not _close(a[i : i + 1], b[:, i]):
+    for field in ('mask', 'values', 'coefficient'):
+      a, b = getattr(whole, field)[i : i + 1], getattr(tokens, field)[:, i]
+      if not _close(a, b):
         raise Fault(
           f'the {field} of term {name!r} for whole responses differs from that'
           ' for their tokens one by one, so that loss and gradient would'
           f' disagree; {RULE}'
         )
-  for a, b in zip(slope, token_slope):
+  for a, b in zip(whole.slopes, tokens.slopes):
     if not _close(a[trained], b.reshape(trained.shape)[trained]):
       raise Fault(
         'its gradient for whole responses differs from that for their tokens'
         f' one by one; {RULE}'
       )
+  options = settings.kl_weight or settings.entropy_bonus
+  still = not any(np.any(slope[trained]) for slope in whole.slopes)
+  if still and np.all(whole.coefficient) and not options:
+    unscored = ', for view.advantages are 0 without advantages= in its row'
+    raise Fault(
+      'its gradient is 0 at every token'
+      + unscored * (objective.advantages is None)
+    )
+
+
+def _read_both(
+  objective: Objective, view: View, settings: LossConfig
+) -> tuple[list[str], Read, Read, Array]:
+  """What an objective says of whole responses and of their tokens.
+
+  Returns:
+    names of its terms; what it says of the batch; of each token, with an axis
+    of tokens in front; and its masks where it does not see the policy.
+  """
+  kinds = []
+
+  def terms_of(view: View, by: str) -> tuple[Term, ...]:
+    found = _called(objective.terms, by, view, settings)
+    terms = _checked(found, view, by)
+    kinds.append([(term.name, term.reduction) for term in terms])
+    if kinds[-1] != kinds[0]:
+      raise Fault(f'its terms{by} are {kinds[-1]}, not {kinds[0]}; {RULE}')
+    return terms
+
+  def read(view: View, weight: Array, by: str) -> Read:
+    def total(logp: Array, entropy: Array) -> tuple[Array, Read]:
+      terms = terms_of(view._replace(logp=logp, entropy=entropy), by)
+      found = Read(
+        jnp.stack([t.mask for t in terms]),
+        jnp.stack([masking.select(t.values, t.mask) for t in terms]),
+        jnp.stack([jnp.asarray(t.coefficient, jnp.float32) for t in terms]),
+      )
+      of_tokens = tuple(range(1, 1 + weight.ndim))
+      sums = jnp.sum(found.values * weight[None], of_tokens)
+      return jnp.sum(found.coefficient * sums), found
+
+    both = jax.grad(total, (0, 1), has_aux=True)
+    slopes, found = both(view.logp, view.entropy)
+    return found._replace(slopes=slopes)
+
+  @functools.partial(jax.jit, compiler_options=QUICK)
+  def read_both(view: View, weight: Array) -> tuple[Read, Read, Array]:
+    whole = read(view, weight, '')
+    alone = functools.partial(read, by=' for tokens one by one')
+    tokens = _of_tokens(alone, view, weight)
+    unread = view._replace(logp=0 * view.logp, entropy=0 * view.entropy)
+    blind = [term.mask for term in terms_of(unread, '')]
+    return whole, tokens, jnp.stack(blind)
+
+  weight = np.random.default_rng(1).normal(size=(B, G, T)).astype(np.float32)
+  found = jax.device_get(read_both(view, weight))
+  return [name for name, _ in kinds[0]], *found
 
 
 def _of_tokens(
@@ -307,7 +327,7 @@ def _made_up(objective: Objective, settings: LossConfig) -> View:
   )
 
 
-def _close(a: np.ndarray, b: np.ndarray) -> bool:
+def _close(a: Array, b: Array) -> bool:
   """Equal but for the rounding of float32; NaN is its owner's business."""
   a, b = np.ravel(a), np.ravel(b)
   scale = np.max(np.abs(a[np.isfinite(a)]), initial=1.0)

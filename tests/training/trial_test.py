@@ -171,6 +171,49 @@ def test_a_mask_that_depends_on_the_policy_is_refused():
     assert 'depends on the policy' in line and line.endswith(terms.__name__)
 
 
+@pytest.mark.parametrize(
+  ('advantages', 'what'),
+  [(None, 'are 0 without advantages= in its row'), (centred, 'at every token')],
+)
+def test_a_gradient_of_0_is_refused(advantages, what):
+  def reinforce(view, settings):
+    weight = view.advantages[..., None] * (advantages is None)
+    return (Term(-weight * view.logp, view.mask),)
+
+  assert what in refused(reinforce, advantages=advantages)
+
+
+def test_a_term_that_only_begins_later_passes():
+  def late(view, settings):
+    return (Term(-view.logp, view.mask, (view.step > 100) * 1.0),)
+
+  def anchored(view, settings):
+    """The KL of loss.kl_weight alone trains."""
+    return (Term(0 * view.logp, view.mask),)
+
+  tried(late)
+  tried(anchored, loss=LossConfig(kl_weight=0.1))
+  assert 'is 0 at every token' in refused(anchored)
+
+
+def one_more_of_batches(view, settings):
+  """A term that single tokens do not have."""
+  term = Term(-view.logp, view.mask)
+  return (term, term._replace(name='b'))[: view.logp.ndim - 1]
+
+
+def another_reduction(view, settings):
+  whole = view.logp.ndim > 2
+  reduction = 'token_sum' if whole else 'token_mean'
+  return (Term(-view.logp, view.mask, reduction=reduction),)
+
+
+@pytest.mark.parametrize('terms', [one_more_of_batches, another_reduction])
+def test_terms_of_another_kind_for_tokens_are_refused(terms):
+  line = refused(terms)
+  assert 'its terms for tokens one by one are' in line and RULE in line
+
+
 def raises(view, settings):
   return missing(view)  # noqa: F821
 
