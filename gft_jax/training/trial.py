@@ -7,6 +7,7 @@ chunks, on single tokens. Both must say the same.
 import contextlib
 import functools
 import re
+import sys
 import traceback
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias, TypeVar
@@ -360,10 +361,13 @@ def _unwrapped(function: object) -> object:
 
 
 def _name_of(function: object) -> str:
-  """module:function."""
+  """module:function, or file:function of a config file, which is no module."""
   function = _unwrapped(function)
   name = getattr(function, '__qualname__', type(function).__qualname__)
-  return f'{function.__module__}:{name}'
+  code = getattr(function, '__code__', None)
+  is_module = function.__module__ in sys.modules.keys() - {'__main__'}
+  where = function.__module__ if is_module or not code else code.co_filename
+  return f'{where}:{name}'
 
 
 def _on_cpu() -> contextlib.AbstractContextManager:

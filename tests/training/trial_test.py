@@ -2,6 +2,7 @@
 
 import functools
 import re
+import runpy
 
 import jax
 import jax.numpy as jnp
@@ -169,6 +170,21 @@ def test_a_mask_that_depends_on_the_policy_is_refused():
   for terms in (likely, uncertain):
     line = refused(terms)
     assert 'depends on the policy' in line and line.endswith(terms.__name__)
+
+
+def test_a_function_of_a_config_file_is_named_by_its_file(tmp_path):
+  path = tmp_path / 'recipe.py'
+  path.write_text('def length(view, settings):\n  return view.mask.sum()\n')
+  terms = runpy.run_path(str(path))['length']
+  assert refused(terms).endswith(f'; see {path}:length')
+
+
+def test_a_callable_object_is_named_by_its_class():
+  class Length:
+    def __call__(self, view, settings):
+      return (Term(view.logp.sum(-1), view.mask),)
+
+  assert refused(Length()).endswith('Length')
 
 
 @pytest.mark.parametrize(
