@@ -20,7 +20,10 @@ where the first was interrupted, and refuses other settings. --out gets
   generations/NAME.jsonl    every answer
   settings.json             what decides about them
   evaluation.json           every number
-  table.md, table.tex       avg@n, pass@k and maj@k
+  table.md, table.tex       accuracy (avg@n), pass@k, maj@k and the mean reward
+
+An answer is right where its reward reaches eval.threshold, which the tables
+state. The mean reward has a column where it is not the accuracy.
 
 Without the model, kept answers are graded again, or those of two evaluations are
 compared problem by problem: what did training gain, and what is forgotten? The
@@ -175,7 +178,13 @@ def regrade(options) -> None:
   config = overridden(Config(), [*defaults, *options.set])
   reward = evaluation_reward(config)
   dataset = config.data if config.data.path else None
-  metrics = generations.regrade(path, reward, config.eval.ks, dataset)
+  metrics = generations.regrade(
+    path,
+    reward,
+    config.eval.ks,
+    dataset,
+    threshold=config.eval.threshold,
+  )
   found = {f'eval/{path.stem}/{k}': v for k, v in metrics.items()}
   print(tables.markdown(tables.benchmark_table(found)), end='')
   print_failures(found)
@@ -201,7 +210,11 @@ def compare(options) -> None:
   if not names:
     raise ConfigError(f'--compare: {before} and {after} share no benchmark')
   found = {
-    name: generations.paired(before / f'{name}.jsonl', after / f'{name}.jsonl')
+    name: generations.paired(
+      before / f'{name}.jsonl',
+      after / f'{name}.jsonl',
+      threshold=threshold_of(options, name),
+    )
     for name in names
   }
   table = tables.comparison_table(found)
@@ -211,6 +224,26 @@ def compare(options) -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / 'comparison.json').write_text(json.dumps(found, indent=1))
     tables.write(out / 'comparison', table)
+
+
+def threshold_of(options, name: str) -> float:
+  """From which reward an answer is right: of --set, or of both evaluations."""
+  from gft_jax.evaluate import read_metrics
+
+  stated = [
+    read_metrics(pathlib.Path(out) / 'evaluation.json').get(
+      f'eval/{name}/threshold', Config().eval.threshold
+    )
+    for out in options.compare
+  ]
+  config = overridden(Config(), [f'eval.threshold={stated[0]}', *options.set])
+  named = any(text.startswith('eval.threshold=') for text in options.set)
+  if len(set(stated)) > 1 and not named:
+    raise ConfigError(
+      f'--compare: {name} was counted with eval.threshold={stated[0]:g} and'
+      f' {stated[1]:g}; name one with --set eval.threshold=...'
+    )
+  return config.eval.threshold
 
 
 if __name__ == '__main__':

@@ -6,8 +6,8 @@
 
 Each row of --data comes out with its prompt, answer and expert, and as teacher
 the model's answers in place of any that it had. An answer that never stopped
-is left out, and so is an empty one, and under --keep-correct one that scores
-below 1 (--set reward.function=math); a row may end up without a teacher. Rows
+is left out, and so is an empty one, and under --keep-correct one that is
+wrong by the reward of evaluations (--set reward.function=math); a row may end up without a teacher. Rows
 with a prompt above data.max_prompt, or that cannot be read, are dropped and
 counted; prepare_data.py names them.
 

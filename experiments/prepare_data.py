@@ -93,11 +93,14 @@ def main(arguments: list[str] | None = None) -> int:
         config = override(config, f'data.eval_path={options.path}')
     if options.reward:
       config = override(config, f'reward.function={options.reward}')
+      config = override(config, 'eval.reward=')
     graded = options.reward is not None
     if graded:
       from gft_jax.evaluation import given_answers
+      from gft_jax.rewards.grader import evaluation_reward
 
-      given_answers.check_reward(config.reward)  # a mistake stops here
+      # A mistake stops here.
+      given_answers.check_reward(evaluation_reward(config))
     if options.json:
       _check_folder('--json', options.json)
     if not options.config and not any('group.' in s for s in options.set):
@@ -179,15 +182,19 @@ def describe(config: Config, tokenizer_path: str, split: str) -> dict[str, Any]:
 def pass_rates(config: Config, split: str) -> dict[str, Any]:
   """Grades every given answer of the split, prints and returns the shares."""
   from gft_jax.evaluation import given_answers
+  from gft_jax.rewards.grader import evaluation_reward
 
   found = given_answers.grade_given(config, split)
+  reward, threshold = evaluation_reward(config).function, config.eval.threshold
+  passed = reward if threshold == 1 else f'{reward} (at least {threshold:g})'
   for role in ('expert', 'teacher'):
     if role in found:
-      _print_grades(role, found[role], config.reward.function)
+      _print_grades(role, found[role], passed)
     else:
       print(f'{role}: no answers to grade')
   return {
-    'reward': config.reward.function,
+    'reward': reward,
+    'threshold': threshold,
     **{role: grades._asdict() for role, grades in found.items()},
   }
 

@@ -26,12 +26,14 @@ from gft_jax.config import (
 from gft_jax.data import pipeline
 from gft_jax.engine import Engine
 from gft_jax.evaluate import engine_of
+from gft_jax.evaluation import generations
 from gft_jax.evaluation.held_out import EXPERT_ONLY
 from gft_jax.loop import train
 from gft_jax.ops import diagnostics
 from gft_jax.ops.rectification import dynamic_coefficient
+from gft_jax.parallel.mesh import even_rows
 from gft_jax.policy import load_policy, restore_stage
-from gft_jax.rewards.grader import wanted_by
+from gft_jax.rewards.grader import evaluation_reward, wanted_by
 from gft_jax.rollout import groups
 from gft_jax.run import writers
 from gft_jax.types import Json, Numbers, Params
@@ -136,9 +138,10 @@ def diagnose(config: Config, workdir: pathlib.Path) -> tuple[Json, Tokens]:
     policy.tokenizer,
     'test',
     config.seed,
-    wanted_by(config.reward),
+    wanted_by(evaluation_reward(config)),
   )
-  with engine_of(config, policy, workdir, [config.reward]) as engine:
+  reward = evaluation_reward(config)
+  with engine_of(config, policy, workdir, [reward]) as engine:
     tokens = tokens_of(engine, policy.params, dataset, config)
     ends = {'model': tokens.logp[tokens.end]}
     for stage in config.stages:
@@ -164,8 +167,7 @@ def tokens_of(
   engine: Engine, params: Params, dataset: data.Dataset, config: Config
 ) -> Tokens:
   """The tokens of the first `eval.prompts` demonstrations."""
-  parts, first = [], 0
-  size = config.eval.batch_size
+  parts, first, size = [], 0, rows_of_batch(dataset, config)
   for examples in pipeline.in_order(dataset, config.eval.prompts, size):
     batch = groups.unscored(
       pipeline.prompts_of(examples), pipeline.given_of(examples), size
@@ -186,6 +188,12 @@ def tokens_of(
     )
     first += len(examples.index)
   return Tokens(*(np.concatenate(column) for column in zip(*parts)))
+
+
+def rows_of_batch(dataset: data.Dataset, config: Config) -> int:
+  """Rows of a batch of the first `eval.prompts` demonstrations."""
+  count = min(config.eval.prompts, len(dataset))
+  return even_rows(count, config.eval.batch_size, config.mesh)
 
 
 def weights(tokens: Tokens, tau: float) -> dict[str, object]:
@@ -226,12 +234,11 @@ def own_answers(
 ) -> Numbers:
   """How often the policy writes y*, or a right answer, by itself."""
   settings, same, right = config.eval, [], []
-  asked = pipeline.in_order(dataset, settings.prompts, settings.batch_size)
+  size = rows_of_batch(dataset, config)
+  asked = pipeline.in_order(dataset, settings.prompts, size)
   for number, examples in enumerate(asked):
     count = len(examples.index)
-    prompts = groups.pad_rows(
-      pipeline.prompts_of(examples), settings.batch_size
-    )
+    prompts = groups.pad_rows(pipeline.prompts_of(examples), size)
     sampled = engine.sample(
       params,
       prompts,
@@ -250,14 +257,14 @@ def own_answers(
       sampled.replace(tokens=tokens, length=length), config.sampler, prompts
     )
     scored = engine.score(
-      config.reward,
+      evaluation_reward(config),
       f'diagnosis/{number}',
       examples.problems,
       texts,
       np.asarray(length) > 0,
       finished,
     )
-    right.append(scored.values >= 1)
+    right.append(generations.is_right(scored.values, settings.threshold))
   return {
     'answers sampled': np.concatenate(same).size,
     'share that is the demonstration': float(np.concatenate(same).mean()),

@@ -8,6 +8,7 @@ mesh and no compiler. Everything random is a function of (seed, stream, step):
 import contextlib
 import functools
 import itertools
+import math
 import pathlib
 from collections.abc import Generator, Iterable, Mapping, Sequence
 
@@ -90,7 +91,10 @@ class RewardScorer:
     batch = pipeline.pad_groups(
       asked, answered, groups.width_of(prompt), groups.width_of(answer)
     )
-    rows, parts = self.ROWS * sharding.prompt_shards(self._mesh), []
+    holders = sharding.prompt_shards(self._mesh)
+    calls = math.ceil(len(prompts) / (self.ROWS * holders))
+    rows = math.ceil(len(prompts) / calls / holders) * holders
+    parts = []
     for start in range(0, len(prompts), rows):
       part = jax.tree.map(lambda x, at=start: x[at : at + rows], batch)
       padded = sharding.to_global(

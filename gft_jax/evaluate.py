@@ -22,10 +22,15 @@ from gft_jax.engine import Engine, open_engine
 from gft_jax.evaluation import benchmark, generations
 from gft_jax.evaluation.benchmark import Questions, ask_benchmark
 from gft_jax.evaluation.held_out import HeldOutEvaluation
-from gft_jax.parallel.mesh import check_rows, prompt_holders
+from gft_jax.parallel.mesh import (
+  check_rows,
+  prompt_holders,
+  warn_of_idle_devices,
+)
 from gft_jax.plan import check_lengths, held_out_of, loader_of
 from gft_jax.policy import Policy
 from gft_jax.report import tables
+from gft_jax.report.run import restated
 from gft_jax.rewards.grader import Grader, evaluation_reward, wanted_by
 from gft_jax.run.workdir import coefficients_file
 from gft_jax.training import objectives
@@ -242,7 +247,7 @@ def ask_benchmarks(
 
 def read_metrics(file: pathlib.Path) -> Numbers:
   """What an evaluation.json holds; {} where there is none."""
-  return json.loads(file.read_text()) if file.exists() else {}
+  return restated(json.loads(file.read_text())) if file.exists() else {}
 
 
 def metrics_of_benchmarks(file: pathlib.Path) -> Numbers:
@@ -277,5 +282,6 @@ def engine_of(
   """
   timeouts = outdir / 'timeouts.jsonl' if resumed else None
   with open_engine(config, policy, rewards, timeouts) as engine:
+    warn_of_idle_devices(config.mesh)
     outdir.mkdir(parents=True, exist_ok=True)
     yield engine

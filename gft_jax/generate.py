@@ -8,7 +8,7 @@ from gft_jax.batch import Prompts, Responses
 from gft_jax.config import Config, ConfigError, require
 from gft_jax.data import pipeline
 from gft_jax.engine import Engine, open_engine
-from gft_jax.parallel.mesh import prompt_holders
+from gft_jax.parallel.mesh import prompt_holders, warn_of_idle_devices
 from gft_jax.policy import Policy
 from gft_jax.rollout import groups
 from gft_jax.types import Params
@@ -89,6 +89,7 @@ def answer_prompts(
   rows = -(-len(texts) // holders) * holders
   prompts = groups.pad_rows(prompts, rows)
   with open_engine(config, policy) as engine:
+    warn_of_idle_devices(config.mesh)
     responses = engine.sample(
       params,
       prompts,

@@ -22,7 +22,14 @@ import jax
 from gft_jax.config import Config
 from gft_jax.engine import open_engine
 from gft_jax.parallel import processes
-from gft_jax.plan import Job, fingerprints, plan_stages, rewards_of
+from gft_jax.parallel.mesh import warn_of_idle_devices
+from gft_jax.plan import (
+  Job,
+  fingerprints,
+  plan_stages,
+  rewards_of,
+  sizes_of,
+)
 from gft_jax.policy import load_policy
 from gft_jax.report.page import write_report
 from gft_jax.rewards.tally import RewardError
@@ -86,6 +93,7 @@ def train(config: Config, workdir: str | pathlib.Path) -> dict[str, Evaluation]:
     engine = hold(open_engine(config, policy, rewards_of(jobs), timeouts))
     hold(claim(workdir, config))
     check_data(workdir, fingerprints(jobs))
+    warn_of_idle_devices(config.mesh, *sizes_of(config))
     stop_request = hold(stop_requests())
     writer = make_writer(workdir, config.log) if first else Writer()
     hold(closing(writer))

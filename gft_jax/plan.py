@@ -32,6 +32,7 @@ from gft_jax.rewards.functions import NOTHING, Wanted
 from gft_jax.rewards.grader import evaluation_reward, wanted_by
 from gft_jax.training import objectives
 from gft_jax.training.objectives import Objective
+from gft_jax.training.trial import try_objective
 from gft_jax.types import Numbers
 
 
@@ -148,6 +149,7 @@ def _plan_stage(
   )
   _check_run_wide(config, settings, stage)
   _check_objective(settings, objective, stage)
+  try_objective(stage.objective, objective, settings.loss)
   _check_mesh(settings)
   room = policy.model.architecture.max_positions
   check_lengths(settings, config.data.max_prompt, room)
@@ -218,6 +220,14 @@ def _check_mesh(settings: Config) -> None:
     check_rows('data.batch_size', size, settings.mesh)
   if settings.eval.splits:
     check_rows('eval.batch_size', settings.eval.batch_size, settings.mesh)
+
+
+def sizes_of(config: Config) -> tuple[int, ...]:
+  """Numbers of prompts that the devices of a run divide."""
+  optimizer = config.optimizer
+  parts = optimizer.mini_batches * optimizer.micro_batches
+  evaluated = (config.eval.batch_size,) if config.eval.splits else ()
+  return (config.data.batch_size // parts, *evaluated)
 
 
 def _check_base(config: Config, stages: Iterable[str]) -> None:

@@ -24,7 +24,7 @@ from gft_jax.data import arithmetic
 from gft_jax.huggingface import hub, peft
 from gft_jax.models import lora, transformer
 from gft_jax.parallel import sharding
-from gft_jax.parallel.mesh import make_mesh, warn_of_idle_devices
+from gft_jax.parallel.mesh import make_mesh
 from gft_jax.parallel.sharding import create_sharded
 from gft_jax.run import checkpoint
 from gft_jax.run.workdir import (
@@ -216,7 +216,6 @@ def load_policy(config: Config) -> Policy:
     ConfigError: no such folder or stage, a model that is not supported, or too
       few devices.
   """
-  _warn_of_idle_devices(config)
   if not config.model.path:
     return _from_scratch(config)
   run = split_stage(config.model.path)
@@ -229,16 +228,6 @@ def load_policy(config: Config) -> Policy:
     model, key_of(config.seed, 'init', 0), _shardings(config)
   )
   return policy._replace(model=model, params=adapters, frozen=policy.params)
-
-
-def _warn_of_idle_devices(config: Config) -> None:
-  optimizer, sizes = config.optimizer, []
-  sizes.append(
-    config.data.batch_size // (optimizer.mini_batches * optimizer.micro_batches)
-  )
-  if config.eval.splits:
-    sizes.append(config.eval.batch_size)
-  warn_of_idle_devices(config.mesh, *sizes)
 
 
 def _shardings(config: Config) -> Callable[[Params], Params]:

@@ -28,7 +28,7 @@ from gft_jax.data import files, pipeline, turns
 from gft_jax.models import reward_model
 from gft_jax.models.transformer import Transformer
 from gft_jax.parallel import sharding
-from gft_jax.parallel.mesh import check_divisible, make_mesh
+from gft_jax.parallel.mesh import check_divisible, even_rows, make_mesh
 from gft_jax.policy import Policy, key_of, load_policy, source_of
 from gft_jax.rollout import groups
 from gft_jax.run import checkpoint, compiler, writers
@@ -383,7 +383,9 @@ def _order(count: int, config: Config, steps: int) -> Iterator[np.ndarray]:
 
 
 def _evaluate(task: Task, params: Params) -> Numbers:
-  size, pairs, found = task.config.data.batch_size, task.held_out, []
+  pairs, found = task.held_out, []
+  most, mesh = task.config.data.batch_size, task.config.mesh
+  size = even_rows(len(pairs.rewards), most, mesh)
   for start in range(0, len(pairs.rewards), size):
     part = _rows(pairs, slice(start, start + size))
     part = groups.unscored(part.prompts, part.responses, size)

@@ -20,16 +20,16 @@ import numpy as np
 import tqdm
 
 from gft_jax import data
-from gft_jax.config import Config, ConfigError, overridden, require
+from gft_jax.config import Config, ConfigError, overridden, override, require
 from gft_jax.data import builders
 from gft_jax.engine import open_engine
 from gft_jax.evaluation import generations
 from gft_jax.evaluation.held_out import OWN
 from gft_jax.generate import answer_examples, width_of_prompts
-from gft_jax.parallel.mesh import check_rows
+from gft_jax.parallel.mesh import check_rows, even_rows, warn_of_idle_devices
 from gft_jax.policy import Policy
 from gft_jax.rewards.functions import NOTHING, TURNS
-from gft_jax.rewards.grader import Grader, wanted_by
+from gft_jax.rewards.grader import Grader, evaluation_reward, wanted_by
 from gft_jax.rewards.tally import Tally
 from gft_jax.types import Params
 
@@ -85,10 +85,11 @@ def check_teacher(
   if not keep_correct and not config.reward.function:
     return
   # A wrong name is refused even where nothing is graded.
-  with Grader(config.reward) as grader:
+  reward = evaluation_reward(config)
+  with Grader(reward) as grader:
     require(
       not keep_correct or not grader.asks_model,
-      f'--keep-correct: reward.function={config.reward.function!r} asks a'
+      f'--keep-correct: reward.function={reward.function!r} asks a'
       ' reward model, which gives no verdict of right or wrong',
     )
 
@@ -104,23 +105,25 @@ def write_teacher(
 
   Args:
     config: `group.samples` answers to each row, of up to `data.max_response`
-      tokens, `data.batch_size` rows at a time.
+      tokens, up to `data.batch_size` rows at a time.
     policy: its model and tokenizer.
     params: what answers.
     out: the file, as `check_teacher` wants it.
-    keep_correct: leave out answers whose reward is below 1.
+    keep_correct: leave out answers that evaluations count as wrong.
 
   Raises:
     ConfigError: rows that do not fit the model, or an `out` that was begun
       under other settings or that another process writes.
     RewardError: a reward of the user failed for every answer so far.
   """
-  split, size = config.data.split, config.data.batch_size
+  split = config.data.split
   graded = bool(config.reward.function)
-  wanted = wanted_by(config.reward) if graded else NOTHING
+  wanted = wanted_by(evaluation_reward(config)) if graded else NOTHING
   dataset = data.load(
     config.data, OWN, policy.tokenizer, split, config.seed, wanted
   )
+  size = even_rows(len(dataset), config.data.batch_size, config.mesh)
+  asking = override(config, f'data.batch_size={size}')
   longest = int(dataset.statistics.tokens['prompt'].max())
   width = width_of_prompts(policy, longest, config.data.max_response)
   source = builders.source(config.data, split, config.seed)
@@ -135,17 +138,23 @@ def write_teacher(
   with contextlib.ExitStack() as stack:
     # A mistake in the reward leaves nothing behind.
     grader = (
-      stack.enter_context(Grader(config.reward)) if keep_correct else None
+      stack.enter_context(Grader(evaluation_reward(config)))
+      if keep_correct
+      else None
     )
     engine = stack.enter_context(open_engine(config, policy))
+    warn_of_idle_devices(config.mesh)
     file = stack.enter_context(opened(out, config, facts))
     done = drop_half_batch(file, size, len(dataset))
     for start in tqdm.trange(done, len(dataset), size, disable=None):
       stop = min(start + size, len(dataset))
       examples = dataset.examples(np.arange(start, stop))
-      texts, finished = answer_examples(engine, params, examples, config, width)
-      scores = grade(grader, examples, texts, tally, told) if grader else None
-      teachers = kept(texts, finished, scores, left_out)
+      texts, finished = answer_examples(engine, params, examples, asking, width)
+      right = None
+      if grader:
+        rewards = grade(grader, examples, texts, tally, told)
+        right = generations.is_right(rewards, config.eval.threshold)
+      teachers = kept(texts, finished, right, left_out)
       columns = examples.columns or [''] * len(teachers)
       for number, teacher, taken in zip(examples.index, teachers, columns):
         file.write(line(rows[int(number)], teacher, taken))
@@ -182,10 +191,17 @@ def grade(
 def kept(
   texts: list[list[str]],
   finished: np.ndarray,
-  scores: np.ndarray | None,
+  right: np.ndarray | None,
   left_out: collections.Counter[str],
 ) -> list[list[str]]:
-  """The answers of each row that may teach; counts the others by reason."""
+  """The answers of each row that may teach; counts the others by reason.
+
+  Args:
+    texts: [B][G].
+    finished: [B, G] bool, the answer ended by itself.
+    right: [B, G] bool; None: wrong answers may teach too.
+    left_out: reason -> count, added to.
+  """
   teachers: list[list[str]] = [[] for _ in texts]
   for b, row in enumerate(texts):
     for g, text in enumerate(row):
@@ -193,7 +209,7 @@ def kept(
         left_out['cut at --max-tokens'] += 1
       elif not text.strip():
         left_out['empty'] += 1
-      elif scores is not None and scores[b, g] < 1:
+      elif right is not None and not right[b, g]:
         left_out['wrong'] += 1
       else:
         teachers[b].append(text)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from gft_jax import diagnosis
+from gft_jax.config import override
 
 
 def tokens_with(probabilities, row):
@@ -51,3 +52,11 @@ def test_every_stage_starts_from_the_model():
   assert [s.objective for s in config.stages] == [
     *('sft', 'dft', 'dft', 'gft', 'gft')
   ]
+
+
+def test_batches_of_demonstrations_are_as_large_as_what_is_asked():
+  config = diagnosis.config_of('', '', 3)
+  assert diagnosis.rows_of_batch(range(99), config) == 32
+  assert diagnosis.rows_of_batch(range(5), config) == 5
+  wide = override(override(config, 'mesh.fsdp=4'), 'eval.prompts=33')
+  assert diagnosis.rows_of_batch(range(99), wide) == 20

@@ -21,8 +21,9 @@ from gft_jax.config import (
   ModelConfig,
   override,
 )
-from gft_jax.engine import Engine
+from gft_jax.engine import Engine, RewardScorer
 from gft_jax.models import packing
+from gft_jax.parallel import sharding
 from gft_jax.parallel.mesh import make_mesh
 from gft_jax.policy import load_policy
 from gft_jax.rollout import groups
@@ -36,7 +37,8 @@ import json, sys
 import numpy as np
 from gft_jax.batch import Prompts
 from gft_jax.config import Config, MeshConfig
-from gft_jax.engine import Engine
+from gft_jax.engine import Engine, RewardScorer
+from gft_jax.parallel import sharding
 from gft_jax.parallel.mesh import make_mesh
 from gft_jax.parallel.processes import initialize_processes
 from gft_jax.policy import load_policy
@@ -177,3 +179,41 @@ def test_an_update_is_packed_for_the_devices_and_parts_that_run_it(monkeypatch):
   expected = packing.pack(batch, shards=2, parts=2).packing
   assert expected.rows is not None
   chex.assert_trees_all_equal(seen[0][1].packing, expected)
+
+
+@pytest.mark.parametrize(
+  ('count', 'devices', 'calls'),
+  [
+    (1, 1, [1]),
+    (20, 1, [10, 10]),
+    (16, 1, [16]),
+    (3, 4, [4]),
+    (65, 4, [36, 36]),
+  ],
+)
+def test_a_reward_model_reads_as_many_rows_as_are_asked(
+  monkeypatch, count, devices, calls
+):
+  """The score of a row is the last token of its prompt, of two answers."""
+  seen = []
+
+  def scores(model, params, batch):
+    seen.append(len(batch.prompts.length))
+    last = batch.prompts.length[:, None, None] - 1
+    tokens = np.take_along_axis(batch.prompts.tokens[:, None], last, axis=-1)
+    return np.repeat(tokens[..., 0], 2, axis=1).astype(np.float32)
+
+  monkeypatch.setattr(programs, 'response_scores', scores)
+  monkeypatch.setattr(sharding, 'to_global', lambda mesh, tree: tree)
+  monkeypatch.setattr(sharding, 'to_local', lambda mesh, x: x)
+  config = Config(mesh=MeshConfig(data=devices))
+  policy = load_policy(config)
+  mesh = make_mesh(config.mesh)
+  scorer = RewardScorer(policy.model, {}, policy.tokenizer, mesh)
+  prompts = [f'{n % 9}+{n % 7}' for n in range(count)]
+  found = scorer.scores(prompts, [['1', '22']] * count)
+  assert seen == calls and found.shape == (count, 2)
+  ends = [
+    policy.tokenizer(p, add_special_tokens=False).input_ids[-1] for p in prompts
+  ]
+  assert found[:, 0].tolist() == ends

@@ -245,9 +245,10 @@ def test_evaluate_benchmarks(ask, scripts, tmp_path, monkeypatch, capsys):
   shown = capsys.readouterr().out
   table = (out / 'table.md').read_text()
   assert table in shown
+  *lines, empty, note = table.splitlines()
+  assert not empty and note.endswith('reward of 1 or more (eval.threshold).')
   head, _, *rows = [
-    [cell.strip() for cell in line.split('|')[1:-1]]
-    for line in table.splitlines()
+    [cell.strip() for cell in line.split('|')[1:-1]] for line in lines
   ]
   assert head == [
     *('benchmark', 'problems', 'avg@2', '95 % interval', 'pass@2', 'maj@2')
@@ -287,7 +288,7 @@ def test_evaluate_benchmarks(ask, scripts, tmp_path, monkeypatch, capsys):
   ):
     again = ['--regrade', str(other), '--set', 'reward.workers=0', assignment]
     assert scripts('evaluate').main(again) == 0
-    assert f' {value}' in capsys.readouterr().out.splitlines()[-1]
+    assert f' {value}' in capsys.readouterr().out.splitlines()[-3]
 
   # Held-out splits beside them are no benchmarks, and keep them.
   held_out = ['eval.splits=test', 'eval.prompts=4', 'eval.kl_prompts=0']
@@ -407,6 +408,18 @@ def test_compare_two_evaluations(ask, scripts, tmp_path, capsys):
   found = json.loads((tmp_path / 'found' / 'comparison.json').read_text())
   assert found['sums']['after'] == pytest.approx(1 / 6)
   assert captured.out == (tmp_path / 'found' / 'comparison.md').read_text()
+  # Two evaluations are compared by one threshold, and the table states it.
+  numbers = json.loads((after / 'evaluation.json').read_text())
+  (after / 'evaluation.json').write_text(
+    json.dumps(numbers | {'eval/sums/threshold': 0.5})
+  )
+  assert scripts('evaluate').main(arguments) == 2
+  error = capsys.readouterr().err.splitlines()[-1]
+  assert 'eval.threshold=1 and 0.5; name one' in error
+  chosen = ['--set', 'eval.threshold=-1']
+  assert scripts('evaluate').main([*arguments, *chosen]) == 0
+  shown = capsys.readouterr().out
+  assert 'reward of -1 or more' in shown and ' 100.00 |' in shown
   assert scripts('evaluate').main([*arguments, '--benchmarks', 'svamp']) == 2
   assert 'svamp.jsonl does not exist' in capsys.readouterr().err
   arguments = ['--compare', str(before), str(tmp_path / 'nowhere')]

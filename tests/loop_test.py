@@ -18,6 +18,7 @@ from gft_jax.config import ConfigError, Stage, override
 from gft_jax.data import arithmetic
 from gft_jax.evaluation.held_out import HeldOutEvaluation
 from gft_jax.loop import train
+from gft_jax.parallel.mesh import warn_of_idle_devices
 from gft_jax.policy import load_policy, restore_stage
 from gft_jax.report import groups as report_groups
 from gft_jax.report.run import goodput, read_run
@@ -534,9 +535,14 @@ def test_a_run_that_wandb_refuses_writes_nothing(config, tmp_path, monkeypatch):
   assert not (tmp_path / 'run').exists()
 
 
-def test_a_finished_run_may_be_extended(config, tmp_path):
+def test_a_finished_run_may_be_extended(config, tmp_path, caplog):
   """By steps and by a stage: as if it had been asked for from the start."""
+  warn_of_idle_devices.cache_clear()
   train(demonstrations(config, ('a', '', 2)), tmp_path / 'run')
+  (said,) = [line for line in caplog.messages if 'stay idle' in line]
+  assert said == (
+    '7 of 8 devices stay idle; mesh.data=4 gives prompts to 4 devices'
+  )
   longer = demonstrations(config, ('a', '', 3), ('b', 'a', 1))
   train(longer, tmp_path / 'run')
   train(longer, tmp_path / 'whole')

@@ -35,6 +35,7 @@ PAGES = (
   ADDING,
   OPERATIONS,
   COMING,
+  ROOT / 'gft_jax' / 'METRICS.md',
 )
 
 FENCED = r'```(\w*)\n(.*?)```'

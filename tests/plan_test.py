@@ -5,6 +5,25 @@ from small_runs import alone
 
 from gft_jax.config import ConfigError, override
 from gft_jax.loop import train
+from gft_jax.training import objectives
+
+
+def length_mean(view, settings):
+  """It couples the tokens of a response."""
+  length = view.mask.sum(axis=-1, keepdims=True)
+  return (objectives.Term(-view.logp / length, view.mask),)
+
+
+def test_an_objective_that_couples_tokens_is_refused(
+  config, tmp_path, monkeypatch
+):
+  row = objectives.Objective(length_mean, (objectives.GIVEN,))
+  monkeypatch.setitem(objectives.OBJECTIVES, 'length_mean', row)
+  given = ('group.samples=0', 'group.teachers=0')
+  message = r'^objective length_mean: the values .*plan_test:length_mean$'
+  with pytest.raises(ConfigError, match=message):
+    train(alone(config, 'length_mean', *given), tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
 
 
 def test_dynamic_sampling_needs_rewards(config, tmp_path):

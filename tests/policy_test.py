@@ -9,7 +9,6 @@ import pytest
 from gft_jax import huggingface
 from gft_jax.config import ConfigError, Stage, overridden, override
 from gft_jax.loop import train
-from gft_jax.parallel.mesh import warn_of_idle_devices
 from gft_jax.policy import (
   export_stage,
   key_of,
@@ -160,9 +159,3 @@ def test_a_relative_model_is_found_from_another_folder(
     export_stage('new/runs/first', 'more', 'c')
   named = [f'model.path={tmp_path / "elsewhere"}']
   assert export_stage('new/runs/first', 'more', 'c', assignments=named) == 1
-
-
-def test_who_loads_a_model_hears_of_idle_devices(config, caplog):
-  warn_of_idle_devices.cache_clear()
-  load_policy(config)
-  assert any('7 of 8 devices stay idle' in line for line in caplog.messages)

@@ -7,6 +7,7 @@ checks raise ConfigError and name both numbers that disagree.
 
 import dataclasses
 import json
+import math
 import re
 from typing import TypeVar
 
@@ -517,6 +518,9 @@ class EvalConfig:
   reward: str = setting(
     '', 'reward of evaluations; empty: the first part of reward.function'
   )
+  threshold: float = setting(
+    1.0, 'an answer is right where the reward of evaluations is at least this'
+  )
   temperature: float = setting(0.5, 'temperature of the graded answers')
   max_response: int = setting(1024, 'tokens of an answer')
   kl_prompts: int = setting(
@@ -524,7 +528,9 @@ class EvalConfig:
     'prompts for entropy and KL to the base policy, on own samples at'
     ' temperature 1; 0: neither',
   )
-  batch_size: int = setting(128, 'prompts per call of the sampler')
+  batch_size: int = setting(
+    128, 'most prompts of a call of the sampler; calls are of equal size'
+  )
   base: str = setting(
     '',
     'stage whose result is the base policy of the KL, for a run that'
@@ -537,6 +543,10 @@ class EvalConfig:
     for name in ('every', 'temperature', 'kl_prompts'):
       not_negative(f'eval.{name}', getattr(self, name))
     require(all(k >= 1 for k in self.ks), f'eval.ks={self.ks} has a k below 1')
+    require(
+      math.isfinite(self.threshold),
+      f'eval.threshold={self.threshold} must be a finite number',
+    )
     require(
       not self.ks or max(self.ks) <= self.samples,
       f'eval.ks={self.ks} has a k above eval.samples={self.samples}',

@@ -27,6 +27,7 @@ from gft_jax.evaluation.generations import (
   shortened,
   votes_of,
 )
+from gft_jax.parallel.mesh import even_rows
 from gft_jax.rewards.grader import Problems, evaluation_reward
 from gft_jax.rewards.tally import Tally
 from gft_jax.rollout import groups
@@ -171,7 +172,10 @@ def ask_benchmark(
     'not_asked': len(questions.ids) - len(questions.asked),
   }
   metrics |= accuracy(
-    scored.values, config.eval.ks, votes_of(kept, reward.function)
+    scored.values,
+    config.eval.ks,
+    votes_of(kept, reward.function),
+    threshold=config.eval.threshold,
   )
   return metrics | {
     f'reward_failures/{k}': v for k, v in scored.failures.items()
@@ -195,7 +199,8 @@ def _ask(
   )
   room = engine.model.architecture.max_positions
   key = engine.key('evaluate', 0)
-  asked, size = questions.asked, settings.batch_size
+  asked = questions.asked
+  size = even_rows(len(asked), settings.batch_size, config.mesh)
   parts = [asked[i : i + size] for i in range(0, len(asked), size)]
   done = _keep_whole(path, [len(part) * settings.samples for part in parts])
   bar = tqdm.tqdm(

@@ -1,8 +1,10 @@
 """Answers that are kept, and what is made of them without the model.
 
-A line of NAME.jsonl is one answer to one problem. Accuracy is over samples and
-problems: avg@k is the mean score, pass@k the unbiased estimate of Chen et al.
-2021, maj@k the vote, each with a 95 % interval over problems.
+A line of NAME.jsonl is one answer to one problem. An answer is right where its
+reward reaches `eval.threshold`. avg@n is the accuracy, the share of right
+answers; pass@k is the unbiased estimate of Chen et al. 2021, maj@k the vote.
+mean_reward is another number wherever rewards are not 0 or 1. Each has a 95 %
+interval over problems.
 """
 
 import dataclasses
@@ -142,37 +144,52 @@ def fingerprint(params: Params) -> str:
   return digest.hexdigest()[:16]
 
 
+def is_right(rewards: np.ndarray, threshold: float) -> np.ndarray:
+  """Which answers are right: their reward is at least `threshold`.
+
+  A weighted sum may miss it by the rounding of float32, which is forgiven.
+  """
+  return rewards >= threshold - 1e-6 * max(1.0, abs(threshold))
+
+
 def accuracy(
-  scores: np.ndarray, ks: Sequence[int], votes: np.ndarray | None = None
+  rewards: np.ndarray,
+  ks: Sequence[int],
+  votes: np.ndarray | None = None,
+  *,
+  threshold: float = 1.0,
 ) -> dict[str, float]:
-  """avg@n, pass@k and maj@k with intervals.
+  """Accuracy, pass@k, maj@k and the mean reward, with intervals.
 
   Args:
-    scores: [problems, n] rewards; a score of at least 1 counts as a pass.
+    rewards: [problems, n] of n answers to each problem.
     ks: each at most n.
     votes: [problems, n] of `votes_of`; None leaves maj@k out.
+    threshold: an answer is right where its reward is at least this.
 
   Returns:
-    'avg@n', 'pass@k' and 'maj@k', each also with '_low' and '_high'.
+    'avg@n' (the share of right answers), 'pass@k', 'maj@k' and 'mean_reward',
+    each also with '_low' and '_high'; and the 'threshold'.
   """
-  n = scores.shape[1]
-  correct = np.sum(scores >= 1, axis=1).astype(np.int32)
-  values = {f'avg@{n}': scores.mean(axis=1)}
-  # A learned reward, or one of your own, has no bounds.
-  free = UNBOUNDED if np.any((scores < 0) | (scores > 1)) else (0.0, 1.0)
+  n, right = rewards.shape[1], is_right(rewards, threshold)
+  correct = np.sum(right, axis=1).astype(np.int32)
+  values = {f'avg@{n}': right.mean(axis=1, dtype=np.float32)}
   for k in ks:
     samples = np.full_like(correct, n)
     values[f'pass@{k}'] = np.asarray(passk.pass_at_k(correct, samples, k))
   if votes is not None:
     for k in ks:
-      majority = passk.majority_at_k(votes, scores >= 1, k)
+      majority = passk.majority_at_k(votes, right, k)
       values[f'maj@{k}'] = np.asarray(majority)
+  values['mean_reward'] = rewards.mean(axis=1)
+  # A learned reward, or one of your own, has no bounds.
+  free = UNBOUNDED if np.any((rewards < 0) | (rewards > 1)) else (0.0, 1.0)
   metrics = {}
   for name, value in values.items():
-    bounds = free if name.startswith('avg') else (0.0, 1.0)
+    bounds = free if name == 'mean_reward' else (0.0, 1.0)
     mean, low, high = (float(x) for x in passk.interval(value, bounds))
     metrics |= {name: mean, f'{name}_low': low, f'{name}_high': high}
-  return metrics
+  return metrics | {'threshold': threshold}
 
 
 def votes_of(kept: Answers, function: str) -> np.ndarray:
@@ -205,6 +222,8 @@ def regrade(
   reward: RewardConfig,
   ks: Sequence[int] = (),
   dataset: DataConfig | None = None,
+  *,
+  threshold: float = 1.0,
 ) -> dict[str, float]:
   """`accuracy` of kept answers under any reward, without the model.
 
@@ -214,6 +233,7 @@ def regrade(
     ks: each at most the answers per problem; empty: `sensible_ks` of those.
     dataset: where the problems come from, for columns that a reward takes and
       the kept answers lack.
+    threshold: see `accuracy`.
 
   Raises:
     ConfigError: no such file, a line that is not a kept answer, too few
@@ -250,7 +270,8 @@ def regrade(
   tally.add(scored.answers, scored.failed)
   tally.check(str(path), set())
   metrics = {'problems': problems}
-  metrics |= accuracy(scored.values, ks, votes_of(kept, reward.function))
+  votes = votes_of(kept, reward.function)
+  metrics |= accuracy(scored.values, ks, votes, threshold=threshold)
   return metrics | {
     f'reward_failures/{k}': v for k, v in scored.failures.items()
   }
@@ -279,20 +300,25 @@ def columns_of(
   return carried.columns(source, wanted, kept.index.tolist())
 
 
-def paired(before: pathlib.Path, after: pathlib.Path) -> dict[str, float]:
+def paired(
+  before: pathlib.Path, after: pathlib.Path, *, threshold: float = 1.0
+) -> dict[str, float]:
   """What a policy has forgotten, and learned, on the same problems.
 
   Args:
     before: kept answers of the policy that training began with.
     after: kept answers of what it became; they may be more or fewer per problem.
+    threshold: an answer is right where its reward is at least this.
 
   Returns:
     problems: B.
-    before, after: mean rewards.
-    difference: mean over problems of (mean reward after - before), with
+    before, after: accuracies, shares of right answers.
+    difference: mean over problems of (accuracy after - before), with
       'difference_low' and 'difference_high', the 95 % interval over problems of
       the paired difference.
-    gained, lost: problems whose mean reward rose, and fell.
+    gained, lost: problems whose accuracy rose, and fell.
+    mean_reward_before, mean_reward_after: over all answers.
+    threshold: as given.
 
   Raises:
     ConfigError: no such file, or the problems are not the same.
@@ -308,20 +334,23 @@ def paired(before: pathlib.Path, after: pathlib.Path) -> dict[str, float]:
     f'{before} and {after} do not answer the same problems; they differ in'
     f' {shortened(other)}',
   )
-  means = [kept.graded.mean(axis=1, dtype=np.float64) for kept in (old, new)]
-  difference = means[1] - means[0]
-  within = all(((mean >= 0) & (mean <= 1)).all() for mean in means)
-  bounds = (-1.0, 1.0) if within else UNBOUNDED
-  mean, low, high = (float(x) for x in passk.interval(difference, bounds))
+  shares = [
+    is_right(kept.graded, threshold).mean(axis=1) for kept in (old, new)
+  ]
+  difference = shares[1] - shares[0]
+  mean, low, high = (float(x) for x in passk.interval(difference, (-1.0, 1.0)))
   return {
     'problems': len(difference),
-    'before': float(means[0].mean()),
-    'after': float(means[1].mean()),
+    'before': float(shares[0].mean()),
+    'after': float(shares[1].mean()),
     'difference': mean,
     'difference_low': low,
     'difference_high': high,
     'gained': int((difference > 0).sum()),
     'lost': int((difference < 0).sum()),
+    'mean_reward_before': float(old.graded.mean(dtype=np.float64)),
+    'mean_reward_after': float(new.graded.mean(dtype=np.float64)),
+    'threshold': threshold,
   }
 
 

@@ -1,4 +1,4 @@
-"""How often the given answers of a dataset are right, by the reward of a run."""
+"""How often given answers are right, by the reward of a run's evaluations."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,7 +8,8 @@ import tqdm
 
 from gft_jax.config import Config, RewardConfig, require
 from gft_jax.data import builders, carried
-from gft_jax.rewards.grader import Grader, wanted_by
+from gft_jax.evaluation.generations import is_right
+from gft_jax.rewards.grader import Grader, evaluation_reward, wanted_by
 from gft_jax.rewards.tally import Tally
 
 # Answers that are graded between two steps of the progress bar.
@@ -20,7 +21,7 @@ class Grades(NamedTuple):
 
   Attributes:
     answers: how many were graded.
-    pass_rate: share of those whose reward is at least 1, as in evaluation.
+    pass_rate: share of those that are right, as in evaluation.
     failures: cause -> count, of what could not be graded; see `rewards.grader`.
     rows_by_passes: number of passes -> rows; without rows that give no answer.
     rows_without_pass: numbers of the rows whose answers all fail.
@@ -43,7 +44,8 @@ def grade_given(config: Config, split: str) -> dict[str, Grades]:
   """Grades every given answer of a split, the first data.rows rows of it.
 
   Args:
-    config: of the data and of the reward, a function of text.
+    config: of the data, and of the reward and the threshold of evaluations;
+      the reward is a function of text.
     split: see `builders.source`.
 
   Returns:
@@ -56,15 +58,20 @@ def grade_given(config: Config, split: str) -> dict[str, Grades]:
   source = builders.source(config.data, split, config.seed)
   rows = source.rows[: config.data.rows or len(source.rows)]
   numbers = [row['row'] for row in rows]
-  columns = carried.columns(source, wanted_by(config.reward), numbers)
+  columns = carried.columns(
+    source, wanted_by(evaluation_reward(config)), numbers
+  )
   given = {
     'expert': [[row['expert']] if row['expert'] else [] for row in rows],
     'teacher': [row['teacher'] for row in rows],
   }
-  with Grader(config.reward) as grader:
-    _check_text(grader, config.reward)
+  reward = evaluation_reward(config)
+  with Grader(reward) as grader:
+    _check_text(grader, reward)
     return {
-      role: grade(grader, rows, answers, role, columns)
+      role: grade(
+        grader, rows, answers, role, columns, threshold=config.eval.threshold
+      )
       for role, answers in given.items()
       if any(answers)
     }
@@ -76,6 +83,8 @@ def grade(
   answers: Sequence[Sequence[str]],
   name: str = '',
   columns: Sequence[str] = (),
+  *,
+  threshold: float = 1.0,
 ) -> Grades:
   """Grades answers[i] to rows[i], one answer at least.
 
@@ -85,6 +94,7 @@ def grade(
     answers: for each row.
     name: of the role, for the progress bar and messages.
     columns: of each row, of `carried.columns`; empty: none.
+    threshold: an answer is right where its reward is at least this.
 
   Raises:
     RewardError: a reward of the user failed for every answer.
@@ -102,7 +112,7 @@ def grade(
       chunk = cases[start : start + CHUNK]
       *texts, taken = zip(*chunk)
       scored = grader.score(*texts, columns=taken)
-      passed += (scored.values >= 1).tolist()
+      passed += is_right(scored.values, threshold).tolist()
       tally.add(scored.answers, scored.failed)
       bar.update(len(chunk))
   tally.check(f'the {name or "given"} answers', set())

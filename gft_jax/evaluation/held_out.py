@@ -23,6 +23,7 @@ from gft_jax.engine import Engine
 from gft_jax.evaluation.generations import Answers, accuracy, lines_of
 from gft_jax.ops.rectification import dynamic_coefficient
 from gft_jax.parallel import processes
+from gft_jax.parallel.mesh import even_rows
 from gft_jax.rewards.grader import evaluation_reward
 from gft_jax.rewards.tally import Tally
 from gft_jax.rollout import groups
@@ -75,7 +76,7 @@ class HeldOutEvaluation:
     figures: pathlib.Path,
     generations: pathlib.Path | None = None,
   ) -> Numbers:
-    """Accuracy, likelihood of experts, and drift from the base.
+    """Accuracy, mean reward, likelihood of experts, and drift from the base.
 
     Args:
       held_out: splits and demonstrations.
@@ -94,7 +95,8 @@ class HeldOutEvaluation:
     for number, (split, dataset) in enumerate(held_out.splits.items()):
       kept = generations / f'{split}.jsonl' if generations else None
       scores, failures = self._answers(dataset, split, number, kept)
-      values = accuracy(scores, self.config.eval.ks)
+      settings = self.config.eval
+      values = accuracy(scores, settings.ks, threshold=settings.threshold)
       values |= {f'reward_failures/{k}': v for k, v in failures.items()}
       metrics |= {f'{split}/{k}': v for k, v in values.items()}
     if held_out.demonstrations:
@@ -211,10 +213,11 @@ class HeldOutEvaluation:
   ) -> Iterator[tuple[data.Examples, np.ndarray]]:
     """This process's part of each batch, and which of its rows are real.
 
-    The first `count` rows in order; the last batch is filled with its last row,
-    so that all have one shape.
+    The first `count` rows in order, in batches of one size; the last is filled
+    with its last row.
     """
-    count, size = min(count, len(dataset)), self.config.eval.batch_size
+    count = min(count, len(dataset))
+    size = even_rows(count, self.config.eval.batch_size, self.config.mesh)
     for start in range(0, count, size):
       self.before_batch()
       rows = np.arange(start, start + size)[processes.own_rows(size)]
@@ -222,8 +225,9 @@ class HeldOutEvaluation:
 
 
 def accuracy_names(settings: EvalConfig) -> list[str]:
-  """What `HeldOutEvaluation` calls the accuracies, without their intervals."""
+  """What `HeldOutEvaluation` counts of graded answers, without the intervals."""
   kinds = [f'avg@{settings.samples}', *[f'pass@{k}' for k in settings.ks]]
+  kinds.append('mean_reward')
   return [f'eval/{split}/{kind}' for split in settings.splits for kind in kinds]
 
 
@@ -235,7 +239,8 @@ def group_logprobs(
   Each answer stands in a row of its own, and is padded to `width` tokens: with
   that of the demonstrations, their program serves.
   """
-  shape, size = batch.responses.tokens.shape, config.eval.batch_size
+  settings, shape = config.eval, batch.responses.tokens.shape
+  size = even_rows(settings.prompts, settings.batch_size, config.mesh)
   count, missing = batch.member_mask.size, max(width - shape[-1], 0)
 
   def one(x):

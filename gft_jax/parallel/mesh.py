@@ -9,6 +9,7 @@
 
 import functools
 import logging
+import math
 from collections.abc import Sequence
 
 import jax
@@ -145,6 +146,22 @@ def prompt_holders(config: MeshConfig) -> tuple[int, int]:
     config.data * config.fsdp,
     config.size // (config.rollout_tensor or config.tensor),
   )
+
+
+def even_rows(count: int, most: int, config: MeshConfig) -> int:
+  """Rows of each batch, where `count` rows are asked in equal batches.
+
+  There are as few batches as `most` allows, and a batch has no more rows than
+  it takes to fill the devices that hold prompts, in both layouts.
+
+  Args:
+    count: rows in all.
+    most: rows of a batch; a multiple of those devices.
+    config: the mesh.
+  """
+  batches = max(math.ceil(count / most), 1)
+  holders = math.lcm(*prompt_holders(config))
+  return max(math.ceil(count / batches / holders), 1) * holders
 
 
 def check_rows(name: str, rows: int, config: MeshConfig) -> None:

@@ -11,7 +11,8 @@ import numpy as np
 import scipy.stats
 from matplotlib.figure import Figure
 
-from gft_jax.report import figures
+from gft_jax.report import figures, tables
+from gft_jax.report.run import restated
 from gft_jax.types import Numbers
 
 
@@ -60,10 +61,12 @@ def summarize(
   """
   table: Table = {}
   if base:
+    base = restated(base)
     table[BASE] = {name: Interval(v, math.nan) for name, v in base.items()}
   for arm, runs in results.items():
     if not runs:
       continue
+    runs = [restated(run) for run in runs]
     common = [name for name in runs[0] if all(name in run for run in runs)]
     table[arm] = {name: interval([r[name] for r in runs]) for name in common}
   return table
@@ -77,9 +80,15 @@ def accuracies(table: Table) -> dict[str, str]:
 
 
 def markdown(table: Table) -> str:
-  """One row an arm: accuracy by split, drift, and what it took."""
+  """One row an arm: accuracy by split, drift, and what it took.
+
+  The mean rewards have columns where they are not the accuracies.
+  """
+  means = [{n: v.mean for n, v in row.items()} for row in table.values()]
+  rewards = tables.mean_rewards(means)
   columns = {
     **accuracies(table),
+    **{name: f'{name.split("/")[1]}: mean reward' for name in rewards},
     'eval/kl_to_base': 'KL to base per token',
     'eval/entropy': 'entropy per token',
     **COSTS,
@@ -98,6 +107,8 @@ def markdown(table: Table) -> str:
       else:
         cells.append(str(row[name]))
     lines.append(f'| {arm} | {" | ".join(cells)} |')
+  if note := tables.what_is_right(means):
+    lines += ['', note]
   return '\n'.join(lines)
 
 

@@ -206,8 +206,8 @@ def seconds(run: Run) -> Figure | None:
 FIGURES: dict[str, tuple[Callable[[Run], Figure | None], str]] = {
   'accuracy': (
     accuracy,
-    'Accuracy at the end of each stage on each held-out split, with 95 %'
-    ' intervals over problems.',
+    'Accuracy (avg@n, the share of right answers) and pass@k at the end of each'
+    ' stage on each held-out split, with 95 % intervals over problems.',
   ),
   'learning': (
     learning,

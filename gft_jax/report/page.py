@@ -71,6 +71,7 @@ def _page(run: Run, figures: Sequence[str]) -> str:
     lead=html.escape(_lead(run)),
     tree=_tree(run, ''),
     table=_table(run.evaluations()),
+    right=html.escape(tables.what_is_right(run.evaluations().values())),
     goodput=_goodput(run),
     style=CSS + report_groups.CSS,
     groups=_groups(run),
@@ -170,7 +171,7 @@ def _head(name: str) -> str:
   if name in tables.DRIFT:
     return tables.DRIFT[name]
   _, split, metric = name.split('/')
-  return f'{html.escape(split)}<br>{metric}'
+  return f'{html.escape(split)}<br>{metric.replace("_", " ")}'
 
 
 def _cell(record: Numbers, name: str) -> str:
@@ -217,8 +218,8 @@ PAGE = """<!doctype html>
 {tree}
 <h2>Final evaluations</h2>
 <div class="wide">{table}</div>
-<p><small>Under each accuracy its 95 % interval over problems. KL and entropy
-in nats, on the policy's own samples at temperature 1.</small></p>
+<p><small>{right} Under each number its 95 % interval over problems. KL and
+entropy in nats, on the policy's own samples at temperature 1.</small></p>
 {goodput}
 <h2>Figures</h2>
 {figures}

@@ -1,5 +1,6 @@
 """A run directory, read: its settings, records, weights and groups."""
 
+import math
 import pathlib
 import re
 from collections.abc import Mapping
@@ -28,6 +29,10 @@ PHASES = {
   'other': 'other',
 }
 ACCURACY = r'eval/[^/]+/(avg|pass)@\d+'
+MEAN_REWARD = r'eval/[^/]+/mean_reward'
+
+# float32 carries pass@k so far.
+ROUNDING = 2e-5
 
 Series = tuple[np.ndarray, np.ndarray]
 Evaluations = Mapping[str, Numbers]
@@ -110,12 +115,34 @@ def goodput(run: Run) -> dict[str, float]:
   return spent | {'other': max(wall - sum(spent.values()), 0.0)}
 
 
+def restated(record: Record) -> Record:
+  """A record in which avg@n is the accuracy, whatever version wrote it.
+
+  Without a mean reward beside it, avg@n is the mean reward. Where that is not
+  the accuracy, which pass@1 is too, both get their names. Rewards of 0 and 1
+  leave nothing to do.
+  """
+  found = dict(record)
+  for name in record:
+    head, mark, n = name.partition('/avg@')
+    mean, one = f'{head}/mean_reward', f'{head}/pass@1'
+    if not (mark and n.isdigit() and one in record) or mean in record:
+      continue
+    if math.isclose(record[name], record[one], abs_tol=ROUNDING):
+      continue
+    for end in ('', '_low', '_high'):
+      if name + end in record:
+        found[mean + end] = record[name + end]
+        found[name + end] = record[one + end]
+  return found
+
+
 def read_run(workdir: pathlib.Path) -> Run:
   """Reads a run directory; raises ConfigError if there is nothing to tell."""
   config = read_config(workdir)
   records: dict[str, list[Record]] = {}
   for record in writers.read_metrics(workdir):
-    records.setdefault(record['stage'], []).append(record)
+    records.setdefault(record['stage'], []).append(restated(record))
   require(
     bool(records), f'{workdir / "metrics.jsonl"} is empty: nothing to report'
   )

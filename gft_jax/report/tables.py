@@ -1,13 +1,20 @@
 """Tables for a terminal, Markdown and LaTeX."""
 
+import math
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from gft_jax.report.run import ACCURACY, Evaluations, read_run
+from gft_jax.report.run import (
+  ACCURACY,
+  MEAN_REWARD,
+  ROUNDING,
+  Evaluations,
+  read_run,
+)
 from gft_jax.types import Numbers
 
 DRIFT = {
@@ -18,7 +25,9 @@ DRIFT = {
 
 
 def table(source: str | pathlib.Path | Evaluations) -> str:
-  """Final evaluations as text for a terminal: avg@n, KL and entropy.
+  """Final evaluations as text for a terminal: accuracy, KL and entropy.
+
+  The mean reward has a column where it is not the accuracy.
 
   Args:
     source: a run directory, or stage -> evaluation as `train` returns them.
@@ -30,9 +39,28 @@ def table(source: str | pathlib.Path | Evaluations) -> str:
   for stage, record in source.items():
     rows.append([stage, *(_text_cell(record, name) for name in columns)])
   widths = [max(map(len, column)) for column in zip(*rows)]
-  return '\n'.join(
+  lines = [
     '  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
     for row in rows
+  ]
+  note = what_is_right(source.values())
+  return '\n'.join([*lines, *([note] if note else [])])
+
+
+def what_is_right(evaluations: Iterable[Mapping[str, float]]) -> str:
+  """A sentence with the threshold of evaluations; '' where none is stated."""
+  found = {
+    value
+    for record in evaluations
+    for name, value in record.items()
+    if re.fullmatch(r'(eval/[^/]+/)?threshold', name)
+  }
+  if not found:
+    return ''
+  stated = ' or '.join(f'{value:g}' for value in sorted(found))
+  return (
+    f'Accuracy (avg@n) is the share of answers with a reward of {stated} or'
+    ' more (eval.threshold).'
   )
 
 
@@ -43,19 +71,21 @@ class Table(NamedTuple):
     head: of the columns.
     body: rows.
     foot: the last row, set apart; none if it is empty.
+    note: what stands under it, if anything.
   """
 
   head: list[str]
   body: list[list[str]]
   foot: list[str]
+  note: str = ''
 
 
 def benchmark_table(metrics: Mapping[str, float]) -> Table:
-  """Benchmarks in rows, in percent, as in the paper's Table 1.
+  """Benchmarks in rows, shares in percent, as in the paper's Table 1.
 
-  The columns are avg@n with its 95 % interval over problems, and pass@k and
-  maj@k of the largest k, if more than 1. The foot is the plain mean over
-  benchmarks.
+  The columns are the accuracy, avg@n, with its 95 % interval over problems,
+  pass@k and maj@k of the largest k, if more than 1, and the mean reward where
+  it is not the accuracy. The foot is the plain mean over benchmarks.
 
   Args:
     metrics: 'eval/BENCHMARK/avg@n' and so on -> number.
@@ -69,33 +99,43 @@ def benchmark_table(metrics: Mapping[str, float]) -> Table:
     found = [n for n in measured if re.fullmatch(rf'{kind}@\d+', n)]
     columns += sorted(found, key=lambda n: int(n.partition('@')[2]))[-1:]
   columns = [n for n in columns if n.startswith('avg') or not n.endswith('@1')]
+  if mean_rewards([metrics]):
+    columns.append('mean_reward')
 
-  def percent(name: str) -> str:
-    return f'{100 * metrics[name]:.2f}' if name in metrics else '–'
+  def text(column: str, value: float) -> str:
+    share = column != 'mean_reward'
+    return f'{100 * value:.2f}' if share else f'{value:.3f}'
+
+  def cell(name: str, column: str) -> str:
+    found = metrics.get(f'eval/{name}/{column}')
+    return '–' if found is None else text(column, found)
 
   def mean(column: str) -> str:
-    cells = [f'eval/{name}/{column}' for name in names]
-    if any(cell not in metrics for cell in cells):
-      return '–'
-    return f'{100 * np.mean([metrics[cell] for cell in cells]):.2f}'
+    found = [metrics.get(f'eval/{name}/{column}') for name in names]
+    known = [value for value in found if value is not None]
+    complete = len(known) == len(found)
+    return text(column, float(np.mean(known))) if complete else '–'
 
   body = []
   for name in names:
-    first, *others = (f'eval/{name}/{column}' for column in columns)
-    interval = f'{percent(f"{first}_low")}–{percent(f"{first}_high")}'
+    low, high = (cell(name, f'{columns[0]}_{end}') for end in ('low', 'high'))
     problems = str(metrics.get(f'eval/{name}/problems', '–'))
-    others = [percent(other) for other in others]
-    body.append([name, problems, percent(first), interval, *others])
+    first, *others = (cell(name, column) for column in columns)
+    body.append([name, problems, first, f'{low}–{high}', *others])
   averages = [mean(column) for column in columns]
+  columns = [name.replace('_', ' ') for name in columns]
   return Table(
     ['benchmark', 'problems', columns[0], '95 % interval', *columns[1:]],
     body,
     ['average', '', averages[0], '', *averages[1:]],
+    what_is_right([metrics]),
   )
 
 
 def comparison_table(found: Mapping[str, Mapping[str, float]]) -> Table:
-  """Before and after in percent, and their paired difference in points.
+  """Accuracy before and after in percent, and the paired difference in points.
+
+  The mean rewards follow where they are not the accuracies.
 
   Args:
     found: benchmark -> what `generations.paired` gives.
@@ -122,17 +162,26 @@ def comparison_table(found: Mapping[str, Mapping[str, float]]) -> Table:
     key: float(np.mean([values[key] for values in found.values()]))
     for key in ('before', 'after', 'difference')
   }
-  return Table(
-    [
-      *('benchmark', 'problems', 'before', 'after', 'difference'),
-      *('95 % interval', 'gained', 'lost'),
-    ],
-    body,
-    [
-      *('average', '', f'{100 * mean["before"]:.2f}'),
-      *(f'{100 * mean["after"]:.2f}', points(mean['difference']), '', '', ''),
-    ],
-  )
+  head = [
+    *('benchmark', 'problems', 'before', 'after', 'difference'),
+    *('95 % interval', 'gained', 'lost'),
+  ]
+  foot = [
+    *('average', '', f'{100 * mean["before"]:.2f}'),
+    *(f'{100 * mean["after"]:.2f}', points(mean['difference']), '', '', ''),
+  ]
+  for time in ('before', 'after'):
+    rewards = [v.get(f'mean_reward_{time}', v[time]) for v in found.values()]
+    if all(
+      math.isclose(reward, values[time], abs_tol=ROUNDING)
+      for reward, values in zip(rewards, found.values())
+    ):
+      continue
+    head.append(f'mean reward {time}')
+    for row, reward in zip(body, rewards):
+      row.append(f'{reward:.3f}')
+    foot.append(f'{np.mean(rewards):.3f}')
+  return Table(head, body, foot, what_is_right(found.values()))
 
 
 def markdown(table: Table) -> str:
@@ -147,11 +196,12 @@ def markdown(table: Table) -> str:
 
   rule = ['-' * widths[0], *('-' * (width - 1) + ':' for width in widths[1:])]
   lines = [line(table.head), line(rule), *map(line, rows[1:])]
-  return '\n'.join(lines) + '\n'
+  note = ['', table.note] if table.note else []
+  return '\n'.join([*lines, *note]) + '\n'
 
 
 def latex(table: Table) -> str:
-  """A tabular with the rules of the package booktabs."""
+  """A tabular with the rules of the package booktabs; a note is a comment."""
   marks = {'_': r'\_', '%': r'\%', '&': r'\&', '–': '--', '−': '$-$'}
   escape = str.maketrans(marks)
 
@@ -160,6 +210,7 @@ def latex(table: Table) -> str:
 
   return '\n'.join(
     [
+      *([f'% {table.note}'] if table.note else []),
       rf'\begin{{tabular}}{{l{"r" * (len(table.head) - 1)}}}',
       r'\toprule',
       line(table.head),
@@ -175,10 +226,31 @@ def latex(table: Table) -> str:
 
 
 def columns_of(evaluations: Evaluations) -> list[str]:
-  """Accuracies in order of appearance, then drift."""
+  """Accuracies in order of appearance, mean rewards, then drift."""
   names = dict.fromkeys(n for record in evaluations.values() for n in record)
   accuracies = [n for n in names if re.fullmatch(ACCURACY, n)]
-  return accuracies + [name for name in DRIFT if name in names]
+  rewards = mean_rewards(evaluations.values())
+  return accuracies + rewards + [name for name in DRIFT if name in names]
+
+
+def mean_rewards(evaluations: Iterable[Mapping[str, float]]) -> list[str]:
+  """Names of the mean rewards, where one of them is not the accuracy beside it.
+
+  Rewards of 0 and 1 have accuracies for means, and need no column.
+  """
+  names: dict[str, None] = {}
+  differs = False
+  for record in evaluations:
+    for name, value in record.items():
+      if re.fullmatch(MEAN_REWARD, name):
+        names[name] = None
+        head = name.removesuffix('mean_reward') + 'avg@'
+        differs |= not any(
+          math.isclose(value, other, abs_tol=ROUNDING)
+          for beside, other in record.items()
+          if beside.startswith(head)
+        )
+  return list(names) if differs else []
 
 
 def _text_cell(record: Numbers, name: str) -> str:

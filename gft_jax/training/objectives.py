@@ -181,6 +181,7 @@ def choose(name: str, group: GroupConfig) -> Objective:
       + nearest(name, OBJECTIVES)
     )
   objective = OBJECTIVES[name]
+  _check_row(name, objective)
   members = {
     'expert': ('group.experts', group.experts),
     'teacher': ('group.teachers', group.teachers),
@@ -201,6 +202,36 @@ def choose(name: str, group: GroupConfig) -> Objective:
       f' {" and ".join(fields)} are 0',
     )
   return objective
+
+
+def _check_row(name: str, objective: Objective) -> None:
+  """What a row says of itself must be something that is read.
+
+  Raises:
+    ConfigError: it is not.
+  """
+  known = {*GIVEN, *OWN}
+  require(
+    bool(objective.origins)
+    and all(
+      isinstance(some, tuple) and some and known.issuperset(some)
+      for some in objective.origins
+    ),
+    f'objective {name}: origins={objective.origins!r} are not tuples of'
+    f" {', '.join(sorted(known))}, such as (('expert', 'teacher'),)",
+  )
+  for field, _ in objective.published:
+    require(
+      field in COMMON,
+      f'objective {name}: published has {field!r}, which is not one of'
+      f' {", ".join(COMMON)}' + nearest(field, COMMON),
+    )
+  try:
+    hash(objective)
+  except TypeError as error:
+    raise ConfigError(
+      f'objective {name}: {error}; its fields are tuples and functions'
+    ) from None
 
 
 def resolve(settings: Settings, objective: Objective) -> Settings:

@@ -108,6 +108,21 @@ def test_a_benchmark_is_asked_by_length_and_kept_by_number(tmp_path, caplog):
 
 
 @pytest.mark.parametrize(
+  ('most', 'mesh', 'sizes'),
+  [(32, 1, [8]), (5, 1, [4, 4]), (7, 1, [4, 4]), (6, 2, [4, 4]), (12, 3, [9])],
+)
+def test_a_batch_is_as_large_as_what_is_asked(tmp_path, most, mesh, sizes):
+  """Eight questions can be asked."""
+  engine = Script()
+  ask(tmp_path, engine, **{'eval.batch_size': most, 'mesh.data': mesh})
+  assert [len(prompts.index) for prompts, *_ in engine.asked] == sizes
+  whole = Script()
+  ask(tmp_path / 'threes', whole)
+  threes = (tmp_path / 'threes' / 'sums.jsonl').read_bytes()
+  assert (tmp_path / 'sums.jsonl').read_bytes() == threes
+
+
+@pytest.mark.parametrize(
   ('batches', 'cut', 'more', 'left'),
   [
     (0, 0, '', 3),

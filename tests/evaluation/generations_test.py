@@ -27,7 +27,8 @@ def pass_at_k(scores, k):
 def test_accuracy_counts_subsets():
   scores = np.array([[1, 0, 0, 1], [0, 0, 0, 0], [1, 1, 1, 1], [0, 0.5, 1, 0]])
   metrics = generations.accuracy(scores, (1, 2, 4))
-  assert metrics['avg@4'] == pytest.approx(scores.mean())
+  assert metrics['avg@4'] == pytest.approx((scores >= 1).mean())
+  assert metrics['mean_reward'] == pytest.approx(scores.mean())
   for k in (1, 2, 4):
     expected = np.array([pass_at_k(row, k) for row in scores])
     assert metrics[f'pass@{k}'] == pytest.approx(expected.mean(), abs=1e-6)
@@ -35,6 +36,35 @@ def test_accuracy_counts_subsets():
     low, high = metrics[f'pass@{k}_low'], metrics[f'pass@{k}_high']
     assert low == pytest.approx(max(expected.mean() - margin, 0), abs=1e-4)
     assert high == pytest.approx(min(expected.mean() + margin, 1), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+  ('threshold', 'right'),
+  [(1.0, [1, 0]), (0.5, [2, 1]), (0.9, [1, 1]), (-2.0, [4, 4]), (3.0, [0, 0])],
+)
+def test_an_answer_is_right_where_its_reward_reaches_the_threshold(
+  threshold, right
+):
+  """Mean rewards say nothing about it, nor do rewards outside of 0 to 1."""
+  rewards = np.array([[1.5, 0.5, 0, -1], [0.9, 0.3, 0.3, 0.2]], np.float32)
+  metrics = generations.accuracy(rewards, (1, 4), threshold=threshold)
+  shares = np.array(right) / 4
+  assert metrics['threshold'] == threshold
+  assert metrics['avg@4'] == pytest.approx(shares.mean())
+  assert metrics['pass@1'] == pytest.approx(shares.mean(), abs=1e-6)
+  assert metrics['pass@4'] == pytest.approx((shares > 0).mean())
+  assert metrics['mean_reward'] == pytest.approx(rewards.mean())
+  assert 0 <= metrics['avg@4_low'] <= metrics['avg@4_high'] <= 1
+  assert metrics['mean_reward_low'] < metrics['mean_reward'] - 0.1
+
+
+def test_a_sum_that_misses_the_threshold_by_rounding_is_right():
+  tenths = np.float32(0.1)
+  total = np.float32(0)
+  for _ in range(7):
+    total += tenths
+  parts = np.array([total, np.float32(0.7) - np.float32(1e-5)])
+  assert generations.is_right(parts, 0.7).tolist() == [True, False]
 
 
 def test_accuracy_counts_votes():
@@ -118,7 +148,24 @@ def test_paired_differences(tmp_path):
     'difference_high': pytest.approx(-0.1 + reach, abs=1e-6),
     'gained': 1,
     'lost': 2,
+    'mean_reward_before': pytest.approx(0.6),
+    'mean_reward_after': pytest.approx(0.5),
+    'threshold': 1.0,
   }
+
+
+def test_gained_counts_right_answers_and_not_rewards(tmp_path):
+  """Partial credit rises in problem 0 and falls in 1; problem 2 is lost."""
+  before = write_answers(tmp_path / 'a.jsonl', [[0, 0.1], [0.9, 0.9], [1, 0]])
+  after = write_answers(
+    tmp_path / 'b.jsonl', [[0.9, 0.8], [0.1, 0], [0.9, 0.9]]
+  )
+  found = generations.paired(before, after)
+  assert (found['gained'], found['lost']) == (0, 1)
+  assert (found['before'], found['after']) == (pytest.approx(1 / 6), 0)
+  assert found['mean_reward_before'] == pytest.approx(2.9 / 6)
+  found = generations.paired(before, after, threshold=0.5)
+  assert (found['gained'], found['lost'], found['threshold']) == (2, 1, 0.5)
 
 
 def test_answers_are_paired_by_problem_in_any_order_of_lines(tmp_path):
@@ -154,6 +201,11 @@ def test_regrade_votes_by_what_is_extracted(tmp_path):
   assert metrics['maj@4'] == metrics['pass@4'] == 1
   assert {f'maj@{k}' for k in (1, 2, 4)} <= set(metrics)
   assert metrics['reward_failures/parse'] == 3
+  assert (metrics['threshold'], metrics['mean_reward']) == (1, metrics['avg@4'])
+  metrics = generations.regrade(
+    path, RewardConfig(function='math'), threshold=-1.0
+  )
+  assert metrics['avg@4'] == 1 and metrics['threshold'] == -1
   with pytest.raises(ConfigError, match=r'too few for eval.ks=\(1, 8\)'):
     generations.regrade(path, RewardConfig(function='math'), (1, 8))
 

@@ -4,7 +4,13 @@ import json
 
 import pytest
 
-from gft_jax.config import Config, ConfigError, DataConfig, RewardConfig
+from gft_jax.config import (
+  Config,
+  ConfigError,
+  DataConfig,
+  RewardConfig,
+  override,
+)
 from gft_jax.evaluation import given_answers
 from gft_jax.rewards.grader import Grader
 from gft_jax.rewards.tally import RewardError
@@ -39,6 +45,25 @@ def test_each_role_is_graded_by_row(tmp_path):
 def test_a_role_without_answers_is_absent(tmp_path):
   found = given_answers.grade_given(config(tmp_path, [row(RIGHT)] * 2), 'train')
   assert list(found) == ['expert']
+
+
+@pytest.mark.parametrize(
+  ('threshold', 'function', 'rate'),
+  [
+    # The first part decides, not a sum that may reach 1 without it.
+    (1.0, 'arithmetic + exact', 0.5),
+    (1.0, '0.1 * arithmetic', 0.5),
+    (0.0, 'arithmetic', 1.0),
+    (1.5, '2 * arithmetic', 0.0),
+  ],
+)
+def test_answers_are_right_as_in_evaluations(
+  tmp_path, threshold, function, rate
+):
+  settings = config(tmp_path, [row(RIGHT), row(WRONG)], function)
+  settings = override(settings, f'eval.threshold={threshold}')
+  found = given_answers.grade_given(settings, 'train')
+  assert found['expert'].pass_rate == rate
 
 
 def test_data_rows_limits_what_is_graded(tmp_path):

@@ -11,6 +11,7 @@ from gft_jax.parallel import mesh as mesh_lib
 from gft_jax.parallel.mesh import (
   check_divisible,
   check_rows,
+  even_rows,
   make_mesh,
   mesh_of,
   rollout_mesh,
@@ -75,6 +76,33 @@ def test_rows_fill_the_devices_of_both_layouts():
     check_rows('eval.batch_size', 12, mesh)
   with pytest.raises(ConfigError, match=r'eval.batch_size=6 .* of the 4 dev'):
     check_rows('eval.batch_size', 6, mesh)
+
+
+@pytest.mark.parametrize(
+  ('count', 'most', 'mesh', 'rows'),
+  [
+    # As large as what is asked, and no batch larger than the others.
+    (8, 128, {}, 8),
+    (1, 128, {}, 1),
+    (128, 128, {}, 128),
+    (256, 128, {}, 128),
+    (130, 128, {}, 65),
+    (40, 32, {}, 20),
+    # What fills the devices, of the layout that asks for more.
+    (8, 128, {'fsdp': 4}, 8),
+    (9, 128, {'data': 2, 'fsdp': 4}, 16),
+    (1, 128, {'data': 2, 'tensor': 2}, 2),
+    (3, 8, {'tensor': 8, 'rollout_tensor': 2}, 4),
+    (17, 8, {'fsdp': 8}, 8),
+    (0, 8, {'fsdp': 2}, 2),
+  ],
+)
+def test_batches_are_of_even_rows(count, most, mesh, rows):
+  config = MeshConfig(**mesh)
+  assert even_rows(count, most, config) == rows <= most
+  check_rows('rows', rows, config)
+  batches = -(-count // rows)
+  assert batches == -(-count // most), 'as few calls as before'
 
 
 def test_a_rollout_layout_divides_the_devices():

@@ -34,6 +34,22 @@ def test_files_of_a_comparison(tmp_path, svg):
   assert [line.split(' |')[0] for line in lines[2:]] == ['| base', '| gft']
 
 
+def test_a_comparison_has_columns_for_mean_rewards_and_states_the_threshold():
+  name = 'eval/test/avg@2'
+  run = {name: 0.5, 'eval/test/mean_reward': 0.75, 'eval/test/threshold': 1.0}
+  lines = comparison.markdown(comparison.summarize({'gft': [run]})).splitlines()
+  assert lines[0].startswith('| arm | test | test: mean reward |')
+  assert lines[2].startswith('| gft | 0.500 | 0.750 |')
+  assert 'a reward of 1 or more' in lines[-1]
+  same = run | {'eval/test/mean_reward': 0.5}
+  text = comparison.markdown(comparison.summarize({'gft': [same]}))
+  assert 'mean reward' not in text
+  # Of an earlier version: avg@n is the mean reward, pass@1 the accuracy.
+  old = {name: 0.75, 'eval/test/pass@1': 0.5}
+  table = comparison.summarize({'gft': [old]}, old)
+  assert table['gft'][name].mean == table['base'][name].mean == 0.5
+
+
 def test_intervals_as_text():
   assert str(comparison.interval([0.5])) == '0.500'
   assert str(comparison.interval([0.5, 0.5])) == '0.500 ± 0.000'

@@ -58,6 +58,27 @@ def test_the_table_of_benchmarks():
   ]
 
 
+def test_a_mean_reward_that_is_not_the_accuracy_has_a_column():
+  partial = {'mean_reward': 0.5, 'threshold': 0.8}
+  binary = {'mean_reward': 0.25, 'threshold': 1.0}
+  note = 'Accuracy (avg@n) is the share of answers with a reward of 0.8 or'
+  metrics = measured('gsm8k', 0.25, **partial)
+  table = tables.benchmark_table(metrics | measured('amc23', 0.25, **binary))
+  assert [row[-1] for row in (table.head, *table.body, table.foot)] == [
+    *('mean reward', '0.500', '0.250', '0.375')
+  ]
+  assert table.note.startswith('Accuracy') and '0.8 or 1 or more' in table.note
+  assert tables.markdown(table).endswith(f'\n\n{table.note}\n')
+  assert tables.latex(table).startswith(f'% {table.note}\n')
+  assert (
+    'mean reward'
+    not in tables.benchmark_table(measured('amc23', 0.25, **binary)).head
+  )
+  lines = tables.table({'a': metrics}).split('\n')
+  assert lines[0].split()[1:] == ['gsm8k/avg@16', 'gsm8k/mean_reward']
+  assert lines[-1].startswith(note)
+
+
 def test_one_sample_has_no_column_for_pass_and_vote():
   names = ('avg@1', 'avg@1_low', 'avg@1_high', 'pass@1', 'maj@1')
   metrics = {f'eval/svamp/{name}': 0.5 for name in names}
@@ -86,3 +107,24 @@ def test_the_table_of_a_comparison():
   ]
   assert table.foot[:5] == ['average', '', '88.18', '89.36', '−7.63']
   assert '$-$7.63 & $-$9.00 to +1.00 & 31' in tables.latex(table)
+
+
+def test_a_comparison_with_partial_credit_shows_mean_rewards():
+  row = {
+    'problems': 4,
+    'before': 0.5,
+    'after': 0.25,
+    'difference': -0.25,
+    'difference_low': -0.5,
+    'difference_high': 0.0,
+    'gained': 0,
+    'lost': 1,
+    'mean_reward_before': 0.5,
+    'mean_reward_after': 0.75,
+    'threshold': 1.0,
+  }
+  table = tables.comparison_table({'svamp': row})
+  assert table.head[-1] == 'mean reward after'
+  assert [row[-1] for row in table.body] == ['0.750'] == [table.foot[-1]]
+  assert len(table.head) == len(table.body[0]) == len(table.foot) == 9
+  assert 'a reward of 1 or more' in table.note
