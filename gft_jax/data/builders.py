@@ -202,7 +202,6 @@ def source(config: DataConfig, split: str, seed: int = 0) -> Source:
   task, _, expert = (config.path or EMBEDDED).partition('/')
   if task == EMBEDDED:
     return _embedded_source(config, expert or arithmetic.EXPERTS[0], split)
-  one_of('split', split, ('train', 'test'))
   # Also what this split does not need, before anything is prepared.
   found, faults = {}, []
   for setting in ('path', 'eval_path'):
@@ -212,6 +211,7 @@ def source(config: DataConfig, split: str, seed: int = 0) -> Source:
       except ConfigError as error:
         faults.append(str(error))
   require(not faults, '; '.join(dict.fromkeys(faults)))
+  one_of('split', split, ('train', 'test'))
   setting = 'eval_path' if split == 'test' and config.eval_path else 'path'
   whole = config.eval_path or config.path.startswith(f'{GYM}/')
   return _file_source(config, found[setting], 'all' if whole else split)

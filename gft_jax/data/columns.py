@@ -15,14 +15,8 @@ from gft_jax.config import nearest, require
 from gft_jax.data import files, turns
 
 ROLES = (
-  'prompt',
-  'input',
-  'system',
-  'answer',
-  'expert',
-  'teacher',
-  'messages',
-  'tools',
+  *('prompt', 'answer', 'expert', 'teacher', 'messages'),
+  *('input', 'system', 'tools'),
 )
 # Names that are taken for a role, the likeliest first, in any case and with
 # spaces or hyphens for underscores. The dotted ones are the columns of verl, to
@@ -145,7 +139,7 @@ def choose(
 
 def unused(first: Values, columns: dict[str, str]) -> list[str]:
   """Columns, and with dots parts of them, that no role reads."""
-  used = [name for names in columns.values() for name in names.split(',')]
+  used = _columns_of(columns)
 
   def lies_in(name: str, whole: str) -> bool:
     return name == whole or name.startswith(f'{whole}.')
@@ -160,6 +154,10 @@ def unused(first: Values, columns: dict[str, str]) -> list[str]:
     if not whole or any(lies_in(one, whole) for one in used):
       found.append(name)
   return found
+
+
+def _columns_of(roles: Roles) -> set[str]:
+  return {name for names in roles.values() for name in names.split(',')}
 
 
 def _named(columns: str, first: Values) -> tuple[Roles, Roles]:
@@ -203,7 +201,7 @@ def _fault(
   """One line about all that is wrong, or ''."""
   if not unknown and not missing:
     return ''
-  free = [n for n in first if n not in found.values()]
+  free = [name for name in first if name not in _columns_of(found)]
   absent = [
     (role, name) for role, names in unknown.items() for name in names.split(',')
   ]
@@ -277,7 +275,12 @@ def _guessed(first: Values, named: Roles) -> Roles:
   guess('tools', _is_there)
   guess('teacher', _is_there)
   if 'teacher' not in named:
-    several = [name for name in first if NUMBERED.fullmatch(_plain(name))]
+    taken = _columns_of(found)
+    several = [
+      name
+      for name in first
+      if NUMBERED.fullmatch(_plain(name)) and name not in taken
+    ]
     if names := [*filter(None, (found.get('teacher'),)), *several]:
       found['teacher'] = ','.join(names)
   return found
@@ -293,7 +296,7 @@ def _first_of(
 
   A column without any value is taken where no other is there.
   """
-  taken = set(found.values())
+  taken = _columns_of(found)
   columns = [
     column
     for name in names

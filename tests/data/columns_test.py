@@ -161,6 +161,7 @@ def test_a_map_for_some_roles_leaves_the_others_to_be_guessed(
     ({'a': ['one'], 'b': ['two']}, 'teacher=a, teacher=b'),
     ({'n': {'a': 'one'}, 'b': ['two']}, 'teacher=n.a,teacher=b'),
     ({'teacher_1': 'one', 'Teacher 2': 'two'}, ''),
+    ({'solution': 'one', 'b': 'two'}, 'teacher=solution,teacher=b'),
     ({'teacher': ['one'], 'teacher2': 'two'}, ''),
   ],
 )

@@ -1,5 +1,6 @@
 """Thoughts: written once, closed, kept; end tokens and special tokens."""
 
+import datetime
 import json
 import logging
 
@@ -7,10 +8,12 @@ import numpy as np
 import pytest
 from chats import ASKED, CHATML, bytes_tokenizer, prompt_and_answer
 from data_rows import GROUP
+from transformers.utils import chat_template_utils
 
 from gft_jax.batch import Prompts, Responses
 from gft_jax.config import ConfigError, DataConfig, GroupConfig, RewardConfig
 from gft_jax.data import chat, files, pipeline
+from gft_jax.huggingface.chat_template import DAY
 from gft_jax.rewards.grader import Grader
 from gft_jax.rollout.texts import decode_responses
 
@@ -414,3 +417,24 @@ def test_tools_that_are_none_are_a_bad_row(tools, tmp_path):
   path.write_text(json.dumps(row))
   ((_, found),) = files.rows(path, {'prompt': 'prompt', 'expert': 'expert'})
   assert str(found) == 'tools is not a list of JSON objects'
+
+
+@pytest.mark.parametrize('code', ['%d %B %Y', '%Y-%m-%d'])
+def test_tomorrow_the_data_are_the_same(load, monkeypatch, code):
+  """A resumed run compares their fingerprint."""
+  tokenizer = bytes_tokenizer("{{ strftime_now('" + code + "') }}" + CHATML)
+  row = {'prompt': '?', 'answer': '2', 'expert': '2'}
+  found = []
+  for day in (1, 2):
+
+    class Clock(datetime.datetime):
+      @classmethod
+      def now(cls, tz=None, day=day):
+        return cls(2031, 5, day)
+
+    monkeypatch.setattr(chat_template_utils, 'datetime', Clock)
+    found.append(load([row] * 3, DEMONSTRATIONS, tokenizer, max_prompt=120))
+  assert found[0].fingerprint == found[1].fingerprint
+  one = found[0].first(1)
+  text = tokenizer.decode(one.tokens[0, : one.length[0]])
+  assert text.startswith(DAY.strftime(code))
