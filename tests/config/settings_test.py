@@ -3,10 +3,12 @@ import pytest
 from gft_jax.config import (
   Config,
   ConfigError,
+  DataConfig,
   LossConfig,
   Stage,
   override,
   profiled_steps,
+  template_arguments,
 )
 
 
@@ -51,3 +53,25 @@ def test_a_profile_without_a_range_of_steps_is_refused(profile):
 def test_numbers_of_a_loss_out_of_range_are_refused(settings, message):
   with pytest.raises(ConfigError, match=message):
     LossConfig(**settings)
+
+
+@pytest.mark.parametrize(
+  ('text', 'values'),
+  [
+    ('', {}),
+    ('enable_thinking=false', {'enable_thinking': False}),
+    ('"enable_thinking=false"', {'enable_thinking': False}),
+    ("'a=True, b = none'", {'a': True, 'b': None}),
+    ('date_string=26 Jul 2024,n=3', {'date_string': '26 Jul 2024', 'n': 3}),
+    ('names=["a", "b"],word="x, y"', {'names': ['a', 'b'], 'word': 'x, y'}),
+  ],
+)
+def test_arguments_of_a_template(text, values):
+  assert template_arguments(text) == values
+  assert DataConfig(template_args=text).template_args == text
+
+
+@pytest.mark.parametrize('text', ['thinking', 'a=', 'a=1,a=2', '"a=1', '=1'])
+def test_arguments_of_a_template_that_are_none_are_refused(text):
+  with pytest.raises(ConfigError, match=r'is not of the form name=value'):
+    DataConfig(template_args=text)
