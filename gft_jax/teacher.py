@@ -150,11 +150,11 @@ def write_teacher(
       stop = min(start + size, len(dataset))
       examples = dataset.examples(np.arange(start, stop))
       texts, finished = answer_examples(engine, params, examples, asking, width)
-      right = None
+      scores = None
       if grader:
-        rewards = grade(grader, examples, texts, tally, told)
-        right = generations.is_right(rewards, config.eval.threshold)
-      teachers = kept(texts, finished, right, left_out)
+        scores = grade(grader, examples, texts, tally, told)
+      threshold = config.eval.threshold
+      teachers = kept(texts, finished, scores, left_out, threshold)
       columns = examples.columns or [''] * len(teachers)
       for number, teacher, taken in zip(examples.index, teachers, columns):
         file.write(line(rows[int(number)], teacher, taken))
@@ -191,18 +191,23 @@ def grade(
 def kept(
   texts: list[list[str]],
   finished: np.ndarray,
-  right: np.ndarray | None,
+  scores: np.ndarray | None,
   left_out: collections.Counter[str],
+  threshold: float = 1.0,
 ) -> list[list[str]]:
   """The answers of each row that may teach; counts the others by reason.
 
   Args:
     texts: [B][G].
     finished: [B, G] bool, the answer ended by itself.
-    right: [B, G] bool; None: wrong answers may teach too.
+    scores: [B, G] rewards; None: wrong answers may teach too.
     left_out: reason -> count, added to.
+    threshold: an answer is right where its reward is at least this.
   """
   teachers: list[list[str]] = [[] for _ in texts]
+  right = None
+  if scores is not None:
+    right = generations.is_right(scores, threshold)
   for b, row in enumerate(texts):
     for g, text in enumerate(row):
       if not finished[b, g]:

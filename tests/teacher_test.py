@@ -43,6 +43,14 @@ def test_answers_that_may_not_teach_are_counted():
     left_out,
   )
   assert kept == [['a'], ['e']]
+  lower = teacher.kept(
+    [['c', 'd', 'e']],
+    np.ones((1, 3), bool),
+    np.array([[0.0, 0.5, 2.0]]),
+    collections.Counter(),
+    0.5,
+  )
+  assert lower == [['d', 'e']]
   assert left_out == {'cut at --max-tokens': 1, 'empty': 1, 'wrong': 2}
 
 

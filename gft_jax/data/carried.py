@@ -9,7 +9,7 @@ import decimal
 import json
 from collections.abc import Sequence
 
-from gft_jax.data import files
+from gft_jax.data import files, turns
 from gft_jax.data.builders import Source
 from gft_jax.rewards.functions import NOTHING, TURNS, Wanted
 
@@ -94,7 +94,7 @@ def _is_conversation(roles: dict[str, str], raw: dict) -> bool:
   value: object = raw
   for part in roles['prompt'].split('.'):
     value = value.get(part) if isinstance(value, dict) else None
-  return isinstance(value, list)
+  return turns.holds_turns(value)
 
 
 def _plain(value: object) -> object:

@@ -149,7 +149,14 @@ def test_a_reward_with_keywords_gets_every_column_of_the_file(tmp_path):
   'row, turns',
   [
     ({'prompt': '1+1:', 'answer': '2'}, None),
-    ({'prompt': '[{"role": "user"}]', 'answer': '2'}, None),
+    ({'prompt': '[{"rule": "1+1"}]', 'answer': '2'}, None),
+    (
+      {
+        'prompt': '[{"role": "user", "content": "1+1:"}]',
+        'answer': '2',
+      },
+      [('user', '1+1:')],
+    ),
     (
       {'prompt': [{'role': 'user', 'content': '1+1:'}], 'answer': '2'},
       [('user', '1+1:')],
