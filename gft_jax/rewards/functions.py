@@ -1,12 +1,13 @@
 """Rewards as functions: found by name, read by their parameters, called.
 
-A reward of your own is called in one of three ways, by its parameters:
+How a reward of your own is called is read from its parameters:
 
 | parameters | called with |
 |---|---|
 | three first ones, of any name | prompt, answer, response, by position |
 | fewer, or `response` in another place | those of the three that it names, by name |
 | `completions` | lists of one, by name, and returns a list: TRL's signature |
+| `solution_str` | texts by verl's names |
 
 Whatever else it names is a column of the dataset. With a default the column may
 be absent, and **columns takes all of them.
@@ -42,8 +43,8 @@ _TRAINERS = ('completion_ids', 'trainer_state', 'log_extra', 'log_metric')
 # What verl calls two of the texts.
 _VERL = {'solution_str': 'response', 'ground_truth': 'answer'}
 # Names of a response, or of an answer, that stand in the place of another text.
-_RESPONSES = {'completion', 'generation', 'output', 'prediction', 'text'}
-_ANSWERS = {'expected', 'gold', 'label', 'reference', 'solution', 'target'}
+_RESPONSES = {'completion', 'generation', 'output', 'prediction'}
+_ANSWERS = {'expected', 'gold', 'label', 'reference', 'target'}
 _LARGEST = float(np.finfo(np.float32).max)
 # The longest description of a failure, in characters.
 _LONGEST = 300
