@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import jax
@@ -18,7 +18,9 @@ from gft_jax.config import (
   one_of,
   profiled_steps,
   require,
+  require_all,
 )
+from gft_jax.data import builders
 from gft_jax.data.pipeline import Dataset
 from gft_jax.evaluation.held_out import (
   EXPERT_ONLY,
@@ -154,6 +156,7 @@ def _plan_stage(
   room = policy.model.architecture.max_positions
   check_lengths(settings, config.data.max_prompt, room)
   _check_best(settings)
+  _check_given(settings, objective, config.seed)
   wanted = wanted_by(settings.reward) if objective.is_scored else NOTHING
   dataset = load(settings.data, settings.group, settings.data.split, wanted)
   # Refused here, before an earlier stage has trained.
@@ -168,6 +171,23 @@ def _plan_stage(
     first_step=first_step,
     total_updates=stage.steps * settings.optimizer.mini_batches,
   )
+
+
+def _check_given(settings: Config, objective: Objective, seed: int) -> None:
+  """What has no default: a reward where answers are graded, and columns.
+
+  Raises:
+    ConfigError: all that is missing, in one line.
+  """
+  checks: list[Callable[[], object]] = []
+  if objective.is_scored:
+    checks.append(lambda: wanted_by(settings.reward))
+  if settings.eval.splits:
+    checks.append(lambda: wanted_by(evaluation_reward(settings)))
+  checks.append(
+    lambda: builders.check(settings.data, settings.data.split, seed)
+  )
+  require_all(*checks)
 
 
 def _check_run_wide(config: Config, settings: Config, stage: Stage) -> None:

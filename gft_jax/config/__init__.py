@@ -11,6 +11,7 @@ from gft_jax.config.checks import (
   one_of,
   positive,
   require,
+  require_all,
   user_path,
 )
 from gft_jax.config.overrides import (
@@ -73,6 +74,7 @@ __all__ = [
   'positive',
   'profiled_steps',
   'require',
+  'require_all',
   'template_arguments',
   'to_dict',
   'user_path',

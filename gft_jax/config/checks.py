@@ -4,6 +4,7 @@ import difflib
 import math
 import pathlib
 import typing
+from collections.abc import Callable
 
 
 class ConfigError(ValueError):
@@ -13,6 +14,17 @@ class ConfigError(ValueError):
 def require(condition: bool, message: str) -> None:
   if not condition:
     raise ConfigError(message)
+
+
+def require_all(*checks: Callable[[], object]) -> None:
+  """Makes every check; what fails becomes one ConfigError of one line."""
+  faults = []
+  for check in checks:
+    try:
+      check()
+    except ConfigError as error:
+      faults.append(str(error))
+  require(not faults, '; '.join(dict.fromkeys(faults)))
 
 
 def one_of(name: str, value: str, choices: typing.Iterable[str]) -> None:

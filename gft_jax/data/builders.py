@@ -26,10 +26,10 @@ import tensorflow_datasets as tfds
 
 from gft_jax import answers
 from gft_jax.config import (
-  ConfigError,
   DataConfig,
   one_of,
   require,
+  require_all,
   user_path,
 )
 from gft_jax.data import (
@@ -203,18 +203,29 @@ def source(config: DataConfig, split: str, seed: int = 0) -> Source:
   if task == EMBEDDED:
     return _embedded_source(config, expert or arithmetic.EXPERTS[0], split)
   # Also what this split does not need, before anything is prepared.
-  found, faults = {}, []
-  for setting in ('path', 'eval_path'):
-    if getattr(config, setting):
-      try:
-        found[setting] = _file_columns(config, setting, split, seed)
-      except ConfigError as error:
-        faults.append(str(error))
-  require(not faults, '; '.join(dict.fromkeys(faults)))
+  found = _files(config, split, seed)
   one_of('split', split, ('train', 'test'))
   setting = 'eval_path' if split == 'test' and config.eval_path else 'path'
   whole = config.eval_path or config.path.startswith(f'{GYM}/')
   return _file_source(config, found[setting], 'all' if whole else split)
+
+
+def check(config: DataConfig, split: str, seed: int = 0) -> None:
+  """Raises ConfigError with everything that the files of a run lack."""
+  if (config.path or EMBEDDED).partition('/')[0] != EMBEDDED:
+    _files(config, split, seed)
+
+
+def _files(config: DataConfig, split: str, seed: int) -> dict[str, '_File']:
+  """The files by setting: data.path, and data.eval_path if it is set."""
+  found: dict[str, _File] = {}
+
+  def read(setting: str) -> None:
+    found[setting] = _file_columns(config, setting, split, seed)
+
+  settings = [x for x in ('path', 'eval_path') if getattr(config, x)]
+  require_all(*(functools.partial(read, setting) for setting in settings))
+  return found
 
 
 class _File(NamedTuple):
