@@ -11,7 +11,15 @@ from data_rows import GROUP
 from transformers.utils import chat_template_utils
 
 from gft_jax.batch import Prompts, Responses
-from gft_jax.config import ConfigError, DataConfig, GroupConfig, RewardConfig
+from gft_jax.config import (
+  Config,
+  ConfigError,
+  DataConfig,
+  GroupConfig,
+  RewardConfig,
+  override,
+  template_arguments,
+)
 from gft_jax.data import chat, files, pipeline
 from gft_jax.huggingface.chat_template import DAY
 from gft_jax.rewards.grader import Grader
@@ -384,10 +392,27 @@ def test_arguments_that_nothing_reads_are_refused(settings, template):
   assert '\n' not in str(error.value)
 
 
-@pytest.mark.parametrize('text', ['a', 'a=', 'a=1,a=2', '=1', 'a=1 b'])
+@pytest.mark.parametrize(
+  'text, values',
+  [
+    ('', {}),
+    ('a=false', {'a': False}),
+    ('"a=false"', {'a': False}),
+    ("'a=False,b=None'", {'a': False, 'b': None}),
+    ('a = low , b=26 Jul 2024', {'a': 'low', 'b': '26 Jul 2024'}),
+    ('a="x,y=1",b=[1, {"c": 2}],d=0.5', None),
+  ],
+)
+def test_arguments_are_json_or_words(text, values):
+  if values is None:
+    values = {'a': 'x,y=1', 'b': [1, {'c': 2}], 'd': 0.5}
+  assert template_arguments(text) == values
+  config = override(Config(), f'data.template_args={text}')
+  assert config.data.template_args == text
+
+
+@pytest.mark.parametrize('text', ['a', 'a=', 'a=1,a=2', '=1', 'a,b=1', '"'])
 def test_arguments_of_another_form_are_refused(text):
-  if text == 'a=1 b':
-    return  # A word with a space, as in date_string=26 Jul 2024.
   with pytest.raises(ConfigError, match=r'not of the form name=value'):
     DataConfig(template_args=text)
 
