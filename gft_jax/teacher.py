@@ -118,7 +118,10 @@ def write_teacher(
   """
   split = config.data.split
   graded = bool(config.reward.function)
-  wanted = wanted_by(evaluation_reward(config)) if graded else NOTHING
+  wanted = NOTHING
+  if graded:  # For --keep-correct, and for who trains on the file.
+    asked = wanted_by(evaluation_reward(config))
+    wanted = wanted_by(config.reward).joined(asked)
   dataset = data.load(
     config.data, OWN, policy.tokenizer, split, config.seed, wanted
   )

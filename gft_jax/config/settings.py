@@ -194,14 +194,14 @@ def template_arguments(text: str) -> dict[str, object]:
   """The values of `data.template_args` by name.
 
   A value is JSON; what is none is a word. True, False and None are read as
-  Python writes them, too. The whole may stand in quotes.
+  Python writes them, too. All of it may stand in quotes, as in a shell.
 
   Raises:
     ConfigError: it is not of the form name=value,name=value.
   """
   decoder, found, rest = json.JSONDecoder(), {}, text.strip()
-  if rest[:1] in ('"', "'") and rest[-1] == rest[0]:
-    rest = rest[1:-1].strip()
+  if len(rest) > 1 and rest[0] in ('"', "'") and rest[-1] == rest[0]:
+    rest = rest[1:-1]
   words = {'true': True, 'false': False, 'none': None, 'null': None}
   while rest:
     name = re.match(r'(\w+)\s*=\s*(?=[^\s,])', rest)

@@ -11,7 +11,12 @@ from data_rows import GROUP
 from transformers.utils import chat_template_utils
 
 from gft_jax.batch import Prompts, Responses
-from gft_jax.config import ConfigError, DataConfig, GroupConfig, RewardConfig
+from gft_jax.config import (
+  ConfigError,
+  DataConfig,
+  GroupConfig,
+  RewardConfig,
+)
 from gft_jax.data import chat, files, pipeline
 from gft_jax.huggingface.chat_template import DAY
 from gft_jax.rewards.grader import Grader
