@@ -22,11 +22,17 @@ from gft_jax.config import (
   fields_with_meaning,
   overridden,
   override,
+  user_path,
 )
 from gft_jax.run.signals import Preempted, say
 
 # Four processes on two cores took more than a second to fail one after the other.
 LAST_WORDS_S = 5
+
+
+# Flags that name a file or folder of this machine; a shell leaves --out=~/a as
+# it is.
+PLACES = ('workdir', 'out', 'json', 'verify', 'pairs', 'regrade', 'compare')
 
 
 class _StoreOnce(argparse.Action):
@@ -38,7 +44,18 @@ class _StoreOnce(argparse.Action):
     if self._given is namespace:
       parser.error(f'{option_string} is given twice')
     self._given = namespace
+    if self.dest in PLACES:
+      several = isinstance(values, list)
+      values = [*map(_expanded, values)] if several else _expanded(values)
     setattr(namespace, self.dest, values)
+
+
+def _expanded(path: str) -> str:
+  """The path with the home directory for ~, where there is one."""
+  try:
+    return str(user_path(path))
+  except ConfigError:
+    return path
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -136,6 +153,10 @@ def model_config(options: argparse.Namespace) -> Config:
 
 def check_writable(flag: str, path: str | pathlib.Path) -> None:
   """Raises ConfigError where neither `path` nor a folder for it can be made."""
+  if re.match(r'\w+:/', str(path)):
+    raise ConfigError(
+      f'{flag} {path} is not a local folder; mount the bucket and name the folder'
+    )
   above = pathlib.Path(path).absolute()
   if above.exists() and not above.is_dir():
     raise ConfigError(f'{flag} {path} is a file, not a folder')

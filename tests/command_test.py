@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from gft_jax.config import ConfigError
+
 ROOT = pathlib.Path(__file__).parents[1]
 
 # A module that is imported while Ctrl-C comes, and swallows whatever it raises.
@@ -115,6 +117,25 @@ def test_a_flag_that_does_not_add_up_is_given_once(command, capsys):
     parsed(command, '--samples', '1', '--samples=1')
   assert ended.value.code == 2
   assert '--samples is given twice' in capsys.readouterr().err
+
+
+def test_a_place_may_be_in_the_home_directory(command, monkeypatch, tmp_path):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  parser = command.parser('A script.')
+  parser.add_argument('--out')
+  parser.add_argument('--compare', nargs=2)
+  parser.add_argument('--stage')
+  given = ['--out=~/a', '--compare', '~/b', 'c', '--stage', '~/d']
+  found = parser.parse_args(given)
+  assert found.out == str(tmp_path / 'a')
+  assert found.compare == [str(tmp_path / 'b'), 'c']
+  assert found.stage == '~/d'
+
+
+@pytest.mark.parametrize('place', ['gs://b/a', 's3://b', 'gs:/b/a'])
+def test_a_bucket_is_no_place_to_write(command, place):
+  with pytest.raises(ConfigError, match=r'--out .* is not a local folder'):
+    command.check_writable('--out', place)
 
 
 def test_a_benchmark_offers_the_shapes_that_there_are(monkeypatch):
