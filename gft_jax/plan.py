@@ -260,10 +260,11 @@ def _check_base(config: Config, stages: Iterable[str]) -> None:
 
 def _check_profile(config: Config) -> None:
   profile = config.log.profile
+  # Ranges from 1 or later; the stage of a budget has 2^30 steps.
   named = any(
-    step in profiled_steps(profile, stage.name)
+    steps and steps.start <= stage.steps
     for stage in config.stages
-    for step in range(1, stage.steps + 1)
+    for steps in [profiled_steps(profile, stage.name)]
   )
   has = ', '.join(f'{stage.name} has {stage.steps}' for stage in config.stages)
   require(not profile or named, f'log.profile={profile!r} names no step; {has}')

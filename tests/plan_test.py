@@ -3,7 +3,8 @@
 import pytest
 from small_runs import alone
 
-from gft_jax.config import ConfigError, override
+from gft_jax import plan
+from gft_jax.config import ConfigError, override, profiled_steps
 from gft_jax.loop import train
 from gft_jax.training import objectives
 
@@ -99,3 +100,26 @@ def test_impossible_evaluations_are_refused(
   with pytest.raises(ConfigError, match=message):
     train(config, tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize(
+  ('profile', 'named'),
+  [('', True), ('3..4', True), ('4..9', False), ('gft:3..3', True)],
+)
+def test_a_profile_is_looked_up_once_a_stage(
+  config, monkeypatch, profile, named
+):
+  """Not once a step: the stage of a budget has 2^30 of them."""
+  asked = []
+  monkeypatch.setattr(
+    plan,
+    'profiled_steps',
+    lambda *given: asked.append(given) or profiled_steps(*given),
+  )
+  config = override(config, f'log.profile={profile}')
+  if named:
+    plan._check_profile(config)
+  else:
+    with pytest.raises(ConfigError, match='names no step'):
+      plan._check_profile(config)
+  assert len(asked) <= len(config.stages)
