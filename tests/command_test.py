@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from small_runs import heard_signals
 
 from gft_jax.config import ConfigError
 
@@ -39,6 +40,7 @@ def call(folder, work):
     capture_output=True,
     text=True,
     timeout=120,
+    preexec_fn=heard_signals,
   )
 
 

@@ -16,6 +16,7 @@ import time
 import jax
 import jax.numpy as jnp
 import pytest
+from small_runs import with_flags
 
 from gft_jax import batch as batch_lib
 from gft_jax import recipes
@@ -223,13 +224,12 @@ def ask(scripts, whole, tmp_path, monkeypatch):
     (tmp_path / f'{name}.jsonl').write_text('\n'.join(lines))
 
   def call(out, *arguments):
-    return scripts('evaluate').main(
-      [
-        *('--workdir', str(whole[0]), '--stage', 'gft', '--out', str(out)),
-        *('--data', str(tmp_path), '--samples', '2', '--max-tokens', '12'),
-        *('--set', 'reward.workers=0', 'eval.batch_size=4', *arguments),
-      ]
-    )
+    words = [
+      *('--workdir', str(whole[0]), '--stage', 'gft', '--out', str(out)),
+      *('--data', str(tmp_path), '--samples', '2', '--max-tokens', '12'),
+      *('--set', 'reward.workers=0', 'eval.batch_size=4'),
+    ]
+    return scripts('evaluate').main(with_flags(words, arguments))
 
   return call
 

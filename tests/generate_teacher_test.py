@@ -10,6 +10,7 @@ import sys
 import time
 
 import pytest
+from small_runs import with_flags
 
 from gft_jax.data import files
 from gft_jax.data.columns import ROLES, column_map
@@ -35,11 +36,12 @@ def script(monkeypatch):
 def flags(whole, out, rows, *more):
   """Of a small file of real prompts of the embedded task."""
   workdir, _ = whole
-  return [
+  words = [
     *('--workdir', str(workdir), '--stage', 'gft', '--data', 'arithmetic'),
     *('--answers', '3', '--max-tokens', '20', '--out', str(out)),
-    *('--set', f'data.rows={rows}', 'data.batch_size=8', *more),
+    *('--set', f'data.rows={rows}', 'data.batch_size=8'),
   ]
+  return with_flags(words, more)
 
 
 def test_what_is_written_is_a_dataset(script, whole, tmp_path, capsys):
@@ -116,8 +118,8 @@ def test_other_settings_are_refused_by_name(script, whole, tmp_path, capsys):
   def call(*more):
     capsys.readouterr()
     settings = f'data.cache={tmp_path}/cache'
-    arguments = [*flags(whole, out, 20, settings), '--data', str(data), *more]
-    code = script.main(arguments)
+    given = (settings, '--data', str(data), *more)
+    code = script.main(flags(whole, out, 20, *given))
     return code, capsys.readouterr().err
 
   assert call() == (0, '')
@@ -164,7 +166,7 @@ def test_mistakes_are_one_line(
   script, whole, tmp_path, monkeypatch, capsys, arguments, message
 ):
   monkeypatch.chdir(tmp_path)
-  code = script.main([*flags(whole, 'a.jsonl', 30), *arguments])
+  code = script.main(flags(whole, 'a.jsonl', 30, *arguments))
   error = capsys.readouterr().err
   assert code == 2 and message in error and error.count('\n') == 1
   assert not list(tmp_path.iterdir())

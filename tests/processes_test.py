@@ -19,6 +19,7 @@ import time
 
 import numpy as np
 import pytest
+from small_runs import heard_signals
 
 from gft_jax.config import Config, Stage, override, to_dict
 from gft_jax.data import arithmetic
@@ -95,6 +96,7 @@ class Processes:
         env=environment | {'JAX_PROCESS_ID': str(index)},
         stdout=log.open('w'),
         stderr=subprocess.STDOUT,
+        preexec_fn=heard_signals,
       )
       for index, log in enumerate(self._logs)
     ]

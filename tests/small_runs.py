@@ -1,6 +1,7 @@
 """Settings of short runs."""
 
 import dataclasses
+import signal
 
 from gft_jax.config import Stage, override
 
@@ -21,3 +22,22 @@ def demonstrations(config, *stages):
     Stage(name, start, 'sft', steps, given) for name, start, steps in stages
   )
   return dataclasses.replace(config, stages=stages)
+
+
+def heard_signals():
+  """Before a process starts: it hears Ctrl-C, which a test run may ignore."""
+  signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def with_flags(arguments, given):
+  """Arguments of a script without the flags that are given anew, and those.
+
+  `arguments` end with --set, so that `given` may begin with settings.
+  """
+  named, kept, keep = {x for x in given if x.startswith('--')}, [], True
+  for word in arguments:
+    if word.startswith('--'):
+      keep = word == '--set' or word not in named
+    if keep:
+      kept.append(word)
+  return [*kept, *given]

@@ -103,7 +103,7 @@ def split_stage(path: str) -> tuple[str, str] | None:
 def _is_run(folder: str) -> bool:
   """Whether a run has begun there; a model's config.json has no stages."""
   path = user_path(folder) / 'config.json'
-  return bool(folder) and path.is_file() and '"stages"' in path.read_text()
+  return bool(folder) and path.is_file() and b'"stages"' in path.read_bytes()
 
 
 def check_stage(config: Config, name: str | None, best: bool = False) -> Stage:

@@ -27,6 +27,15 @@ def test_sigterm_is_a_request_and_nothing_else(before):
   assert before == []
 
 
+@pytest.fixture
+def interrupts():
+  """Ctrl-C as Python has it; who started the tests may ignore it."""
+  found = signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield
+  signal.signal(signal.SIGINT, found)
+
+
+@pytest.mark.usefixtures('interrupts')
 def test_ctrl_c_is_a_request_and_a_second_one_is_an_interrupt(capfd):
   with stop_requests() as request:
     signal.raise_signal(signal.SIGINT)
@@ -38,6 +47,7 @@ def test_ctrl_c_is_a_request_and_a_second_one_is_an_interrupt(capfd):
     signal.raise_signal(signal.SIGINT)
 
 
+@pytest.mark.usefixtures('interrupts')
 def test_the_first_of_two_signals_says_how_the_process_ends(before, capfd):
   with stop_requests() as request:
     signal.raise_signal(signal.SIGTERM)
