@@ -27,7 +27,7 @@ from gft_jax.parallel.mesh import (
   prompt_holders,
   warn_of_idle_devices,
 )
-from gft_jax.plan import check_lengths, held_out_of, loader_of
+from gft_jax.plan import check_lengths, held_out_of, loader_of, warn_of_losses
 from gft_jax.policy import Policy
 from gft_jax.report import tables
 from gft_jax.report.run import restated
@@ -68,6 +68,7 @@ def evaluate_policy(
   # Nothing is graded where there are no splits.
   rewards = [evaluation_reward(config)] if config.eval.splits else []
   with engine_of(config, policy, outdir, rewards, resumed=False) as engine:
+    warn_of_losses(held_out.splits.values())
     return HeldOutEvaluation(engine, params, config, 'evaluation').measure(
       held_out,
       policy.params,

@@ -25,10 +25,12 @@ from gft_jax.parallel import processes
 from gft_jax.parallel.mesh import warn_of_idle_devices
 from gft_jax.plan import (
   Job,
+  datasets_of,
   fingerprints,
   plan_stages,
   rewards_of,
   sizes_of,
+  warn_of_losses,
 )
 from gft_jax.policy import load_policy
 from gft_jax.report.page import write_report
@@ -94,6 +96,7 @@ def train(config: Config, workdir: str | pathlib.Path) -> dict[str, Evaluation]:
     hold(claim(workdir, config))
     check_data(workdir, fingerprints(jobs))
     warn_of_idle_devices(config.mesh, *sizes_of(config))
+    warn_of_losses(datasets_of(jobs))
     stop_request = hold(stop_requests())
     writer = make_writer(workdir, config.log) if first else Writer()
     hold(closing(writer))
@@ -147,19 +150,26 @@ def run_stage(run: Run, job: Job) -> Evaluation:
         score=job.score_of(evaluation) if measured else None,
       )
       save(run, job, step, position, wait=due.last or bool(stop))
-    if isinstance(stop, RewardError):
-      raise stop
     if stop:
-      raise Preempted(
-        stop,
-        f'stage {job.stage.name} is saved at step {step.number}; the same'
-        ' command continues',
-      )
+      raise stopped_by(stop, job, step)
     if due.last:
       break
     budget.restart_clock()
   run.recorder.end_stage()
   return evaluation
+
+
+def stopped_by(
+  stop: int | RewardError, job: Job, step: Step
+) -> Preempted | RewardError:
+  """Why a stage ends after a step that is saved: a signal, or its reward."""
+  if isinstance(stop, RewardError):
+    return stop
+  return Preempted(
+    stop,
+    f'stage {job.stage.name} is saved at step {step.number}; the same command'
+    ' continues',
+  )
 
 
 def begin_stage(run: Run, job: Job) -> Begun:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
@@ -156,7 +157,7 @@ def _plan_stage(
   room = policy.model.architecture.max_positions
   check_lengths(settings, config.data.max_prompt, room)
   _check_best(settings)
-  _check_given(settings, objective, config.seed)
+  _check_given(settings, objective, stage, config.seed)
   wanted = wanted_by(settings.reward) if objective.is_scored else NOTHING
   dataset = load(settings.data, settings.group, settings.data.split, wanted)
   # Refused here, before an earlier stage has trained.
@@ -173,7 +174,9 @@ def _plan_stage(
   )
 
 
-def _check_given(settings: Config, objective: Objective, seed: int) -> None:
+def _check_given(
+  settings: Config, objective: Objective, stage: Stage, seed: int
+) -> None:
   """What has no default: a reward where answers are graded, and columns.
 
   Raises:
@@ -184,10 +187,18 @@ def _check_given(settings: Config, objective: Objective, seed: int) -> None:
     checks.append(lambda: wanted_by(settings.reward))
   if settings.eval.splits:
     checks.append(lambda: wanted_by(evaluation_reward(settings)))
-  checks.append(
-    lambda: builders.check(settings.data, settings.data.split, seed)
-  )
+  checks.append(lambda: _check_split(settings.data, stage))
+  checks.append(lambda: builders.check(settings.data, 'train', seed))
   require_all(*checks)
+
+
+def _check_split(data: DataConfig, stage: Stage) -> None:
+  """A file has two splits; recipes of the embedded task train on others."""
+  require(
+    builders.is_embedded(data) or data.split in ('train', 'test'),
+    f'stage {stage.name} trains on split {data.split!r} of the embedded task;'
+    f' stages.{stage.name}.data.split=train trains it on {data.path}',
+  )
 
 
 def _check_run_wide(config: Config, settings: Config, stage: Stage) -> None:
@@ -294,13 +305,29 @@ def _check_best(config: Config) -> None:
     )
 
 
-def fingerprints(jobs: Sequence[Job]) -> Iterator[tuple[str, str]]:
-  """(name, fingerprint) of every dataset that the jobs train or evaluate on."""
+def datasets_of(jobs: Sequence[Job]) -> Iterator[Dataset]:
+  """Every dataset that the jobs train or evaluate on."""
   for job in jobs:
     splits, demonstrations = job.held_out
     for dataset in (job.dataset, *splits.values(), demonstrations):
       if dataset is not None:
-        yield dataset.name, dataset.fingerprint
+        yield dataset
+
+
+def warn_of_losses(datasets: Iterable[Dataset]) -> None:
+  """Says once, in process 0, which rows are not used and why."""
+  lines = (
+    f'{x.name}: {line}' for x in datasets for line in x.statistics.lines()
+  )
+  for line in dict.fromkeys(lines):
+    if jax.process_index() == 0:
+      logging.warning('%s', line)
+
+
+def fingerprints(jobs: Sequence[Job]) -> Iterator[tuple[str, str]]:
+  """(name, fingerprint) of every dataset that the jobs train or evaluate on."""
+  for dataset in datasets_of(jobs):
+    yield dataset.name, dataset.fingerprint
 
 
 def rewards_of(jobs: Sequence[Job]) -> set[RewardConfig]:

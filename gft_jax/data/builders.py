@@ -212,8 +212,13 @@ def source(config: DataConfig, split: str, seed: int = 0) -> Source:
 
 def check(config: DataConfig, split: str, seed: int = 0) -> None:
   """Raises ConfigError with everything that the files of a run lack."""
-  if (config.path or EMBEDDED).partition('/')[0] != EMBEDDED:
+  if not is_embedded(config):
     _files(config, split, seed)
+
+
+def is_embedded(config: DataConfig) -> bool:
+  """Whether the data are the embedded task's."""
+  return (config.path or EMBEDDED).partition('/')[0] == EMBEDDED
 
 
 def _files(config: DataConfig, split: str, seed: int) -> dict[str, '_File']:

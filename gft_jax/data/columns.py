@@ -28,10 +28,10 @@ NAMES = {
   'input': ('input', 'context'),
   'system': ('system', 'system_prompt'),
   'answer': (
-    'answer',
-    'final_answer',
     'ground_truth',
     'reward_model.ground_truth',
+    'final_answer',
+    'answer',
     'target',
   ),
   'expert': (
@@ -269,7 +269,7 @@ def _guessed(first: Values, named: Roles) -> Roles:
       _guess_conversation(first, named, found)
   else:
     guess('answer')
-  if 'prompt' not in named and _plain(found.get('prompt', '')) == 'instruction':
+  if _plain(found.get('prompt', '')) == 'instruction':
     guess('input')
   guess('system')
   guess('tools', _is_there)

@@ -20,6 +20,8 @@ from gft_jax.config import DataConfig, GroupConfig, require
 from gft_jax.rewards.grader import Problems
 from gft_jax.types import Json
 
+# Rows that a line names.
+NAMED = 5
 # Token ids of one text, or for each of its tokens whether it trains.
 Ids: TypeAlias = Sequence[int] | np.ndarray
 
@@ -74,6 +76,7 @@ class Statistics:
     dropped: reason -> numbers of the rows that are not.
     empty_slots: reason -> slots for given answers that are empty.
     notes: what else is not as the file has it -> numbers of its rows.
+    left_out: reason -> numbers of the rows whose teachers cannot be read.
     tokens: 'prompt', 'expert', 'teacher' -> lengths of those used, int32.
   """
 
@@ -81,7 +84,21 @@ class Statistics:
   dropped: dict[str, list[int]]
   empty_slots: dict[str, int]
   notes: dict[str, list[int]]
+  left_out: dict[str, list[int]]
   tokens: dict[str, Int[np.ndarray, ' n']]
+
+  def lines(self) -> list[str]:
+    """What is not used, and what is not as the file has it, a line each."""
+    said = (
+      *((f'dropped, {why}', found) for why, found in self.dropped.items()),
+      *((f'left out, {why}', found) for why, found in self.left_out.items()),
+      *self.notes.items(),
+    )
+    return [
+      f'{what}: {len(rows)} rows, {", ".join(map(str, rows[:NAMED]))}'
+      + (', ...' if len(rows) > NAMED else '')
+      for what, rows in said
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +108,7 @@ class Losses:
   dropped: dict[str, list[int]]
   empty_slots: dict[str, int]
   notes: dict[str, list[int]]
+  left_out: dict[str, list[int]] = dataclasses.field(default_factory=dict)
 
   def drop(self, reason: str, row: int) -> None:
     self.dropped.setdefault(reason, []).append(row)
@@ -194,6 +212,7 @@ class Dataset:
       dropped=losses.dropped,
       empty_slots=losses.empty_slots,
       notes=losses.notes,
+      left_out=losses.left_out,
       tokens={
         'prompt': self._prompts.length,
         'expert': _real(lengths[:, self._origin == EXPERT]),

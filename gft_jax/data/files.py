@@ -9,6 +9,7 @@ expert's text; see `final_answer`.
 """
 
 import codecs
+import contextlib
 import csv
 import itertools
 import json
@@ -332,7 +333,10 @@ def _row(raw: dict | BadRow, columns: dict[str, str], asked_only: bool) -> dict:
   prompt, prompt_turns = _prompt(asked, row.get('input'), row.get('system'))
   expert, expert_turns = '', []
   if _is_there(given) or not _may_lack_expert(row, asked_only):
-    expert, expert_turns = _expert('expert', given, asked)
+    # An expert that cannot be read is no loss where nobody trains on it.
+    unread = (BadRow,) if asked_only and 'answer' in row else ()
+    with contextlib.suppress(*unread):
+      expert, expert_turns = _expert('expert', given, asked)
   answer = answer_of(row['answer']) if 'answer' in row else ''
   teacher, left_out = _teachers(raw, columns.get('teacher', ''), asked)
   found: dict = {

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import logging
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -17,8 +16,6 @@ from gft_jax.data.dataset import Dataset, Examples, Ids, Losses, Ragged, Row
 from gft_jax.data.encoding import encode_answers, encode_texts
 from gft_jax.rewards.functions import NOTHING, Wanted
 
-# Rows that a warning names.
-NAMED = 5
 ESCAPED_ROWS = 'special tokens are read as ordinary text'
 
 # Why a row is dropped where answers are graded, and what to do about it.
@@ -69,21 +66,20 @@ def load(
   rows, losses = _fit(source.rows[:total], config, group, tokenizer, seed)
   lost = total - len(rows)
   reasons = ', '.join(f'{len(n)} {why}' for why, n in losses.dropped.items())
+  helps = NO_ANSWER_HELPS if NO_ANSWER in losses.dropped else ''
   require(
-    lost <= config.max_dropped * total and lost < total,
-    f'{source.name}: {lost} of {total} rows are dropped ({reasons}), a share of'
-    f' {lost / total:.2f} above data.max_dropped={config.max_dropped}'
-    + (NO_ANSWER_HELPS if NO_ANSWER in losses.dropped else ''),
+    lost < total,
+    f'{source.name}: every row is dropped ({reasons}){helps}',
   )
-  for note, numbers in losses.notes.items():
-    rows_named = ', '.join(map(str, numbers[:NAMED]))
-    logging.warning(
-      '%s: %s in %d rows: %s%s',
-      *(source.name, note, len(numbers), rows_named),
-      ', ...' if len(numbers) > NAMED else '',
-    )
+  require(
+    lost <= config.max_dropped * total,
+    f'{source.name}: {lost} of {total} rows are dropped ({reasons}), a share of'
+    f' {lost / total:.2f} above data.max_dropped={config.max_dropped}{helps}',
+  )
   dropped = {**source.dropped, **losses.dropped}
-  losses = dataclasses.replace(losses, dropped=dropped)
+  losses = dataclasses.replace(
+    losses, dropped=dropped, left_out=source.left_out
+  )
   return Dataset(
     source.name,
     rows,
@@ -155,7 +151,9 @@ def _writer(
     not talk or (config.template != 'plain' and template is not None),
     f'row {talk} is a conversation and needs a chat template, but'
     f' data.template={config.template} and the tokenizer'
-    f' {tokenizer.name_or_path!r} has {"one" if template else "none"}',
+    f' {tokenizer.name_or_path!r} has {"one" if template else "none"}; a'
+    ' tokenizer that has one comes with model.path, or with --tokenizer of'
+    ' prepare_data.py',
   )
   return chat.Writer(config, tokenizer)
 

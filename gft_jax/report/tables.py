@@ -170,17 +170,20 @@ def comparison_table(found: Mapping[str, Mapping[str, float]]) -> Table:
     *('average', '', f'{100 * mean["before"]:.2f}'),
     *(f'{100 * mean["after"]:.2f}', points(mean['difference']), '', '', ''),
   ]
-  for time in ('before', 'after'):
-    rewards = [v.get(f'mean_reward_{time}', v[time]) for v in found.values()]
-    if all(
-      math.isclose(reward, values[time], abs_tol=ROUNDING)
-      for reward, values in zip(rewards, found.values())
-    ):
-      continue
+  rewards = {
+    time: [v.get(f'mean_reward_{time}', v[time]) for v in found.values()]
+    for time in ('before', 'after')
+  }
+  alike = all(
+    math.isclose(reward, values[time], abs_tol=ROUNDING)
+    for time in rewards
+    for reward, values in zip(rewards[time], found.values())
+  )
+  for time in () if alike else rewards:
     head.append(f'mean reward {time}')
-    for row, reward in zip(body, rewards):
+    for row, reward in zip(body, rewards[time]):
       row.append(f'{reward:.3f}')
-    foot.append(f'{np.mean(rewards):.3f}')
+    foot.append(f'{np.mean(rewards[time]):.3f}')
   return Table(head, body, foot, what_is_right(found.values()))
 
 

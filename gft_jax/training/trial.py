@@ -26,7 +26,10 @@ from gft_jax.training.terms import Term, View
 from gft_jax.types import Array
 
 # Prompts, members of a group and tokens of the made-up batch.
-B, G, T = 3, 4, 5
+B, G, T = 3, 4, 32
+LENGTHS = ((32, 2, 9, 20), (1, 32, 21, 3), (27, 5, 32, 0))
+# Steps at which it is made up: what warms up, or changes later, is seen.
+STEPS = (3, 0, 1_000_000)
 RULE = 'gft_jax/README.md, "An objective", says what a term may depend on'
 # What a step measures by these names, besides metrics.observe.
 TAKEN = (
@@ -65,7 +68,7 @@ class Fault(Exception):
 def try_objective(
   name: str, objective: Objective, settings: LossConfig
 ) -> None:
-  """Calls the functions of an objective on a batch of 3 x 4 x 5 tokens.
+  """Calls the functions of an objective on a batch of 3 x 4 x 32 tokens.
 
   Args:
     name: of the objective.
@@ -96,28 +99,10 @@ def try_objective(
 
 def _try_terms(objective: Objective, view: View, settings: LossConfig) -> None:
   """Whole responses and their tokens must give the same terms."""
-  names, whole, tokens, blind = _read_both(objective, view, settings)
-  trained = np.asarray(view.mask)
-  for i, name in enumerate(names):
-    if not np.array_equal(whole.mask[i], blind[i]):
-      raise Fault(
-        f'the mask of term {name!r} depends on the policy, so a denominator is'
-        f' not known before it is differentiated; {RULE}'
-      )
-    for field in ('mask', 'values', 'coefficient'):
-      a, b = getattr(whole, field)[i : i + 1], getattr(tokens, field)[:, i]
-      if not _close(a, b):
-        raise Fault(
-          f'the {field} of term {name!r} for whole responses differs from that'
-          ' for their tokens one by one, so that loss and gradient would'
-          f' disagree; {RULE}'
-        )
-  for a, b in zip(whole.slopes, tokens.slopes):
-    if not _close(a[trained], b.reshape(trained.shape)[trained]):
-      raise Fault(
-        'its gradient for whole responses differs from that for their tokens'
-        f' one by one; {RULE}'
-      )
+  names, reads = _read_all(objective, _regimes(view), settings)
+  for whole, tokens, blind in reads:
+    _compare(names, whole, tokens, blind, np.asarray(view.mask))
+  whole, trained = reads[0][0], np.asarray(view.mask)
   options = settings.kl_weight or settings.entropy_bonus
   still = not any(np.any(slope[trained]) for slope in whole.slopes)
   if still and np.all(whole.coefficient) and not options:
@@ -128,14 +113,62 @@ def _try_terms(objective: Objective, view: View, settings: LossConfig) -> None:
     )
 
 
-def _read_both(
-  objective: Objective, view: View, settings: LossConfig
-) -> tuple[list[str], Read, Read, Array]:
+def _compare(
+  names: list[str],
+  whole: Read,
+  tokens: Read,
+  blind: Array,
+  trained: np.ndarray,
+) -> None:
+  """Raises Fault where whole responses and their tokens give other terms."""
+  for i, name in enumerate(names):
+    if not np.array_equal(whole.mask[i], blind[i]):
+      raise Fault(
+        f'the mask of term {name!r} depends on the policy, so a denominator is'
+        f' not known before it is differentiated; {RULE}'
+      )
+    for field in ('mask', 'values', 'coefficient'):
+      a, b = getattr(whole, field)[i : i + 1], getattr(tokens, field)[:, i]
+      if not _close(a, b):
+        differ = 'differ' if field == 'values' else 'differs'
+        raise Fault(
+          f'the {field} of term {name!r} for whole responses {differ} from that'
+          ' for their tokens one by one, so that loss and gradient would'
+          f' disagree; {RULE}'
+        )
+  for a, b in zip(whole.slopes, tokens.slopes):
+    if not _close(a[trained], b.reshape(trained.shape)[trained]):
+      raise Fault(
+        'its gradient for whole responses differs from that for their tokens'
+        f' one by one; {RULE}'
+      )
+
+
+def _regimes(view: View) -> list[View]:
+  """The batch at several steps, with ordinary and with extreme chances."""
+  rare = np.random.default_rng(2).random((B, G, T)) < 0.1
+  factor = jnp.asarray(np.where(rare, 15, 1), jnp.float32)
+  extreme = view._replace(
+    logp=view.logp * factor,
+    behavior_logp=view.behavior_logp * factor[::-1],
+    advantages=4 * view.advantages,
+  )
+  return [
+    one._replace(step=jnp.int32(step))
+    for step in STEPS
+    for one in (view, extreme)
+  ]
+
+
+def _read_all(
+  objective: Objective, views: list[View], settings: LossConfig
+) -> tuple[list[str], list[tuple[Read, Read, Array]]]:
   """What an objective says of whole responses and of their tokens.
 
   Returns:
-    names of its terms; what it says of the batch; of each token, with an axis
-    of tokens in front; and its masks where it does not see the policy.
+    names of its terms; and for each view: what it says of the batch; of each
+    token, with an axis of tokens in front; and its masks where it does not see
+    the policy.
   """
   kinds = []
 
@@ -173,8 +206,8 @@ def _read_both(
     return whole, tokens, jnp.stack(blind)
 
   weight = np.random.default_rng(1).normal(size=(B, G, T)).astype(np.float32)
-  found = jax.device_get(read_both(view, weight))
-  return [name for name, _ in kinds[0]], *found
+  found = [jax.device_get(read_both(view, weight)) for view in views]
+  return [name for name, _ in kinds[0]], found
 
 
 def _of_tokens(
@@ -289,15 +322,16 @@ def _called(function: Function, by: str, *arguments: object) -> object:
       f.lineno for f in frames if code and f.filename == code.co_filename
     ]
     at = f' at line {lines[-1]}' if lines else ''
+    rule = f'; {RULE}' if by else ''
     raise Fault(
-      f'it raises {type(error).__name__}{at}{by}: {text.splitlines()[0]}'
+      f'it raises {type(error).__name__}{at}{by}: {text.splitlines()[0]}{rule}'
     ) from error
 
 
 def _made_up(objective: Objective, settings: LossConfig) -> View:
   """Answers of all lengths and origins that it takes, and an empty slot."""
   rng = np.random.default_rng(0)
-  length = np.array([[5, 2, 3, 4], [1, 5, 2, 3], [4, 3, 5, 0]])
+  length = np.array(LENGTHS)
   mask = np.arange(T) < length[..., None]
   used = [ORIGINS[origin] for some in objective.origins for origin in some]
   origin = np.resize(sorted(used), (B, G))
@@ -351,6 +385,8 @@ def _kind(value: object) -> str:
   """'an array of float32 (3, 4)', or the type of what is no array."""
   if isinstance(value, Array):
     return f'an array of {value.dtype} {value.shape}'
+  if isinstance(value, list | tuple | dict):  # What it holds may be traced.
+    return f'a {type(value).__name__}'
   return f'the {type(value).__name__} {value!r}'[:80]
 
 
