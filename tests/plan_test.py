@@ -1,10 +1,13 @@
 """What a run refuses before it writes anything."""
 
+import dataclasses
+import json
+
 import pytest
 from small_runs import alone
 
 from gft_jax import plan
-from gft_jax.config import ConfigError, override, profiled_steps
+from gft_jax.config import ConfigError, Stage, override, profiled_steps
 from gft_jax.loop import train
 from gft_jax.training import objectives
 
@@ -123,3 +126,49 @@ def test_a_profile_is_looked_up_once_a_stage(
     with pytest.raises(ConfigError, match='names no step'):
       plan._check_profile(config)
   assert len(asked) <= len(config.stages)
+
+
+def test_rows_that_are_dropped_are_named_as_a_run_starts(
+  config, tmp_path, caplog
+):
+  rows = [
+    {'prompt': f'{i}+1:', 'answer': f'{i + 1}', 'expert': f'{i + 1}'}
+    for i in range(8)
+  ]
+  rows[1]['expert'] = '1+' * 40
+  rows[3]['prompt'] = None
+  path = tmp_path / 'rows.jsonl'
+  path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  given = ('group.samples=0', 'group.teachers=0')
+  for assignment in (
+    *(f'data.path={path}', f'data.eval_path={path}'),
+    f'data.cache={tmp_path / "cache"}',
+    *('data.batch_size=1', 'log.report=false'),
+  ):
+    config = override(config, assignment)
+  stages = (Stage('a', '', 'sft', 1, given), Stage('b', 'a', 'sft', 1, given))
+  config = override(override(config, 'eval.splits='), 'eval.base=')
+  train(dataclasses.replace(config, stages=stages), tmp_path / 'run')
+  said = [x for x in caplog.messages if 'dropped' in x]
+  assert said == [
+    f'{path}: dropped, prompt is missing, 1 row: 4',
+    f'{path}: dropped, experts longer than data.max_response=28, 1 row: 2',
+  ]
+
+
+def test_a_recipe_of_the_embedded_task_asks_for_all_at_once(config, tmp_path):
+  path = tmp_path / 'q.jsonl'
+  path.write_text('{"frage": "1+1:", "loesung": "2"}\n')
+  stage = Stage('base', '', 'gft', 1, ('data.split=pretrain',))
+  config = dataclasses.replace(config, stages=(stage,))
+  for assignment in (f'data.path={path}', 'reward.function=', 'eval.base='):
+    config = override(config, assignment)
+  with pytest.raises(ConfigError) as error:
+    train(config, tmp_path / 'run')
+  for part in (
+    'reward.function is not set',
+    'set data.columns=prompt=NAME,answer=NAME',
+    'stages.base.data.split=train',
+  ):
+    assert part in str(error.value)
+  assert '\n' not in str(error.value)

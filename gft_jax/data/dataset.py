@@ -95,7 +95,8 @@ class Statistics:
       *self.notes.items(),
     )
     return [
-      f'{what}: {len(rows)} rows, {", ".join(map(str, rows[:NAMED]))}'
+      f'{what}, {len(rows)} row{"s" * (len(rows) > 1)}: '
+      + ', '.join(map(str, rows[:NAMED]))
       + (', ...' if len(rows) > NAMED else '')
       for what, rows in said
     ]

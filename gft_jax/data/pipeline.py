@@ -66,15 +66,12 @@ def load(
   rows, losses = _fit(source.rows[:total], config, group, tokenizer, seed)
   lost = total - len(rows)
   reasons = ', '.join(f'{len(n)} {why}' for why, n in losses.dropped.items())
-  helps = NO_ANSWER_HELPS if NO_ANSWER in losses.dropped else ''
+  share = f', a share of {lost / total:.2f} above data.max_dropped={config.max_dropped}'
   require(
-    lost < total,
-    f'{source.name}: every row is dropped ({reasons}){helps}',
-  )
-  require(
-    lost <= config.max_dropped * total,
-    f'{source.name}: {lost} of {total} rows are dropped ({reasons}), a share of'
-    f' {lost / total:.2f} above data.max_dropped={config.max_dropped}{helps}',
+    lost <= config.max_dropped * total and lost < total,
+    f'{source.name}: {lost} of {total} rows are dropped ({reasons})'
+    + (share if lost < total else ', and none is left')
+    + (NO_ANSWER_HELPS if NO_ANSWER in losses.dropped else ''),
   )
   dropped = {**source.dropped, **losses.dropped}
   losses = dataclasses.replace(

@@ -236,7 +236,9 @@ def _checked(terms: object, view: View, by: str) -> tuple[Term, ...]:
   """The terms; raises Fault where they are no terms of that view."""
   if isinstance(terms, Term):
     raise Fault('it returns one Term; return a tuple of them, (Term(...),)')
-  if not isinstance(terms, tuple) or not terms:
+  if isinstance(terms, tuple) and not terms:
+    raise Fault('it returns no Term; return a tuple of them, (Term(...),)')
+  if not isinstance(terms, tuple):
     raise Fault(f'it returns {_kind(terms)}, not a tuple of Terms')
   for term in terms:
     if not isinstance(term, Term):

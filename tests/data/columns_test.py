@@ -143,7 +143,17 @@ def test_messages_stand_alone_in_a_column_map(tmp_path):
     (
       {'instruction': 'p', 'input': 'i', 'output': 'o'},
       'prompt=instruction',
+      {'prompt': 'instruction', 'expert': 'output', 'input': 'input'},
+    ),
+    (
+      {'instruction': 'p', 'input': 'i', 'output': 'o'},
+      'prompt=instruction,input=',
       {'prompt': 'instruction', 'expert': 'output'},
+    ),
+    (
+      {'prompt': 'p', 'answer': 'a long solution', 'ground_truth': '2'},
+      '',
+      {'prompt': 'prompt', 'answer': 'ground_truth'},
     ),
   ],
 )

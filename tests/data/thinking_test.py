@@ -2,7 +2,6 @@
 
 import datetime
 import json
-import logging
 
 import numpy as np
 import pytest
@@ -189,7 +188,7 @@ def test_a_prompt_without_thoughts_opens_none():
   assert texts == [[tokenizer.decode([65])]]
 
 
-def test_thoughts_that_no_template_writes_are_noted(load, caplog):
+def test_thoughts_that_no_template_writes_are_noted(load):
   """The row is used, and said."""
   talk = [
     {'role': 'user', 'content': 'What is 1+1?'},
@@ -199,12 +198,12 @@ def test_thoughts_that_no_template_writes_are_noted(load, caplog):
   written = writer.answer(talk[:1], talk[1:], writer.prompt(talk[:1]))
   assert written.note == chat.LOST
   row = {'prompt': 'What is 1+1?', 'completion': 'It is 2.', 'answer': '2'}
-  with caplog.at_level(logging.WARNING):
-    found = load(
-      [row] * 7, DEMONSTRATIONS, bytes_tokenizer(FORGETFUL), max_prompt=80
-    )
+  found = load(
+    [row] * 7, DEMONSTRATIONS, bytes_tokenizer(FORGETFUL), max_prompt=80
+  )
   assert found.statistics.notes == {chat.EMPTY: [1, 2, 3, 4, 5, 6, 7]}
-  assert 'in 7 rows: 1, 2, 3, 4, 5, ...' in caplog.text
+  (line,) = found.statistics.lines()
+  assert line == f'{chat.EMPTY}, 7 rows: 1, 2, 3, 4, 5, ...'
 
 
 # End tokens.

@@ -124,7 +124,7 @@ def test_a_comparison_with_partial_credit_shows_mean_rewards():
     'threshold': 1.0,
   }
   table = tables.comparison_table({'svamp': row})
-  assert table.head[-1] == 'mean reward after'
-  assert [row[-1] for row in table.body] == ['0.750'] == [table.foot[-1]]
-  assert len(table.head) == len(table.body[0]) == len(table.foot) == 9
+  assert table.head[-2:] == ['mean reward before', 'mean reward after']
+  assert table.body[0][-2:] == ['0.500', '0.750'] == table.foot[-2:]
+  assert len(table.head) == len(table.body[0]) == len(table.foot) == 10
   assert 'a reward of 1 or more' in table.note

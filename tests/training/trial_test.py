@@ -212,6 +212,27 @@ def test_a_term_that_only_begins_later_passes():
   assert 'is 0 at every token' in refused(anchored)
 
 
+def after_a_warm_up(view, settings):
+  late = jnp.where(view.step > 100, view.mask.sum(-1, keepdims=True), 1)
+  return (Term(-view.logp / late, view.mask),)
+
+
+def of_long_answers(view, settings):
+  length = view.mask.sum(-1, keepdims=True)
+  return (Term(-view.logp * jnp.where(length > 20, 20 / length, 1), view.mask),)
+
+
+def vetoed(view, settings):
+  """A response with one very unlikely token does not train."""
+  rare = jnp.any(view.mask & (view.logp < -20), -1, keepdims=True)
+  return (Term(jnp.where(rare, 0.0, -view.logp), view.mask),)
+
+
+@pytest.mark.parametrize('terms', [after_a_warm_up, of_long_answers, vetoed])
+def test_what_couples_tokens_in_some_regime_alone_is_refused(terms):
+  assert 'differ from that for their tokens one by one' in refused(terms)
+
+
 def one_more_of_batches(view, settings):
   """A term that single tokens do not have."""
   term = Term(-view.logp, view.mask)
@@ -236,7 +257,7 @@ def raises(view, settings):
 
 def of_three_axes(view, settings):
   """It reads the axes of a batch, which a token alone has not."""
-  first, last = view.logp.reshape(3, 4, 5), view.mask
+  first, last = view.logp.reshape(3, 4, 32), view.mask
   return (Term(first, last),)
 
 
@@ -247,14 +268,14 @@ def of_three_axes(view, settings):
     (of_three_axes, r'it raises TypeError at line \d+ for tokens one by one'),
     (lambda view: (), 'it raises TypeError: .*takes 1 positional argument'),
     (lambda v, s: Term(v.logp, v.mask), 'one Term; return a tuple of them'),
-    (lambda v, s: -v.logp, r'an array of float32 \(3, 4, 5\), not a tuple'),
+    (lambda v, s: -v.logp, r'an array of float32 \(3, 4, 32\), not a tuple'),
     (lambda v, s: None, 'the NoneType None, not a tuple of Terms'),
-    (lambda v, s: (), r'the tuple \(\), not a tuple of Terms'),
+    (lambda v, s: (), r'it returns no Term; return a tuple'),
     (lambda v, s: (-v.logp,), 'a tuple with an array of float32'),
     (
       lambda v, s: (Term(v.logp.sum(-1), v.mask),),
       r'values .* are an array of float32 \(3, 4\), not an array of floats'
-      r' \(3, 4, 5\)',
+      r' \(3, 4, 32\)',
     ),
     (
       lambda v, s: (Term(v.logp.sum(), v.mask),),
@@ -288,7 +309,7 @@ def test_a_function_that_is_no_objective_is_refused(terms, what):
     (lambda r, m, o, s: r.mean(axis=1), r'\(3,\) for rewards of the shape'),
     (lambda r, m, o, s: r[..., None], r'\(3, 4, 1\) for rewards'),
     (lambda r, m, o, s: r > 0, 'an array of bool'),
-    (lambda r, m, o, s: [0.0], 'the list'),
+    (lambda r, m, o, s: [0.0], 'a list'),
     (lambda r, m, o: r, 'raises TypeError: .*takes 3 positional'),
     (lambda r, m, o, s: r / s.nothing, 'raises AttributeError at line'),
   ],
