@@ -153,7 +153,7 @@ def model_config(options: argparse.Namespace) -> Config:
 
 def check_writable(flag: str, path: str | pathlib.Path) -> None:
   """Raises ConfigError where neither `path` nor a folder for it can be made."""
-  if re.match(r'\w+:/', str(path)):
+  if re.match(r'[\w.+-]+:/', str(path)):
     raise ConfigError(
       f'{flag} {path} is not a local folder; mount the bucket and name the folder'
     )

@@ -32,7 +32,7 @@ from gft_jax.plan import (
   sizes_of,
   warn_of_losses,
 )
-from gft_jax.policy import load_policy
+from gft_jax.policy import fingerprint_of, load_policy
 from gft_jax.report.page import write_report
 from gft_jax.rewards.tally import RewardError
 from gft_jax.run import checkpoint
@@ -94,7 +94,7 @@ def train(config: Config, workdir: str | pathlib.Path) -> dict[str, Evaluation]:
     timeouts = workdir / 'timeouts.jsonl'
     engine = hold(open_engine(config, policy, rewards_of(jobs), timeouts))
     hold(claim(workdir, config))
-    check_data(workdir, fingerprints(jobs))
+    check_data(workdir, [*fingerprints(jobs), *fingerprint_of(config)])
     warn_of_idle_devices(config.mesh, *sizes_of(config))
     warn_of_losses(datasets_of(jobs))
     stop_request = hold(stop_requests())

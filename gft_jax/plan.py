@@ -11,6 +11,7 @@ import jax
 from gft_jax import data
 from gft_jax.config import (
   Config,
+  ConfigError,
   DataConfig,
   GroupConfig,
   RewardConfig,
@@ -144,7 +145,13 @@ def _plan_stage(
   config: Config, policy: Policy, load: Loader, stage: Stage, first_step: int
 ) -> Job:
   settings = for_stage(config, stage)
-  objective = objectives.choose(stage.objective, settings.group)
+  try:
+    objective = objectives.choose(stage.objective, settings.group)
+  except ConfigError as error:
+    raise ConfigError(
+      f'stage {stage.name}: {error}; --set stages.{stage.name}.SETTING=VALUE'
+      ' sets it in this stage alone'
+    ) from error
   settings = dataclasses.replace(
     settings,
     loss=objectives.resolve(settings.loss, objective),

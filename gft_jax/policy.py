@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -29,6 +29,7 @@ from gft_jax.parallel.sharding import create_sharded
 from gft_jax.run import checkpoint
 from gft_jax.run.workdir import (
   check_stage,
+  check_unchanged,
   found_again,
   read_config,
   split_stage,
@@ -132,6 +133,7 @@ def load_stage(
     raise ConfigError(
       f'{error}; where the folder has moved, --set model.path=FOLDER names it'
     ) from error
+  check_unchanged(pathlib.Path(workdir), fingerprint_of(config))
   params, step = restore_stage(policy, workdir, stage, best=best)
   return LoadedStage(config, policy, params, step)
 
@@ -206,6 +208,17 @@ def source_of(path: str) -> str | None:
   return source_of(config.model.path)
 
 
+def fingerprint_of(config: Config) -> Iterator[tuple[str, str]]:
+  """(model.path, fingerprint) where the model is a stage of another run.
+
+  That run may go on, and would give other parameters under the same name.
+  """
+  run = split_stage(config.model.path)
+  if run is not None:
+    directory = stage_directory(pathlib.Path(run[0]), run[1])
+    yield f'model.path={config.model.path}', checkpoint.fingerprint(directory)
+
+
 def load_policy(config: Config) -> Policy:
   """The model of the config, or fresh parameters, on its mesh.
 
@@ -238,7 +251,10 @@ def _shardings(config: Config) -> Callable[[Params], Params]:
 
 def _from_run(config: Config, workdir: str, stage: str) -> Policy:
   """The result of a stage of another run, computed as this config says."""
-  begun = stage_config(workdir, stage)
+  try:
+    begun = stage_config(workdir, stage)
+  except ConfigError as error:
+    raise ConfigError(f'model.path={workdir}:{stage}: {error}') from error
   model = dataclasses.replace(
     config.model,
     path=begun.model.path,

@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from small_runs import heard_signals
+from small_runs import hearing_signals
 
 from gft_jax.config import ConfigError
 
@@ -35,12 +35,11 @@ def call(folder, work):
   )
   path = f'{ROOT}:{ROOT / "experiments"}:{folder}'
   return subprocess.run(
-    [sys.executable, str(script)],
+    hearing_signals([sys.executable, str(script)]),
     env=os.environ | {'PYTHONPATH': path},
     capture_output=True,
     text=True,
     timeout=120,
-    preexec_fn=heard_signals,
   )
 
 

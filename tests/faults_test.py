@@ -18,7 +18,7 @@ import time
 
 import chex
 import pytest
-from small_runs import heard_signals
+from small_runs import hearing_signals
 
 from gft_jax.config import (
   Config,
@@ -255,11 +255,10 @@ def test_ctrl_c_saves_after_the_step_and_the_same_command_continues(
   )
   arguments = command(long, tmp_path, workdir)
   run = subprocess.Popen(
-    arguments,
+    hearing_signals(arguments),
     stderr=subprocess.PIPE,
     text=True,
     env=environment(),
-    preexec_fn=heard_signals,
   )
   try:
     deadline = time.monotonic() + 120

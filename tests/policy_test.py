@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from small_runs import demonstrations
 
 from gft_jax import huggingface
 from gft_jax.config import ConfigError, Stage, overridden, override
@@ -159,3 +160,18 @@ def test_a_relative_model_is_found_from_another_folder(
     export_stage('new/runs/first', 'more', 'c')
   named = [f'model.path={tmp_path / "elsewhere"}']
   assert export_stage('new/runs/first', 'more', 'c', assignments=named) == 1
+
+
+def test_a_run_that_started_from_a_run_notices_that_it_went_on(
+  config, tmp_path
+):
+  first = demonstrations(config, ('base', '', 1))
+  train(first, tmp_path / 'first')
+  second = continued(config, f'{tmp_path / "first"}:base')
+  train(second, tmp_path / 'second')
+  assert export_stage(tmp_path / 'second', 'more', tmp_path / 'a') == 1
+  train(demonstrations(config, ('base', '', 2)), tmp_path / 'first')
+  with pytest.raises(ConfigError, match=r'changed: model.path=.*first:base;'):
+    export_stage(tmp_path / 'second', 'more', tmp_path / 'b')
+  with pytest.raises(ConfigError, match=r'changed: model.path=.*first:base;'):
+    train(override(second, 'stages.more.steps=2'), tmp_path / 'second')

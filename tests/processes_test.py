@@ -19,7 +19,7 @@ import time
 
 import numpy as np
 import pytest
-from small_runs import heard_signals
+from small_runs import hearing_signals
 
 from gft_jax.config import Config, Stage, override, to_dict
 from gft_jax.data import arithmetic
@@ -91,12 +91,11 @@ class Processes:
     self._logs = [workdir.with_suffix(f'.{i}.log') for i in range(count)]
     self.children = [
       subprocess.Popen(
-        command,
+        hearing_signals(command),
         cwd=ROOT,
         env=environment | {'JAX_PROCESS_ID': str(index)},
         stdout=log.open('w'),
         stderr=subprocess.STDOUT,
-        preexec_fn=heard_signals,
       )
       for index, log in enumerate(self._logs)
     ]

@@ -1,7 +1,7 @@
 """Settings of short runs."""
 
 import dataclasses
-import signal
+import sys
 
 from gft_jax.config import Stage, override
 
@@ -24,9 +24,13 @@ def demonstrations(config, *stages):
   return dataclasses.replace(config, stages=stages)
 
 
-def heard_signals():
-  """Before a process starts: it hears Ctrl-C, which a test run may ignore."""
-  signal.signal(signal.SIGINT, signal.SIG_DFL)
+def hearing_signals(command):
+  """The command in a process that hears Ctrl-C, which a test run may ignore."""
+  first = (
+    'import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL);'
+    ' os.execv(sys.argv[1], sys.argv[1:])'
+  )
+  return [sys.executable, '-c', first, *command]
 
 
 def with_flags(arguments, given):

@@ -60,6 +60,11 @@ def user_path(path: str | pathlib.Path, setting: str = '') -> pathlib.Path:
   try:
     return pathlib.Path(path).expanduser()
   except RuntimeError:
+    user = pathlib.Path(path).parts[0]
+    require(
+      user == '~',
+      f'{setting}{"=" if setting else ""}{path}: there is no user {user[1:]}',
+    )
     raise ConfigError(
       f'{setting}{"=" if setting else ""}{path}: there is no home directory'
       ' (HOME is not set); '

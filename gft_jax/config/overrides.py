@@ -45,8 +45,32 @@ def override(config: Settings, assignment: str) -> Settings:
 
 
 def overridden(config: Config, assignments: Iterable[str]) -> Config:
-  """The config under assignments `a.b=c`; the last of a setting counts."""
-  return functools.reduce(override, assignments, config)
+  """The config under assignments `a.b=c`; the last of a setting counts.
+
+  One that only fits with others, as eval.ks=1,8 eval.samples=8, may stand
+  before them.
+
+  Raises:
+    ConfigError: an assignment that does not fit; see `override`.
+  """
+  waiting = list(enumerate(assignments))
+  paths = [_parts(assignment)[0] for _, assignment in waiting]
+  again = False
+  while waiting:
+    faults: list[tuple[tuple[int, str], ConfigError]] = []
+    for i, assignment in waiting:
+      try:
+        changed = override(config, assignment)
+      except ConfigError as error:
+        faults.append(((i, assignment), error))
+      else:
+        # Tried again, it does not pass a later one of the same setting.
+        if not again or paths[i] not in paths[i + 1 :]:
+          config = changed
+    if len(faults) == len(waiting):
+      raise faults[0][1]
+    waiting, again = [one for one, _ in faults], True
+  return config
 
 
 def for_stage(config: Config, stage: Stage) -> Config:
@@ -148,7 +172,8 @@ def _meant(name: str, head: str, choices: Iterable[str]) -> str:
   found = [x for x, *_ in fields_with_meaning() if x.endswith(f'.{last}')]
   if found:
     return f'; did you mean {" or ".join(found)}?'
-  return nearest(head, choices)
+  likely = difflib.get_close_matches(head, choices, cutoff=0.55)
+  return nearest(head, likely)
 
 
 def _is_stages(value: object) -> TypeGuard[tuple[Stage, ...]]:
@@ -206,11 +231,11 @@ def _parse(kind: type, text: str, name: str) -> object:
     inner = [k for k in typing.get_args(kind) if k is not types.NoneType]
     return None if text.lower() == 'none' else _parse(inner[0], text, name)
   if origin is tuple:
-    kinds = typing.get_args(kind)
-    if kinds[0] is str and text[:1] in ('"', "'"):
-      items = _literals(text, name)
+    kinds, inside = typing.get_args(kind), text.strip('()[] ')
+    if kinds[0] is str and inside[:1] in ('"', "'"):
+      items = _literals(inside, name)
     else:
-      items = [t.strip() for t in text.strip('()[]').split(',') if t.strip()]
+      items = [t.strip() for t in inside.split(',') if t.strip()]
     if kinds[-1] is Ellipsis:
       kinds = (kinds[0],) * len(items)
     require(

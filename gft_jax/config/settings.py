@@ -459,6 +459,9 @@ class OptimizerConfig:
     one_of('optimizer.schedule', self.schedule, ('constant', 'cosine'))
     positive('optimizer.mini_batches', self.mini_batches)
     positive('optimizer.micro_batches', self.micro_batches)
+    for name in ('b1', 'b2'):
+      value = getattr(self, name)
+      require(0 <= value < 1, f'optimizer.{name}={value} is not in [0, 1)')
     for name in ('learning_rate', 'warmup_steps', 'weight_decay', 'clip_norm'):
       not_negative(f'optimizer.{name}', getattr(self, name))
 
@@ -642,6 +645,9 @@ class Config:
   stages: tuple[Stage, ...] = setting((Stage(),), 'the tree of stages')
 
   def __post_init__(self):
+    require(
+      abs(self.seed) < 1 << 31, f'seed={self.seed} is not below 2^31 in size'
+    )
     seen = []
     for stage in self.stages:
       require(

@@ -214,6 +214,14 @@ def check(config: DataConfig, split: str, seed: int = 0) -> None:
   """Raises ConfigError with everything that the files of a run lack."""
   if not is_embedded(config):
     _files(config, split, seed)
+    return
+  for name in ('eval_path', 'columns'):
+    value = getattr(config, name)
+    require(
+      not value,
+      f'data.{name}={value} belongs to a file, and data.path names the embedded'
+      ' task; set data.path=FILE',
+    )
 
 
 def is_embedded(config: DataConfig) -> bool:

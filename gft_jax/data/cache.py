@@ -6,6 +6,7 @@ a read-only volume.
 
 import os
 import pathlib
+import re
 
 from gft_jax.config import require, user_path
 
@@ -55,4 +56,9 @@ def folder_of(cache: str) -> pathlib.Path:
   Raises:
     ConfigError: it begins with ~, and there is no home directory.
   """
+  require(
+    not re.match(r'[\w.+-]+:/', cache),
+    f'data.cache={cache} is not a local folder; mount the bucket and name the'
+    ' folder',
+  )
   return user_path(cache, 'data.cache')

@@ -55,7 +55,7 @@ PRINTED = re.compile(r"""\s*\[\s*['"].*['"]\s*\]\s*""", re.DOTALL)
 def check_exists(path: pathlib.Path, what: str = 'data file') -> None:
   """Raises ConfigError, with the nearest name, if there is no such file."""
   require(
-    not re.match(r'\w+:/', str(path)),
+    not re.match(r'[\w.+-]+:/', str(path)),
     f'{what} {path} is not a local file; mount the bucket or copy the file, and'
     ' name it',
   )

@@ -237,7 +237,7 @@ def _check_readable(folder: pathlib.Path, expected: Shapes) -> None:
   Raises:
     ValueError: an array, or a part of one, is not there.
   """
-  base = {'driver': 'file', 'path': f'{folder}/'}
+  base = {'driver': 'file', 'path': f'{folder.resolve()}/'}
   store = tensorstore.KvStore.open({'driver': 'ocdbt', 'base': base}).result()
   keys = [key.decode() for key in store.list().result()]
   parts = collections.Counter(key.partition('/c')[0] for key in keys)
@@ -316,6 +316,16 @@ def restore_params(
       f'no checkpoint that verifies{scored} in {directory}'
     )
   return _load(folder / 'params', abstract), int(folder.name)
+
+
+def fingerprint(directory: pathlib.Path) -> str:
+  """Of the parameters of the newest step that verifies; '' where there is none."""
+  folder = newest(directory)
+  if folder is None:
+    return ''
+  digests = json.loads((folder / MANIFEST).read_text())
+  params = sorted(x for x in digests.items() if x[0].startswith('params/'))
+  return hashlib.sha256(json.dumps(params).encode()).hexdigest()[:16]
 
 
 def newest(

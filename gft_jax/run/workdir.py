@@ -149,6 +149,8 @@ def stage_config(
   )
 
 
+# gs://bucket/a, or gs:/bucket/a as pathlib has it.
+BUCKET = re.compile(r'[\w.+-]+:/')
 # Orbax looks for the files of a checkpoint by a pattern that holds its path.
 PATTERN = '[]*?\\'
 
@@ -160,11 +162,19 @@ def local_folder(workdir: str | pathlib.Path) -> pathlib.Path:
     ConfigError: a bucket, or a path under which checkpoints could not be read
       again.
   """
+  require(str(workdir) != '', "--workdir '' names no folder")
   require(
-    not re.match(r'\w+:/', str(workdir)),
+    not BUCKET.match(str(workdir)),
     f'{workdir} is not a local folder; mount the bucket and name the folder',
   )
   folder = user_path(workdir, '--workdir')
+  require(
+    not folder.exists() or folder.is_dir(),
+    f'--workdir {folder} is a file, not a folder',
+  )
+  # TensorStore refuses a path with .. in it.
+  if '..' in folder.parts or str(folder).startswith('//'):
+    folder = folder.resolve()
   found = [sign for sign in PATTERN if sign in str(folder.absolute())]
   require(
     not found,
@@ -252,30 +262,52 @@ def check_data(
 
   Args:
     workdir: of the run.
-    fingerprints: (name, fingerprint) of every dataset that the run reads.
+    fingerprints: (name, fingerprint) of every dataset that the run reads, and
+      of the stage of another run that it starts from.
 
   Raises:
-    ConfigError: a token of a row that is used has changed; the line names the
-      file.
+    ConfigError: a token of a row that is used has changed, or a parameter; the
+      line names the file.
   """
+  fingerprints = list(fingerprints)
+  check_unchanged(workdir, fingerprints)
+  found = {name: sorted(prints) for name, prints in _by_name(fingerprints)}
+  path = workdir / 'data.json'
+  if jax.process_index() == 0 and found != _begun_on(workdir):
+    write_whole(path, json.dumps(found, indent=1))
+
+
+def check_unchanged(
+  workdir: pathlib.Path, fingerprints: Iterable[tuple[str, str]]
+) -> None:
+  """`check_data` for a reader of the run, which writes nothing."""
+  begun = _begun_on(workdir)
+  # A run that was extended reads more; what it has read must be the same.
+  changed = [
+    name
+    for name, prints in _by_name(fingerprints)
+    if set(begun.get(name, ())) - prints
+  ]
+  require(
+    not changed,
+    f'{workdir} was begun on other data; changed: {"; ".join(changed)};'
+    ' restore the file, or use a new --workdir',
+  )
+
+
+def _begun_on(workdir: pathlib.Path) -> dict[str, list[str]]:
+  """What data.json keeps; nothing where the run has not begun."""
+  path = workdir / 'data.json'
+  return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _by_name(
+  fingerprints: Iterable[tuple[str, str]],
+) -> Iterable[tuple[str, set[str]]]:
   prints = collections.defaultdict(set)
   for name, fingerprint in fingerprints:
     prints[name].add(fingerprint)
-  found = {name: sorted(prints[name]) for name in prints}
-  path = workdir / 'data.json'
-  if path.exists():
-    begun = json.loads(path.read_text())
-    # A run that was extended reads more; what it has read must be the same.
-    changed = [x for x in found if set(begun.get(x, ())) - prints[x]]
-    require(
-      not changed,
-      f'{workdir} was begun on other data; changed: {"; ".join(changed)};'
-      ' restore the file, or use a new --workdir',
-    )
-    if found == begun:
-      return
-  if jax.process_index() == 0:
-    write_whole(path, json.dumps(found, indent=1))
+  return prints.items()
 
 
 def coefficients_file(workdir: pathlib.Path, stage: str) -> pathlib.Path:

@@ -8,10 +8,11 @@ written and is the truth of a run; the others are conveniences.
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import pathlib
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING
 
 import tqdm
@@ -117,6 +118,7 @@ class WeightsAndBiases(Writer):
   def __init__(self, workdir: pathlib.Path):
     """Raises ConfigError where W&B begins no run."""
     workdir = workdir.resolve()
+    self._broken = False
     with _wandb_errors():
       import wandb
 
@@ -133,10 +135,20 @@ class WeightsAndBiases(Writer):
 
   def write(self, record: Record) -> None:
     values = {'step': record['step']} | _metrics(record)
-    self._run.log({f'{record["stage"]}/{k}': v for k, v in values.items()})
+    named = {f'{record["stage"]}/{k}': v for k, v in values.items()}
+    self._try(lambda: self._run.log(named))
 
   def close(self) -> None:
-    self._run.finish()
+    self._try(lambda: self._run.finish())
+
+  def _try(self, call: Callable[[], object]) -> None:
+    """What W&B refuses is said once: metrics.jsonl has every record."""
+    try:
+      if not self._broken:
+        call()
+    except Exception as error:
+      self._broken = True
+      logging.warning('W&B takes no more records: %s', error)
 
 
 @contextlib.contextmanager
@@ -167,7 +179,13 @@ def check_writers(config: LogConfig) -> None:
     with _wandb_errors():
       import wandb
 
-      wandb.login()
+      offline = os.environ.get('WANDB_MODE') in (
+        'offline',
+        'disabled',
+        'dryrun',
+      )
+      if not wandb.login() and not offline:
+        raise PermissionError('not logged in')
 
 
 class ProgressBar(Writer):

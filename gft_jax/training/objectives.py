@@ -210,6 +210,13 @@ def _check_row(name: str, objective: Objective) -> None:
   Raises:
     ConfigError: it is not.
   """
+  functions = (objective.terms, objective.advantages, objective.observe)
+  require(
+    callable(objective.terms)
+    and all(f is None or callable(f) for f in functions),
+    f'objective {name}: terms, advantages and observe are functions, not'
+    f' {functions!r}'[:200],
+  )
   known = {*GIVEN, *OWN}
   require(
     bool(objective.origins)

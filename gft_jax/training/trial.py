@@ -102,10 +102,14 @@ def _try_terms(objective: Objective, view: View, settings: LossConfig) -> None:
   names, reads = _read_all(objective, _regimes(view), settings)
   for whole, tokens, blind in reads:
     _compare(names, whole, tokens, blind, np.asarray(view.mask))
-  whole, trained = reads[0][0], np.asarray(view.mask)
+  trained = np.asarray(view.mask)
   options = settings.kl_weight or settings.entropy_bonus
-  still = not any(np.any(slope[trained]) for slope in whole.slopes)
-  if still and np.all(whole.coefficient) and not options:
+  still = not any(
+    np.any(slope[trained]) or not np.all(whole.coefficient)
+    for whole, *_ in reads
+    for slope in whole.slopes
+  )
+  if still and not options:
     unscored = ', for view.advantages are 0 without advantages= in its row'
     raise Fault(
       'its gradient is 0 at every token'

@@ -40,6 +40,7 @@ def test_none_leaves_a_setting_to_the_objective():
     ('log.progress=false', False),
     ('eval.splits=test, ood_length', ('test', 'ood_length')),
     ('eval.splits=()', ()),
+    ('eval.splits=["test", \'ood\']', ('test', 'ood')),
     ('sampler.stop_ids=1,2', (1, 2)),
     ('sampler.stop_strings=a b,c', ('a b', 'c')),
     (r"sampler.stop_strings='\n\n',' a, b'", ('\n\n', ' a, b')),
@@ -76,6 +77,11 @@ def test_override_sets_one_field(assignment, value):
     ('loss.chunk=1.5', r"loss.chunk='1.5' is not of type int"),
     ('loss=1', 'loss is a group of settings'),
     ('loss.tau.x=1', "'tau' is one setting, not a group"),
+    ('optimizer.b1=2', r'optimizer.b1=2.0 is not in \[0, 1\)'),
+    ('optimizer.b2=-0.1', r'optimizer.b2=-0.1 is not in'),
+    ('seed=99999999999999999999', r'is not below 2\^31'),
+    ('ppo_epochs=2', 'here it is optimizer.mini_batches'),
+    ('zzz=1', r"no setting 'zzz'$"),
     ('eval.prompts=0', 'eval.prompts=0 must be positive'),
     ('eval.ks=0,4', r'eval.ks=\(0, 4\) has a k below 1'),
     ('eval.kl_prompts=-1', 'eval.kl_prompts=-1 must be finite and not neg'),
@@ -180,7 +186,7 @@ def test_what_others_call_a_setting_is_a_setting_here():
   settings = {name for name, *_ in fields_with_meaning()}
   for ours in elsewhere.OURS.values():
     found = re.findall(r'[a-z]+(?:\.\w+)+', ours)
-    assert found or ours == '--workdir', ours
+    assert found or ours.startswith('--workdir'), ours
     assert settings.issuperset(found), ours
 
 
@@ -212,3 +218,30 @@ def test_every_field_has_a_meaning_and_can_be_listed():
     'stages.NAME.steps',
   } <= listed
   assert all(m for *_, m in fields_with_meaning())
+
+
+@pytest.mark.parametrize(
+  ('assignments', 'values'),
+  [
+    (['eval.samples=8', 'eval.ks=1,8'], (8, (1, 8))),
+    (['eval.ks=1,8', 'eval.samples=8'], (8, (1, 8))),
+    (['eval.samples=2', 'eval.ks=1'], (2, (1,))),
+    (['eval.ks=1,8', 'eval.samples=8', 'eval.ks=1'], (8, (1,))),
+  ],
+)
+def test_settings_that_fit_together_have_no_order(assignments, values):
+  config = overridden(Config(), assignments)
+  assert (config.eval.samples, config.eval.ks) == values
+
+
+@pytest.mark.parametrize(
+  'assignments',
+  [
+    ['eval.ks=1,8', 'eval.samples=4'],
+    ['eval.ks=x', 'eval.ks=1'],
+    ['loss.tau=0.3', 'nothing=1'],
+  ],
+)
+def test_what_never_fits_is_refused(assignments):
+  with pytest.raises(ConfigError):
+    overridden(Config(), assignments)

@@ -368,3 +368,17 @@ def test_without_a_home_directory_the_cache_is_asked_for(tmp_path, monkeypatch):
     assert str(caught.value).startswith('data.cache=~/.cache/gft_jax: there is')
     assert 'set data.cache=DIR' in str(caught.value)
   assert builders.source(config(tmp_path, path=path), 'train').rows
+
+
+@pytest.mark.parametrize(
+  'settings', [{'eval_path': 'd.jsonl'}, {'columns': 'prompt=foo'}]
+)
+def test_settings_of_a_file_need_a_file(settings):
+  for path in ('', 'arithmetic/verbose'):
+    with pytest.raises(ConfigError, match=r'belongs to a file, and data.path'):
+      builders.check(DataConfig(path=path, **settings), 'train')
+
+
+def test_a_cache_is_a_local_folder():
+  with pytest.raises(ConfigError, match=r'data.cache=gs://b is not a local'):
+    builders.source(DataConfig(cache='gs://b'), 'test')

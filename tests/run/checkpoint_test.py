@@ -118,6 +118,12 @@ def test_parameters_of_another_shape_are_one_line(tmp_path):
   assert '\n' not in str(error.value)
 
 
+def test_a_directory_with_dots_in_its_path(tmp_path):
+  (tmp_path / 'here').mkdir()
+  save(tmp_path / 'here/../there', 3)
+  assert checkpoint.restore(tmp_path / 'there', state_at(0)).step == 3
+
+
 def test_nothing_there(tmp_path):
   assert checkpoint.restore(tmp_path / 'none', state_at(0)) is None
   with pytest.raises(FileNotFoundError, match='no checkpoint that verifies'):

@@ -12,6 +12,7 @@ from gft_jax.report.run import read_run
 from gft_jax.run.workdir import (
   check_data,
   check_stage,
+  check_unchanged,
   check_workdir,
   local_folder,
   read_config,
@@ -156,3 +157,38 @@ def test_a_run_that_is_extended_may_read_more_but_nothing_else(tmp_path):
     with pytest.raises(ConfigError, match='other data; changed: a;'):
       check_data(tmp_path, changed)
   assert json.loads((tmp_path / 'data.json').read_text()) == kept
+
+
+@pytest.mark.parametrize('name', ['../runs/a', 'b/../../runs/a', '//tmp/a'])
+def test_a_path_that_tensorstore_refuses_is_resolved(
+  tmp_path, monkeypatch, name
+):
+  (tmp_path / 'here').mkdir()
+  monkeypatch.chdir(tmp_path / 'here')
+  found = local_folder(name)
+  assert '..' not in found.parts and not str(found).startswith('//')
+  assert found == pathlib.Path(name).resolve()
+
+
+@pytest.mark.parametrize(
+  ('name', 'message'),
+  [('', 'names no folder'), ('file', 'is a file'), ('s3a+x://b', 'local fold')],
+)
+def test_what_can_be_no_workdir_is_refused(
+  tmp_path, monkeypatch, name, message
+):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'file').touch()
+  with pytest.raises(ConfigError, match=message):
+    local_folder(name)
+
+
+def test_a_reader_compares_and_writes_nothing(tmp_path):
+  check_unchanged(tmp_path, [('a', '1')])
+  assert not list(tmp_path.iterdir())
+  check_data(tmp_path, [('a', '1'), ('b', '2')])
+  before = (tmp_path / 'data.json').read_text()
+  check_unchanged(tmp_path, [('a', '1'), ('c', '3')])
+  with pytest.raises(ConfigError, match='other data; changed: b;'):
+    check_unchanged(tmp_path, [('b', '3')])
+  assert (tmp_path / 'data.json').read_text() == before

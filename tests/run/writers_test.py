@@ -155,6 +155,7 @@ def test_wandb_must_be_installed(tmp_path, monkeypatch):
       'refuses .No API key configured.; `wandb login`, or WANDB_MODE=offline',
     ),
     ('def login(): raise RuntimeError', 'refuses .RuntimeError'),
+    ('def login(): return False', 'refuses .not logged in'),
   ],
 )
 def test_wandb_that_is_broken_or_has_no_key_is_one_line(
@@ -187,6 +188,20 @@ def test_wandb_logs_each_stage_on_its_own_axis(tmp_path, monkeypatch):
   assert ids[0] == ids[1]
   assert begun == [(('gft/*',), {'step_metric': 'gft/step'})]
   assert logged == [{'gft/step': 1, 'gft/train/loss': 0.5}, 'finished']
+
+
+def test_wandb_that_breaks_later_stops_no_run(tmp_path, monkeypatch, caplog):
+  def broken(*unused):
+    raise OSError('gone')
+
+  run = types.SimpleNamespace(log=broken, finish=broken)
+  fake = types.SimpleNamespace(init=lambda **_: run)
+  monkeypatch.setitem(sys.modules, 'wandb', fake)
+  writer = writers.WeightsAndBiases(tmp_path)
+  for step in (1, 2):
+    writer.write(record(step, train__loss=0.5))
+  writer.close()
+  assert caplog.messages == ['W&B takes no more records: gone']
 
 
 def test_all_writers_take_the_same_records(tmp_path, capsys):

@@ -120,3 +120,11 @@ def test_overlong_answers_lose_reward_before_the_advantage(batch):
     jnp.asarray(rewards, jnp.float32), batch.member_mask
   )
   np.testing.assert_allclose(ours, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize('terms', [None, 'dft'])
+def test_terms_are_a_function(monkeypatch, terms):
+  row = objectives.Objective(terms, (objectives.GIVEN,))
+  monkeypatch.setitem(objectives.OBJECTIVES, 'mine', row)
+  with pytest.raises(ConfigError, match=r'objective mine: .* are functions'):
+    objectives.choose('mine', GroupConfig(experts=1, teachers=0, samples=0))
