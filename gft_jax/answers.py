@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable
 
 from gft_jax.config import RewardConfig
+from gft_jax.thoughts import behind_thoughts
 
 Reward = Callable[[str, str, str], float]
 
@@ -61,9 +62,10 @@ def final(response: str) -> str:
 
   The content of its last \boxed{}; without one what follows the last `####`;
   without that what follows the last 'answer is', to the end of the sentence;
-  else the whole response. Only the last `MAX_CHARACTERS` characters are read.
+  else the whole response. Thoughts that a response begins with are left out.
+  Only the last `MAX_CHARACTERS` characters are read.
   """
-  text = response[-MAX_CHARACTERS:]
+  text = behind_thoughts(response)[-MAX_CHARACTERS:]
   for found in (last_boxed(text), after_mark(text)):
     if found is not None:
       return found

@@ -51,6 +51,11 @@ def test_braces_without_end_are_read_in_one_pass():
     ('#### Final answer\nThe answer is 5.', '5'),
     ('#### 18\n\nQuestion: What is 2 + 2?', '18'),
     (r'\boxed{1}' + ' ' * answers.MAX_CHARACTERS, ''),
+    ('<think>\n\n</think>\n\n2', '2'),
+    (' [THINK]\\boxed{3}[/THINK] so 4. [/THINK]2', '2'),
+    ('<think>' + '3 ' * answers.MAX_CHARACTERS + '</think>\n2\n', '2'),
+    ('<think>no end 2', '<think>no end 2'),
+    ('So <think>3</think>2', 'So <think>3</think>2'),
   ],
 )
 def test_final(response, said):

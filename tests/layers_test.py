@@ -13,7 +13,7 @@ HOUSE = pathlib.Path(__file__).parents[1] / 'gft_jax'
 # From the ground up. A room imports rooms on the floors below it and itself,
 # never a room beside it. So no two rooms import each other.
 FLOORS = (
-  ('types',),
+  ('types', 'thoughts'),
   ('ops', 'config'),
   ('batch', 'answers', 'parallel'),
   ('models', 'rewards'),

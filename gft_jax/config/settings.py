@@ -193,8 +193,9 @@ class DataConfig:
 def template_arguments(text: str) -> dict[str, object]:
   """The values of `data.template_args` by name.
 
-  A value is JSON; what is none is a word. True, False and None are read as
-  Python writes them, too. All of it may stand in quotes, as in a shell.
+  A value is JSON; what is none is a word, with or without single quotes. Words
+  for true and false (True, yes, on, no, off, ...) and None are read as such. All
+  of it may stand in quotes, as in a shell.
 
   Raises:
     ConfigError: it is not of the form name=value,name=value.
@@ -202,7 +203,11 @@ def template_arguments(text: str) -> dict[str, object]:
   decoder, found, rest = json.JSONDecoder(), {}, text.strip()
   if len(rest) > 1 and rest[0] in ('"', "'") and rest[-1] == rest[0]:
     rest = rest[1:-1]
-  words = {'true': True, 'false': False, 'none': None, 'null': None}
+  words: dict[str, object] = {
+    **dict.fromkeys(('true', 'yes', 'on'), True),
+    **dict.fromkeys(('false', 'no', 'off'), False),
+    **dict.fromkeys(('none', 'null')),
+  }
   while rest:
     name = re.match(r'(\w+)\s*=\s*(?=[^\s,])', rest)
     require(
@@ -218,8 +223,9 @@ def template_arguments(text: str) -> dict[str, object]:
     except ValueError:
       value, end, whole = None, 0, False
     if not whole:
-      end = f'{rest},'.index(',')
-      word = rest[:end].strip()
+      quoted = re.match(r"'([^']*)'\s*(?=,|$)", rest)
+      end = quoted.end() if quoted else f'{rest},'.index(',')
+      word = quoted[1] if quoted else rest[:end].strip()
       value = words.get(word.lower(), word)
     found[name[1]] = value
     rest = rest[end:].lstrip().removeprefix(',').lstrip()

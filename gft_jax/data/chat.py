@@ -6,6 +6,7 @@ writes behind it, of which only the assistant's own words train, each turn with
 the token that ends it.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -19,22 +20,30 @@ from gft_jax.huggingface.chat_template import (
   WORDS,
   ChatTemplate,
   added_tokens,
+  names_called,
   shared,
 )
-from gft_jax.rollout.texts import (
+from gft_jax.thoughts import (
+  REASONING,
+  Thoughts,
   closed_thought,
+  is_doubled,
   is_thought,
+  never_closes,
   open_thought,
   thought_at_start,
+  thoughts_of,
+  without_mark,
 )
 from gft_jax.types import Json
 
 # Around special tokens that are read as ordinary text; no file has them.
 ESCAPE, ESCAPED = '\ufdd0', '\ufdd1'
-# Where a turn has its thoughts apart from its words.
-REASONING = ('reasoning_content', 'reasoning', 'thinking')
-# What is said of given answers whose thoughts are not as the row has them.
-LOST = 'given answers lose their thoughts, which the chat template leaves out'
+# What is said of given answers that are not as the row has them.
+LOST = (
+  'given answers lose thoughts or words, or calls of tools: the chat template'
+  ' leaves them out'
+)
 EMPTY = 'given answers train with empty thoughts, which the chat template opens'
 
 Turns = list[Json]
@@ -56,14 +65,6 @@ class Written(NamedTuple):
   spans: list[tuple[int, int]] | None
   graded: str
   note: str = ''
-
-
-class Thoughts(NamedTuple):
-  """A turn in parts; `mark` opens the thoughts in its content, or is ''."""
-
-  mark: str
-  thoughts: str
-  words: str
 
 
 class Spoken(NamedTuple):
@@ -134,13 +135,16 @@ class Writer:
     """
     turns = user(prompt) if isinstance(prompt, str) else prompt
     turns = instructed(self._bare(turns), self._instruction)
-    bos = self.tokenizer.bos_token
-    if self._template is None and isinstance(bos, str):
-      *before, last = turns
-      if last['content'].startswith(bos):  # It stands once; see `pipeline`.
-        rest = self._checked(last['content'].removeprefix(bos))
-        return [*before, {**last, 'content': bos + rest}]
-    return self._checked(turns)
+    if self._template is not None:
+      return self._checked(turns)
+    # BOS stands once, see `pipeline`; a mark at the end opens thoughts.
+    *before, last = turns
+    text, bos = last['content'], self.tokenizer.bos_token
+    begun = bos if isinstance(bos, str) and text.startswith(bos) else ''
+    rest = text.removeprefix(begun)
+    mark = open_thought(rest)
+    rest = self._safe(rest.removesuffix(mark))
+    return [*before, {**last, 'content': begun + rest + mark}]
 
   def prompt(self, asked: Turns, tools: list | None = None) -> str:
     """The turns of `asked` as text.
@@ -166,25 +170,34 @@ class Writer:
 
     Its turns are written as the template writes them. Where the call for an
     answer opens thoughts, they are closed before the words: an answer that has
-    none trains with empty ones.
+    none trains with empty ones. Where no template writes it, it is a text
+    behind the prompt, which may open its thoughts.
 
     Raises:
-      BadRow: the template refuses these turns or does not write them, or
-        special tokens, where data.special_tokens drops them.
+      BadRow: the template refuses these turns or does not write them, thoughts
+        that a turn opens and never closes, or special tokens, where
+        data.special_tokens drops them.
     """
     if isinstance(answered, str):
       answered = [{'role': 'assistant', 'content': answered}]
     turns = self._checked(self._bare(answered))
-    content = turns[-1].get('content') or ''
+    if any(never_closes(turn.get('content') or '') for turn in _said(turns)):
+      raise BadRow('whose thoughts never close')
     template = self._template
     if template is None or template.frame is None:
       if len(turns) > 1:
         raise BadRow('whose turns the chat template does not write')
-      return Written(content, None, unescaped(content))
+      return _plain(turns[0], prompt)
     try:
       return self._written(template, asked, turns, prompt, self._checked(tools))
     except FAILURES as error:
       raise _refused(error) from error
+
+  def plain(self, answered: str, prompt: str) -> Written:
+    """An answer as a text behind `prompt`, whether it is whole or not."""
+    turn = {'role': 'assistant', 'content': answered}
+    (turn,) = self._checked(self._bare([turn]))
+    return _plain(turn, prompt)
 
   def _written(
     self,
@@ -206,7 +219,7 @@ class Writer:
       text = template.render(turns, tools)
       spoken = self._spoken(template, turns, calls, text, tools)
       if not spoken or any(
-        _is_doubled(self._begun(call) + turn.words, turns[i])
+        is_doubled(self._begun(call) + turn.words, turns[i])
         for (i, call), turn in zip(calls.items(), spoken)
       ):
         continue
@@ -215,13 +228,16 @@ class Writer:
         marked = template.marked(turns, tools)[1]
         spans = _clipped(marked, len(prompt), written.text, spoken[-1].ending)
         written = written._replace(spans=spans)
-      call = open_thought(calls[max(calls)])
-      said, had = call + spoken[-1].words, thoughts_of(answered[-1], call)
-      note = EMPTY if call and not had.thoughts else ''
-      if had.thoughts not in said:
-        note = LOST
-      graded = said if had.thoughts else answered[-1].get('content') or ''
-      written = written._replace(graded=unescaped(graded), note=note)
+      marks = [open_thought(call) for call in calls.values()]
+      said = [mark + turn.words for mark, turn in zip(marks, spoken)]
+      had = list(map(thoughts_of, _said(answered), marks))
+      note = LOST
+      if all(map(_holds, said, _said(answered), had)):
+        empty = any(m and not h.thoughts for m, h in zip(marks, had))
+        note = EMPTY if empty else ''
+      content = answered[-1].get('content') or ''
+      graded = unescaped(said[-1] if had[-1].thoughts else content)
+      written = written._replace(graded=graded, note=note)
       if note != LOST:
         return written
       best = best or written
@@ -315,22 +331,29 @@ class Writer:
         return self._without_end(bare.removesuffix(end))
     return text
 
-  def _checked(self, value: Any) -> Any:
-    """What a row says, its special tokens dropped, escaped or kept."""
-    return value if self._policy == 'keep' else _mapped(value, self._safe)
+  def _checked(self, values: Any) -> Any:
+    """Turns or tools, special tokens in them dropped, escaped or kept."""
+    return values and [
+      _mapped(
+        v, functools.partial(self._safe, thinks=v.get('role') == 'assistant')
+      )
+      for v in values
+    ]
 
-  def _safe(self, text: str) -> str:
-    # Those that open and close thoughts are words of the assistant, and the
-    # unknown token has a reason of its own to be dropped.
+  def _safe(self, text: str, *, thinks: bool = False) -> str:
+    if self._policy == 'keep':
+      return text
+    # The unknown token has a reason of its own to be dropped. Marks of thoughts
+    # are words of the assistant; others speak of them, and no row is dropped.
     found = [
       m
       for m in self._special.finditer(text)
-      if not is_thought(m[0]) and m[0] != self._unknown
+      if m[0] != self._unknown and not (thinks and is_thought(m[0]))
     ]
-    if found and self._policy == 'drop':
+    others = [m[0] for m in found if not is_thought(m[0])]
+    if others and self._policy == 'drop':
       raise BadRow(
-        f'with the special token {found[0][0]} in a text; see'
-        ' data.special_tokens'
+        f'with the special token {others[0]} in a text; see data.special_tokens'
       )
     for m in reversed(found):
       escaped = f'{ESCAPE}{m[0]}{ESCAPED}'
@@ -361,26 +384,30 @@ def instructed(turns: Turns, instruction: str) -> Turns:
   return [*before, {**last, 'content': f'{last["content"]}\n{instruction}'}]
 
 
+def _said(turns: Turns) -> Turns:
+  """The turns of the assistant."""
+  return [turn for turn in turns if turn.get('role') == 'assistant']
+
+
+def _plain(turn: Json, prompt: str) -> Written:
+  """An answer as a text behind a prompt, which may open its thoughts."""
+  mark = open_thought(prompt)
+  text = without_mark(turn.get('content') or '', mark)
+  had = thoughts_of(turn, mark)
+  note = '' if _holds(mark + text, turn, had) else LOST
+  graded = unescaped(mark + text) if text.strip() else ''
+  return Written(text, None, graded, note)
+
+
+def _holds(said: str, turn: Json, had: Thoughts) -> bool:
+  """Whether what trains has the thoughts, words and calls of a turn."""
+  parts = [had.thoughts, had.words.strip(), *names_called(turn)]
+  return all(part in said for part in parts)
+
+
 def unescaped(text: str) -> str:
   """A text as its row has it."""
   return text.replace(ESCAPE, '').replace(ESCAPED, '')
-
-
-def thoughts_of(turn: Json, call: str = '') -> Thoughts:
-  """The thoughts of a turn, which stand apart or begin its content.
-
-  They need not be opened there, where `call` opens them.
-  """
-  content = turn.get('content') or ''
-  for name in REASONING:
-    if isinstance(turn.get(name), str) and turn[name].strip():
-      return Thoughts('', turn[name].strip(), content)
-  begun = thought_at_start(content)
-  closed = closed_thought(begun or call or '<think>')
-  thoughts, found, words = content[len(begun) :].partition(closed)
-  if not found:
-    return Thoughts(begun.strip(), '', content)
-  return Thoughts(begun.strip(), thoughts.strip(), words.lstrip('\n'))
 
 
 def _ways(turns: Turns) -> Iterator[Turns]:
@@ -414,14 +441,6 @@ def _composed(turn: Json, words: str, mark: str) -> str:
   if words.lstrip().startswith(closed):
     return f'{thoughts}\n{words}' if thoughts else words
   return f'{thoughts}\n{closed}\n\n{words}'
-
-
-def _is_doubled(said: str, turn: Json) -> bool:
-  """Whether the thoughts of a turn are opened or closed once more."""
-  content = turn.get('content') or ''
-  mark = thoughts_of(turn).mark or thought_at_start(said).strip()
-  marks = (mark, closed_thought(mark)) if mark else ()
-  return any(said.count(m) > max(content.count(m), 1) for m in marks)
 
 
 def _joined(text: str, spoken: list[Spoken]) -> Written:

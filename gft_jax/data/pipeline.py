@@ -237,7 +237,8 @@ def encode_groups(
 ) -> tuple[Ragged, Ragged]:
   """Texts of B prompts with G answers each, in the tokenizer's own template.
 
-  Special tokens in them are read as ordinary text.
+  Special tokens in them are read as ordinary text. An answer that the template
+  does not write, as one that was cut in its thoughts, stands as it is.
 
   Returns:
     B prompts and B G answers, what ends an answer behind every one.
@@ -248,7 +249,11 @@ def encode_groups(
     asked = writer.asked(prompt)
     text = writer.prompt(asked)
     asked_texts.append(text)
-    answers += [writer.answer(asked, member, text) for member in members]
+    for member in members:
+      try:
+        answers.append(writer.answer(asked, member, text))
+      except files.BadRow:
+        answers.append(writer.plain(member, text))
   return (
     Ragged(_prompt_ids(asked_texts, writer)),
     Ragged([ids for ids, _ in encode_answers(answers, writer)]),

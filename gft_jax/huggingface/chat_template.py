@@ -3,7 +3,9 @@
 import datetime
 import functools
 import inspect
+import json
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jinja2
@@ -110,7 +112,7 @@ class ChatTemplate:
     """The whole conversation, and the spans that {% generation %} marks."""
     names: Json = {**self.tokenizer.special_tokens_map, **self._given}
     texts, spans = chat_template_utils.render_jinja_template(
-      [turns],
+      [self._with_arguments(turns, tools, prompt=False)],
       tools,
       chat_template=self._source(bool(tools)),
       return_assistant_tokens_mask=True,
@@ -154,6 +156,30 @@ class ChatTemplate:
   def _render(
     self, turns: Conversation, tools: list | None, *, prompt: bool
   ) -> str:
+    turns = self._with_arguments(turns, tools, prompt=prompt)
+    return self._apply(turns, tools, prompt=prompt)
+
+  def _with_arguments(
+    self, turns: Conversation, tools: list | None, *, prompt: bool
+  ) -> Conversation:
+    """The turns, what they call tools with as the template reads it.
+
+    That is an object, or where the template refuses one or prints it as Python
+    does, the JSON of it.
+    """
+    objects, texts = _called(turns, _as_object), _called(turns, _as_text)
+    if objects == texts:
+      return turns
+    try:
+      text = self._apply(objects, tools, prompt=prompt)
+    except FAILURES:
+      return texts
+    printed = [repr(found) for found in _arguments(objects)]
+    return texts if any(p in text for p in printed) else objects
+
+  def _apply(
+    self, turns: Conversation, tools: list | None, *, prompt: bool
+  ) -> str:
     text = self.tokenizer.apply_chat_template(
       turns,
       tools,
@@ -173,11 +199,19 @@ class ChatTemplate:
   def _check(self, given: Json, source: str) -> None:
     taken = inspect.signature(self.tokenizer.apply_chat_template).parameters
     names = set(re.findall(r'[A-Za-z_]\w*', source)) - {*taken, 'messages'}
-    for name in given:
+    for name, value in given.items():
       require(
         name in names,
         f'data.template_args: the chat template of {self._name} has no argument'
         f' {name!r}' + nearest(name, names),
+      )
+      asked = rf'\b{name}\s+is\s+(not\s+)?(sameas[\s(]+)?(true|false)\b'
+      require(
+        value is None
+        or isinstance(value, bool)
+        or not re.search(asked, source),
+        f'data.template_args: {name}={value} is neither true nor false, which'
+        f' the chat template of {self._name} asks for',
       )
 
   def _missing_call(self) -> str:
@@ -199,6 +233,61 @@ class ChatTemplate:
     )
     call = both[len(turn) : both.index(WORDS)]
     return call if call.strip() else ''
+
+
+def names_called(turn: Json) -> list[str]:
+  """The names of the tools that a turn calls."""
+  calls = turn.get('tool_calls')
+  found = [
+    call.get('function', call)
+    for call in (calls if isinstance(calls, list) else [])
+    if isinstance(call, dict)
+  ]
+  return [str(f.get('name') or '') for f in found if isinstance(f, dict)]
+
+
+def _called(
+  turns: Conversation, function: Callable[[object], object]
+) -> Conversation:
+  """The turns with other arguments in their calls of tools."""
+
+  def changed(call: object) -> object:
+    if not isinstance(call, dict):
+      return call
+    call = {k: changed(v) if k == 'function' else v for k, v in call.items()}
+    if 'arguments' in call:
+      call['arguments'] = function(call['arguments'])
+    return call
+
+  return [
+    {**turn, 'tool_calls': list(map(changed, turn['tool_calls']))}
+    if isinstance(turn.get('tool_calls'), list)
+    else turn
+    for turn in turns
+  ]
+
+
+def _arguments(turns: Conversation) -> list[object]:
+  """Those that JSON and Python spell differently."""
+  found: list[object] = []
+  _called(turns, found.append)
+  return [value for value in found if repr(value) != _as_text(value)]
+
+
+def _as_object(value: object) -> object:
+  if not isinstance(value, str):
+    return value
+  try:
+    found = json.loads(value.strip() or '{}')
+  except (ValueError, RecursionError):
+    return value
+  return found if isinstance(found, dict) else value
+
+
+def _as_text(value: object) -> object:
+  if isinstance(value, str):
+    return value
+  return json.dumps(value, ensure_ascii=False)
 
 
 def shared(a: str, b: str) -> int:

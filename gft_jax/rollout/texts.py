@@ -1,21 +1,16 @@
 """Tokens <-> text on the host, and where a stop string ends an answer."""
 
 import bisect
-import re
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool
 
 from gft_jax.batch import Prompts, Responses
+from gft_jax.thoughts import open_thought
 from gft_jax.types import Tokenizer
 
-# What opens or closes thoughts: <think>, [/THINK], <|begin_of_thought|>.
-THOUGHT = re.compile(
-  r'[<\[◁][^\s<>\[\]◁▷]*(?:think|thought|reason)[^\s<>\[\]◁▷]*[>\]▷]',
-  re.IGNORECASE,
-)
-# The most tokens of such a mark.
+# The most tokens of a mark that opens thoughts.
 MARK_TOKENS = 32
 
 
@@ -104,47 +99,6 @@ def decode_responses(
     for b in range(len(length))
   ]
   return texts, finished
-
-
-def open_thought(text: str) -> str:
-  r"""The mark at the end of a text that opens thoughts, or ''.
-
-  Such as '<think>\n', by which the template of a thinking model calls for an
-  answer, with the space behind it.
-  """
-  bare = text.rstrip()
-  start = max(map(bare.rfind, '<[◁'))
-  mark = bare[start:] if start >= 0 else ''
-  return text[start:] if is_thought(mark) and _opens(mark) else ''
-
-
-def thought_at_start(text: str) -> str:
-  """The mark at the start of a text that opens thoughts, or ''.
-
-  With the space around it.
-  """
-  found = re.match(r'\s*(\S+?[>\]▷])\s*', text)
-  if found and is_thought(found[1]) and _opens(found[1]):
-    return found[0]
-  return ''
-
-
-def is_thought(mark: str) -> bool:
-  """Whether a token or tag opens or closes thoughts."""
-  return THOUGHT.fullmatch(mark) is not None
-
-
-def closed_thought(mark: str) -> str:
-  """The mark that closes what `mark` opens: </think> of <think>."""
-  mark = mark.strip()
-  for start, end in (('START', 'END'), ('start', 'end'), ('begin', 'end')):
-    if start in mark:
-      return mark.replace(start, end)
-  return f'{mark[:1]}/{mark[1:]}'
-
-
-def _opens(mark: str) -> bool:
-  return '/' not in mark and 'end' not in mark.lower()
 
 
 def _opened(tokenizer: Tokenizer, prompts: Prompts) -> list[str]:

@@ -16,10 +16,12 @@ import zipfile
 import pytest
 import tokenizers
 import transformers
+from chats import write
 from transformers.utils import chat_template_utils
 
 from gft_jax.config import DataConfig
 from gft_jax.data import chat, encoding
+from gft_jax.data.files import BadRow
 from gft_jax.huggingface.chat_template import DAY
 
 pytestmark = pytest.mark.slow
@@ -205,10 +207,64 @@ def test_an_expert_without_thoughts_closes_them(templates, name, answered):
     assert (turn['content'] in said) == (turn['role'] == 'assistant')
 
 
+@pytest.mark.parametrize('first', [THOUGHT[0], REASONED[0]])
+@pytest.mark.parametrize('name', ['qwen3', 'glm4moe'])
+def test_thoughts_of_an_earlier_turn_are_noted(templates, name, first):
+  last = {**REASONED[0], 'content': '4'}
+  written = write(ASKED, [first, MORE[1], last], tokenizer_of(templates[name]))
+  assert written.note == chat.LOST
+  assert write(ASKED, REASONED, tokenizer_of(templates[name])).note == ''
+
+
 @pytest.mark.parametrize('name', ['qwen3', 'qwen3_5_think', 'glm4moe'])
-def test_thinking_is_switched_off(templates, name):
+def test_words_between_thoughts_are_noted(templates, name):
+  content = '<think>a</think>first words<think>c</think>last'
+  answered = [{'role': 'assistant', 'content': content}]
+  written = write(ASKED, answered, tokenizer_of(templates[name]))
+  assert 'first words' not in written.text and written.note == chat.LOST
+
+
+@pytest.mark.parametrize('name', ['qwen3', 'glm4moe', *PREFILLED, *OPENED])
+def test_thoughts_that_never_close_are_no_words(templates, name):
+  answered = [{'role': 'assistant', 'content': '<think>\none and one'}]
+  with pytest.raises(BadRow, match='whose thoughts never close'):
+    write(ASKED, answered, tokenizer_of(templates[name]))
+
+
+@pytest.mark.parametrize(
+  'name, written',
+  [
+    ('qwen2_5', '{"name": "add", "arguments": {"a": 1}}'),
+    ('qwen3', '{"name": "add", "arguments": {"a": 1}}'),
+    ('qwen3_5_think', '<parameter=a>\n1\n</parameter>'),
+    ('deepseekv3', 'add\n```json\n{"a": 1}\n```'),
+    ('gemma4_v5', 'call:add{a:1}'),
+  ],
+)
+def test_a_tool_is_called_as_openai_writes_it(templates, name, written):
+  function = {'name': 'add', 'arguments': '{"a": 1}'}
+  call = {'id': '1', 'type': 'function', 'function': function}
+  talk = [
+    {'role': 'assistant', 'content': '', 'tool_calls': [call]},
+    {'role': 'tool', 'content': '2', 'tool_call_id': '1'},
+    *ONE,
+  ]
+  found = write(ASKED, talk, tokenizer_of(templates[name]))
+  assert found.text.count(written) == 1 and found.note != chat.LOST
+
+
+@pytest.mark.parametrize('name', ['deepseek_r1_distill', 'llama3', 'phi3'])
+def test_calls_of_tools_that_a_template_leaves_out_are_noted(templates, name):
+  call = {'function': {'name': 'add', 'arguments': '{}'}}
+  talk = [{**ONE[0], 'tool_calls': [call]}, *MORE[1:]]
+  assert write(ASKED, talk, tokenizer_of(templates[name])).note == chat.LOST
+
+
+@pytest.mark.parametrize('value', ['false', 'no', "'off'"])
+@pytest.mark.parametrize('name', ['qwen3', 'qwen3_5_think', 'glm4moe'])
+def test_thinking_is_switched_off(templates, name, value):
   tokenizer = tokenizer_of(templates[name])
-  settings = {'template_args': 'enable_thinking=false'}
+  settings = {'template_args': f'enable_thinking={value}'}
   prompt, ids, _ = ours(tokenizer, THOUGHT, **settings)
   asked = tokenizer.apply_chat_template(
     ASKED, add_generation_prompt=True, enable_thinking=False

@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from chats import ASKED, CHATML, bytes_tokenizer, prompt_and_answer
+from chats import ASKED, CHATML, bytes_tokenizer, prompt_and_answer, write
 from data_rows import GROUP
 from transformers.utils import chat_template_utils
 
@@ -206,6 +206,96 @@ def test_thoughts_that_no_template_writes_are_noted(load):
   assert line == f'{chat.EMPTY}, 7 rows: 1, 2, 3, 4, 5, ...'
 
 
+# As Qwen 3: the call opens no thoughts, and only the last turn has them.
+LATE = THOUGHTFUL.replace("assistant\n<think>\n' }}", "assistant\n' }}")
+TWICE = '<think>a</think>first words<think>c</think>last'
+
+
+@pytest.mark.parametrize(
+  'template, answered',
+  [
+    (LATE, [{**PLAIN[0], 'content': THOUGHT}, *TWO[1:]]),
+    (LATE, [{**PLAIN[0], 'reasoning_content': 'Hm.'}, *TWO[1:]]),
+    (CHATML, [{**PLAIN[0], 'thinking': 'Hm.'}, *TWO[1:]]),
+    (LATE, [{'role': 'assistant', 'content': TWICE}]),
+    (THOUGHTFUL, [{'role': 'assistant', 'content': TWICE}]),
+    (
+      CHATML,
+      [{**PLAIN[0], 'tool_calls': [{'function': {'name': 'add'}}]}, *TWO[1:]],
+    ),
+  ],
+)
+def test_what_any_turn_loses_is_noted(template, answered):
+  written = write(ASKED, answered, bytes_tokenizer(template))
+  assert written.note == chat.LOST
+  kept = [{**t, 'content': t['content'].split('>')[-1]} for t in answered]
+  kept = [{'role': t['role'], 'content': t['content']} for t in kept]
+  assert write(ASKED, kept, bytes_tokenizer(CHATML)).note == ''
+
+
+@pytest.mark.parametrize('template', [None, CHATML, LATE, *TEMPLATES.values()])
+@pytest.mark.parametrize(
+  'content', ['<think>\none and one', '\n[THINK]one', '<|begin_of_thought|> 1']
+)
+def test_an_answer_whose_thoughts_never_close_is_dropped(
+  load, template, content
+):
+  tokenizer = bytes_tokenizer(template)
+  whole = {'prompt': '?', 'answer': '2', 'expert': '2', 'teacher': ['2']}
+  cut = {**whole, 'expert': content}
+  settings = {'tokenizer': tokenizer, 'max_prompt': 60, 'max_dropped': 0.5}
+  found = load([whole, cut], DEMONSTRATIONS, **settings)
+  assert found.statistics.dropped == {'whose thoughts never close': [2]}
+  group = GroupConfig(experts=1, teachers=2, samples=0)
+  found = load([{**whole, 'teacher': ['2', content]}], group, **settings)
+  reasons = list(found.statistics.empty_slots)
+  assert reasons[0] == 'teachers whose thoughts never close'
+
+
+@pytest.mark.parametrize('template', [None, LATE, FORGETFUL])
+def test_an_answer_that_was_cut_in_its_thoughts_is_scored(template):
+  """A policy's own, by a reward model."""
+  tokenizer = bytes_tokenizer(template)
+  text = '<think>\nHm. Hm.'
+  _, answered = pipeline.encode_groups(['?'], [[text, 'It is 2.']], tokenizer)
+  ids, _ = answered.padded(np.array([0]), int(answered.length[0]))
+  begun = '<think>\n' if template == FORGETFUL else ''
+  assert tokenizer.decode(ids[0]) == text.removeprefix(begun) + '<|im_end|>'
+
+
+@pytest.mark.parametrize(
+  'call, answer, trained',
+  [
+    ('<think>', '<think>x</think>2', 'x</think>2'),
+    ('<think>', 'x</think>2', 'x</think>2'),
+    ('<think>', '<think>\nx</think>2', '\nx</think>2'),
+    ('<think>\n', '<think>\nx</think>2', 'x</think>2'),
+    ('<think>\n', ' <think>x</think>2', 'x</think>2'),
+    ('[THINK]', '[THINK]x[/THINK]2', 'x[/THINK]2'),
+    ('<think>', '2', '2'),
+    ('Think!', '<think>x</think>2', '<think>x</think>2'),
+  ],
+)
+@pytest.mark.parametrize('special', [False, True])
+def test_a_plain_prompt_opens_thoughts_once(call, answer, trained, special):
+  tokenizer = bytes_tokenizer(CHATML)
+  if special:
+    marks = ['<think>', '</think>', '[THINK]']
+    tokenizer.add_special_tokens({'additional_special_tokens': marks})
+  settings = {'template': 'plain'}
+  asked = [{'role': 'user', 'content': f'1+1? {call}'}]
+  prompt, text, _ = prompt_and_answer(asked, answer, tokenizer, **settings)
+  assert prompt == f'1+1? {call}' and text == f'{trained}<|im_end|>'
+  written = write(asked, answer, tokenizer, **settings)
+  opened = '' if call == 'Think!' else call
+  assert written.graded == opened + trained and written.note == ''
+  (ids,) = pipeline.encode_prompts(
+    [f'1+1? {call}'], DataConfig(**settings), tokenizer
+  )
+  ids_of_mark = tokenizer(call, add_special_tokens=False)['input_ids']
+  assert ids[-len(ids_of_mark) :] == ids_of_mark
+
+
 # End tokens.
 
 
@@ -316,8 +406,39 @@ def test_the_tokens_of_thoughts_are_words(load):
   }
   found = load([row], DEMONSTRATIONS, tokenizer, max_prompt=90, max_response=90)
   one = found.first(1)
-  text = tokenizer.decode(one.given_tokens[0, 0, : one.given_length[0, 0]])
+  given = one.given_tokens[0, 0, : one.given_length[0, 0]]
+  text = tokenizer.decode(given)
   assert text == f'{THOUGHT}<|im_end|>' and one.given_texts == [[THOUGHT]]
+  assert sum(given > 255) == 3
+
+
+@pytest.mark.parametrize('special_tokens', ['drop', 'escape', 'keep'])
+@pytest.mark.parametrize('role', ['system', 'user'])
+def test_who_speaks_of_thoughts_opens_none(load, role, special_tokens):
+  tokenizer = bytes_tokenizer(CHATML)
+  marks = ['<think>', '</think>']
+  tokenizer.add_special_tokens({'additional_special_tokens': marks})
+  asked = [dict(turn) for turn in ASKED]
+  for turn in asked:
+    if turn['role'] == role:
+      turn['content'] += ' What does <think> mean?'
+  row = {'messages': [*asked, {'role': 'assistant', 'content': THOUGHT}]}
+  found = load(
+    [row],
+    DEMONSTRATIONS,
+    tokenizer,
+    max_prompt=200,
+    max_response=90,
+    special_tokens=special_tokens,
+  )
+  one = found.first(1)
+  prompt = one.tokens[0, : one.length[0]]
+  kept = special_tokens == 'keep'
+  assert 'What does <think> mean?' in tokenizer.decode(prompt)
+  mark = tokenizer.convert_tokens_to_ids('<think>')
+  assert (mark in prompt) == kept and mark in one.given_tokens
+  notes = {} if kept else {pipeline.ESCAPED_ROWS: [1]}
+  assert found.statistics.notes == notes
 
 
 def test_escaped_text_does_not_shift_what_trains():

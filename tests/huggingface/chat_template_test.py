@@ -168,3 +168,79 @@ def test_what_a_user_says_is_not_lost():
   parts += '{% endfor %}{% endfor %}' + CALL
   with pytest.raises(ConfigError, match='does not write what a user says'):
     ChatTemplate(with_template(parts))
+
+
+def calling(arguments):
+  return (
+    "{% for m in messages %}{{ '[' + m['role'] + ']' + m['content'] }}"
+    "{% for c in m['tool_calls'] or [] %}{% set c = c.function or c %}"
+    '{{ c.name }}:'
+    + arguments
+    + ';{% endfor %}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}'
+  )
+
+
+@pytest.mark.parametrize('wrapped', [True, False])
+@pytest.mark.parametrize(
+  'arguments', ['{"a":1,"b": "é"}', {'a': 1, 'b': 'é'}, ' {"a": 1, "b": "é"}']
+)
+@pytest.mark.parametrize(
+  'template, compact',
+  [
+    ('{{ c.arguments | tojson }}', False),
+    (
+      '{% for k, v in c.arguments | items %}{{ k }}={{ v }},{% endfor %}',
+      None,
+    ),
+    ("{{ '' + c.arguments }}", True),
+    ('{{ c.arguments }}', True),
+  ],
+)
+def test_a_tool_is_called_with_an_object_or_with_its_json(
+  template, compact, arguments, wrapped
+):
+  """Whichever the template reads, however the row has it."""
+  call = {'name': 'add', 'arguments': arguments}
+  turns = [
+    {'role': 'user', 'content': '?'},
+    {
+      'role': 'assistant',
+      'content': '',
+      'tool_calls': [{'function': call} if wrapped else call],
+    },
+  ]
+  chat = ChatTemplate(with_template(calling(template)))
+  said = '{"a": 1, "b": "é"}'
+  if compact is None:
+    said = 'a=1,b=é,'
+  elif compact and isinstance(arguments, str):
+    said = arguments
+  assert chat.render(turns) == f'[user]?[assistant]add:{said};'
+  assert turns[1]['tool_calls'][0].get('function', call) == call
+
+
+@pytest.mark.parametrize(
+  'arguments, written',
+  [('no json', 'no json'), ('[1]', '[1]'), ('', '{}'), ({}, '{}')],
+)
+def test_arguments_of_a_tool_that_are_no_object(arguments, written):
+  call = {'name': 'add', 'arguments': arguments}
+  turns = [
+    {'role': 'user', 'content': '?'},
+    {'role': 'assistant', 'content': '', 'tool_calls': [call, 'x']},
+  ]
+  chat = ChatTemplate(with_template(calling('{{ c.arguments }}')))
+  assert chat.render(turns) == f'[user]?[assistant]add:{written};:;'
+
+
+@pytest.mark.parametrize('test', ['is false', 'is not true', 'is sameas false'])
+@pytest.mark.parametrize('value', ['0', 'nein', '"false"', '1'])
+def test_an_argument_that_is_neither_true_nor_false(test, value):
+  tokenizer = with_template(
+    TURNS + CALL + '{% if x ' + test + ' %}.{% endif %}'
+  )
+  with pytest.raises(ConfigError, match='is neither true nor false') as error:
+    ChatTemplate(tokenizer, f'x={value}')
+  assert 'data.template_args' in str(error.value)
+  for good in ('no', 'True', 'none'):
+    ChatTemplate(tokenizer, f'x={good}')
