@@ -126,7 +126,7 @@ class Processes:
     """Lines of a process, without those of the runtime as it starts."""
     lines = self._logs[index].read_text().splitlines()
     # Threads of gloo write into each other's lines: a number may stand alone.
-    noise = re.compile(r'Gloo|peer ranks|spmd_partitioner|^[\d\s]*$')
+    noise = re.compile(r'^\[Gloo\]|peer ranks|spmd_partitioner|^[\d\s]*$')
     return [line for line in lines if not noise.search(line)]
 
 
