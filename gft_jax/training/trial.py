@@ -151,14 +151,14 @@ def _compare(
 def _regimes(view: View) -> list[View]:
   """The batch at several steps, with ordinary and with extreme chances."""
   rare = np.random.default_rng(2).random((B, G, T)) < 0.1
-  factor = jnp.asarray(np.where(rare, 15, 1), jnp.float32)
+  factor = np.where(rare, np.float32(15), np.float32(1))
   extreme = view._replace(
     logp=view.logp * factor,
     behavior_logp=view.behavior_logp * factor[::-1],
-    advantages=4 * view.advantages,
+    advantages=view.advantages * np.float32(4),
   )
   return [
-    one._replace(step=jnp.int32(step))
+    one._replace(step=np.array(step, np.int32))
     for step in STEPS
     for one in (view, extreme)
   ]
@@ -276,9 +276,9 @@ def _try_advantages(
   function = objective.advantages
   if function is None:
     return
-  member = jnp.any(view.mask, axis=-1)
-  own = member & (view.origin == SELF)
-  rewards = jnp.asarray(member, jnp.float32)
+  member = np.any(view.mask, axis=-1)
+  own = member & (np.asarray(view.origin) == SELF)
+  rewards = member.astype(np.float32)
 
   def attempt(rewards: Array, member: Array, own: Array) -> None:
     found = _called(function, '', rewards, member, own, settings)
@@ -335,7 +335,10 @@ def _called(function: Function, by: str, *arguments: object) -> object:
 
 
 def _made_up(objective: Objective, settings: LossConfig) -> View:
-  """Answers of all lengths and origins that it takes, and an empty slot."""
+  """Answers of all lengths and origins that it takes, and an empty slot.
+
+  NumPy arrays: nothing is compiled for them.
+  """
   rng = np.random.default_rng(0)
   length = np.array(LENGTHS)
   mask = np.arange(T) < length[..., None]
@@ -352,17 +355,17 @@ def _made_up(objective: Objective, settings: LossConfig) -> View:
   advantages = rng.normal(size=(B, G)) * objective.is_scored
 
   def put(x: np.ndarray) -> Array:
-    return jnp.asarray(x, jnp.float32)
+    return np.asarray(x, np.float32)
 
   return View(
     logp=put(logp),
     behavior_logp=put(np.where(own | recomputed, other, 0)),
     entropy=put(np.where(mask, rng.random(mask.shape), 0)),
     advantages=put(advantages),
-    origin=jnp.asarray(origin, jnp.int32),
-    mask=jnp.asarray(mask),
-    end=jnp.asarray(mask & (np.arange(T) == length[..., None] - 1)),
-    step=jnp.int32(3),
+    origin=np.asarray(origin, np.int32),
+    mask=mask,
+    end=mask & (np.arange(T) == length[..., None] - 1),
+    step=np.array(3, np.int32),
     reference_logp=put(reference) if settings.kl_weight and not exact else None,
     reference_kl=put(-reference) if settings.kl_weight and exact else None,
   )
