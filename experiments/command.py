@@ -19,6 +19,7 @@ from gft_jax import recipes
 from gft_jax.config import (
   Config,
   ConfigError,
+  check_local,
   fields_with_meaning,
   overridden,
   override,
@@ -153,10 +154,7 @@ def model_config(options: argparse.Namespace) -> Config:
 
 def check_writable(flag: str, path: str | pathlib.Path) -> None:
   """Raises ConfigError where neither `path` nor a folder for it can be made."""
-  if re.match(r'[\w.+-]+:/', str(path)):
-    raise ConfigError(
-      f'{flag} {path} is not a local folder; mount the bucket and name the folder'
-    )
+  check_local(path, 'folder', f'{flag} ')
   above = pathlib.Path(path).absolute()
   if above.exists() and not above.is_dir():
     raise ConfigError(f'{flag} {path} is a file, not a folder')

@@ -6,6 +6,7 @@ values are checked. Never imports JAX, so that a script's --help is instant.
 
 from gft_jax.config.checks import (
   ConfigError,
+  check_local,
   nearest,
   not_negative,
   one_of,
@@ -62,6 +63,7 @@ __all__ = [
   'RewardConfig',
   'SamplerConfig',
   'Stage',
+  'check_local',
   'differences',
   'fields_with_meaning',
   'for_stage',

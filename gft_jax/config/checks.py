@@ -3,6 +3,7 @@
 import difflib
 import math
 import pathlib
+import re
 import typing
 from collections.abc import Callable
 
@@ -44,6 +45,21 @@ def positive(name: str, value: float) -> None:
 def not_negative(name: str, value: float) -> None:
   require(
     0 <= value < math.inf, f'{name}={value} must be finite and not negative'
+  )
+
+
+def check_local(path: str | pathlib.Path, kind: str, name: str = '') -> None:
+  """Refuses a bucket, gs://a, or gs:/a as pathlib has it.
+
+  Args:
+    path: as the user wrote it.
+    kind: 'folder' or 'file', for the message.
+    name: of the setting or flag, with the sign between both.
+  """
+  require(
+    not re.match(r'[\w.+-]+:/', str(path)),
+    f'{name}{path} is not a local {kind}; mount the bucket, and name the {kind}'
+    ' there',
   )
 
 

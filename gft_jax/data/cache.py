@@ -6,9 +6,8 @@ a read-only volume.
 
 import os
 import pathlib
-import re
 
-from gft_jax.config import require, user_path
+from gft_jax.config import check_local, require, user_path
 
 
 def exists(path: pathlib.Path) -> bool:
@@ -56,9 +55,5 @@ def folder_of(cache: str) -> pathlib.Path:
   Raises:
     ConfigError: it begins with ~, and there is no home directory.
   """
-  require(
-    not re.match(r'[\w.+-]+:/', cache),
-    f'data.cache={cache} is not a local folder; mount the bucket and name the'
-    ' folder',
-  )
+  check_local(cache, 'folder', 'data.cache=')
   return user_path(cache, 'data.cache')

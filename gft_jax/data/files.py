@@ -19,7 +19,7 @@ import sys
 from collections.abc import Iterator
 
 from gft_jax.answers import MARK, last_boxed
-from gft_jax.config import ConfigError, nearest, require
+from gft_jax.config import ConfigError, check_local, nearest, require
 from gft_jax.data import turns
 from gft_jax.data.cells import (
   BadRow,
@@ -54,11 +54,7 @@ PRINTED = re.compile(r"""\s*\[\s*['"].*['"]\s*\]\s*""", re.DOTALL)
 
 def check_exists(path: pathlib.Path, what: str = 'data file') -> None:
   """Raises ConfigError, with the nearest name, if there is no such file."""
-  require(
-    not re.match(r'[\w.+-]+:/', str(path)),
-    f'{what} {path} is not a local file; mount the bucket or copy the file, and'
-    ' name it',
-  )
+  check_local(path, 'file', f'{what} ')
   require(not path.is_dir(), f'{what} {path} is a folder; name a file in it')
   require(
     path.is_file(),

@@ -7,7 +7,7 @@ import re
 import huggingface_hub
 from huggingface_hub import constants, errors
 
-from gft_jax.config import ConfigError, require, user_path
+from gft_jax.config import ConfigError, check_local, require, user_path
 
 HUB_ID = re.compile(r'(\w[\w.-]*/[\w.-]+)(?:@([\w./-]+))?')
 # What a folder is made of; never a pickle, nor weights in another format.
@@ -33,11 +33,7 @@ def folder_of(
   Raises:
     ConfigError: neither a folder nor within reach.
   """
-  require(
-    '://' not in str(name),
-    f'{name} is not a local folder; mount the bucket or copy the model, and name'
-    ' the folder',
-  )
+  check_local(name, 'folder')
   folder = user_path(name)
   if folder.exists():
     require(folder.is_dir(), f'{folder} is a file, not the folder of a model')

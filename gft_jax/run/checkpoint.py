@@ -219,12 +219,9 @@ def _finish(
 
 def _shapes(tree: Tree) -> Shapes:
   """Shape of every array, by the name that Orbax gives it: a.b.c."""
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
   return {
-    '.'.join(
-      str(getattr(key, 'key', getattr(key, 'idx', key))) for key in path
-    ): (np.shape(leaf))
-    for path, leaf in leaves
+    jax.tree_util.keystr(path, simple=True, separator='.'): np.shape(leaf)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
   }
 
 

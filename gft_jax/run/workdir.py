@@ -6,7 +6,6 @@ import dataclasses
 import fcntl
 import json
 import pathlib
-import re
 from collections.abc import Generator, Iterable
 from typing import TypeVar
 
@@ -19,6 +18,7 @@ from gft_jax.config import (
   ModelConfig,
   RewardConfig,
   Stage,
+  check_local,
   differences,
   for_stage,
   from_dict,
@@ -149,8 +149,6 @@ def stage_config(
   )
 
 
-# gs://bucket/a, or gs:/bucket/a as pathlib has it.
-BUCKET = re.compile(r'[\w.+-]+:/')
 # Orbax looks for the files of a checkpoint by a pattern that holds its path.
 PATTERN = '[]*?\\'
 
@@ -163,10 +161,7 @@ def local_folder(workdir: str | pathlib.Path) -> pathlib.Path:
       again.
   """
   require(str(workdir) != '', "--workdir '' names no folder")
-  require(
-    not BUCKET.match(str(workdir)),
-    f'{workdir} is not a local folder; mount the bucket and name the folder',
-  )
+  check_local(workdir, 'folder')
   folder = user_path(workdir, '--workdir')
   require(
     not folder.exists() or folder.is_dir(),
