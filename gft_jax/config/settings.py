@@ -475,7 +475,7 @@ class OptimizerConfig:
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
   data: int = setting(
-    1, 'devices that hold different prompts; a run says which stay idle'
+    1, 'devices that hold different prompts; a run says how many stay idle'
   )
   fsdp: int = setting(1, 'devices that also share the parameters')
   tensor: int = setting(1, 'devices that share each matrix product')

@@ -63,7 +63,7 @@ def warn_of_idle_devices(config: MeshConfig, *sizes: int) -> None:
   better = (
     f'mesh.data={fitting} gives prompts to {fitting * shared} devices'
     if fitting > config.data
-    else f'batches of {" and ".join(map(str, sizes))} prompts fill no more'
+    else f'batches of {" and ".join(map(str, sizes))} prompts cannot fill more'
   )
   logging.warning(
     '%d of %d devices stay idle; %s', idle, jax.device_count(), better

@@ -8,7 +8,9 @@ from collections.abc import Generator
 from types import FrameType
 
 STOPS = (signal.SIGTERM, signal.SIGINT)
-HINT = 'Ctrl-C: the step in progress is done and saved; again ends at once'
+HINT = (
+  'Ctrl-C: this step is finished and saved first; press it again to stop now'
+)
 
 
 class Preempted(InterruptedError):

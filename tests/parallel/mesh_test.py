@@ -36,7 +36,7 @@ def test_mesh_has_three_auto_axes_on_the_first_devices(axis):
     ({'tensor': 2}, (16,), '6 of 8 .* mesh.data=4 gives prompts to 8 devices'),
     ({'fsdp': 3}, (6,), '5 of 8 .* mesh.data=2 gives prompts to 6 devices'),
     ({'data': 2}, (6,), '6 of 8 .* mesh.data=6 gives prompts to 6 devices'),
-    ({}, (5, 7), '7 of 8 .* batches of 5 and 7 prompts fill no more'),
+    ({}, (5, 7), '7 of 8 .* batches of 5 and 7 prompts cannot fill more'),
     ({'data': 4, 'fsdp': 2}, (16,), None),
   ],
 )
