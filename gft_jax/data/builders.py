@@ -290,7 +290,7 @@ def _embedded_source(config: DataConfig, expert: str, split: str) -> Source:
   builder = _prepared(
     Arithmetic,
     config.cache,
-    _digest(pathlib.Path(arithmetic.__file__)),
+    _digest(_ARITHMETIC),
     config=expert,
   )
   rows = _read(builder.data_dir, split)
@@ -303,8 +303,8 @@ def _file_source(config: DataConfig, file: _File, part: str) -> Source:
     GroupFile,
     config.cache,
     _digest(
-      file.path,
-      *(pathlib.Path(code.__file__) for code in (files, turns, cells, answers)),
+      _content(file.path),
+      *_READERS,
       repr((sorted(file.roles.items()), file.asked_only)),
     ),
     path=file.path,
@@ -381,15 +381,19 @@ def _info(
   )
 
 
-def _digest(*parts: str | pathlib.Path) -> str:
-  """Of texts and of the contents of files."""
-  digest = hashlib.sha256()
-  for part in parts:
-    if isinstance(part, pathlib.Path):
-      with part.open('rb') as content:
-        part = hashlib.file_digest(content, 'sha256').hexdigest()
-    digest.update(part.encode())
-  return digest.hexdigest()[:24]
+def _content(path: str | pathlib.Path) -> str:
+  """The digest of a file's bytes."""
+  with open(path, 'rb') as content:
+    return hashlib.file_digest(content, 'sha256').hexdigest()
+
+
+# The code that makes a prepared dataset: what another version wrote is not read.
+_ARITHMETIC = _content(arithmetic.__file__)
+_READERS = [_content(m.__file__) for m in (files, turns, cells, answers)]
+
+
+def _digest(*parts: str) -> str:
+  return hashlib.sha256(''.join(parts).encode()).hexdigest()[:24]
 
 
 def _prepared(kind: type, place: str, key: str, **arguments):

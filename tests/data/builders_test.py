@@ -38,6 +38,10 @@ def prepared(tmp_path):
 def unprivileged():
   """A folder, and a context in which this process may read it alone."""
   folder = pathlib.Path(tempfile.mkdtemp())  # pytest's own are private
+  # All modules are imported while this process may still read the checkout.
+  builders.source(config(folder / 'before'), 'train')
+  shutil.rmtree(folder / 'before')
+  builders._read.cache_clear()
 
   @contextlib.contextmanager
   def lower():
