@@ -42,8 +42,8 @@ def group_normalized(
   Source: Eq. 4; verl `compute_grpo_outcome_advantage`, core_algos.py:233-286.
   With a baseline_mask: `grpo_split`, mix_core_alg.py:12-67 of ElliottYan/LUFFY
   at 01f4ae0.
-  Deviations: exactly 0 where all members have the same reward; float32
-  rounding of the mean, divided by ε, would give up to 0.1 there.
+  Deviations: exactly 0 where all members have the same reward, as `is_flat`
+  says; float32 rounding of the mean, divided by ε, would give up to 0.1 there.
   """
   group = _group(rewards, member_mask, baseline_mask)
 
@@ -134,6 +134,11 @@ def is_flat(
 ) -> Bool[Array, '*batch']:
   """Whether all members have the same reward, or there are none.
 
+      max(r) - min(r) <= 2 ε max(|r|),  ε = 2^-23
+
+  Rewards that float32 hardly tells apart are the same: a weighted sum may miss
+  another by its rounding, and the group's std would make that an advantage.
+
   Args:
     rewards: entries under the mask are not read.
     member_mask: true, or not 0, where the group has a member.
@@ -144,7 +149,16 @@ def is_flat(
   largest = jnp.max(rewards, axis=-1, where=member_mask, initial=-jnp.inf)
   smallest = jnp.min(rewards, axis=-1, where=member_mask, initial=jnp.inf)
   # A NaN reward equals nothing: it reaches the advantages and stops the run.
-  return (largest == smallest) | ~member_mask.any(axis=-1)
+  near = largest - smallest <= _resolution(largest, smallest)
+  return near | (largest == smallest) | ~member_mask.any(axis=-1)
+
+
+def _resolution(
+  one: Real[Array, '*#batch'], other: Real[Array, '*#batch']
+) -> Float[Array, '*batch']:
+  """What float32 hardly tells apart, for two rewards of this size."""
+  size = jnp.maximum(jnp.abs(one), jnp.abs(other))
+  return jnp.where(jnp.isfinite(size), 2 * jnp.finfo(jnp.float32).eps * size, 0)
 
 
 class _Group(NamedTuple):
@@ -173,6 +187,8 @@ def _group(
   )
   flat = is_flat(rewards, counted)[..., None]
   baseline = jnp.where(flat, largest, total / jnp.maximum(count, 1))
+  same = jnp.abs(rewards - largest) <= _resolution(largest, rewards)
+  rewards = jnp.where(flat & same, largest, rewards)
   return _Group(
     rewards, counted, count, jnp.where(count > 1, baseline, 0), flat
   )

@@ -107,6 +107,40 @@ def test_is_flat():
   assert flat.tolist() == [False, False, True, True, True]
 
 
+@pytest.mark.parametrize(
+  'rewards, flat',
+  [
+    ([1000.0, 1000.00006], True),  # Neighbours in float32.
+    ([-1000.0, -1000.00006, -1000.0], True),
+    ([0.3, np.float32(0.1) + np.float32(0.2)], True),
+    ([1000.0, 1000.001], False),
+    ([1e6, 1e6 + 1], False),
+    ([1e-9, 2e-9], False),
+    ([0.0, 1e-30], False),
+    ([-np.inf, 1.0], False),
+    ([np.nan, 1.0], False),
+  ],
+)
+def test_flat_is_equal_within_the_resolution_of_float32(rewards, flat):
+  rewards = jnp.array([rewards], jnp.float32)
+  members = jnp.ones(rewards.shape, bool)
+  assert advantages.is_flat(rewards, members).item() == flat
+  for function in (
+    advantages.group_normalized,
+    advantages.mean_centred,
+    advantages.leave_one_out,
+  ):
+    assert (not function(rewards, members).any()) == flat
+
+
+def test_another_beside_a_nearly_flat_baseline_keeps_its_distance():
+  rewards = jnp.array([[1000.0, 1000.00006, 1000.00006, 5.0]])
+  own = jnp.array([[1, 1, 0, 0]])
+  ours = advantages.mean_centred(rewards, jnp.ones((1, 4)), baseline_mask=own)
+  assert ours[0, :3].tolist() == [0, 0, 0]
+  assert_allclose(ours[0, 3], -995.00006, rtol=1e-6)
+
+
 OWN = [[0, 1, 1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 0, 0, 0, 0]]
 
 
