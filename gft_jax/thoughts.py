@@ -9,6 +9,26 @@ THOUGHT = re.compile(
   r'[<\[◁][^\s<>\[\]◁▷]*(?:think|thought|reason)[^\s<>\[\]◁▷]*[>\]▷]',
   re.IGNORECASE,
 )
+# The same inside of an answer, where other words in brackets are no marks; and
+# the channels of gpt-oss, whose last one is the answer.
+_THINKING = (
+  r'(?:think(?:ing)?|thoughts?|reason(?:ing)?|reflections?|scratch_?pad)'
+)
+_MARK = re.compile(
+  rf"""
+  [<◁\[](?:
+    (?P<opens>
+      (?<=<)\|?(?:seed:|(?:begin|start)_(?:of_)?)?(?:{_THINKING}|working_out)\|?>
+      | (?<=◁)think▷
+      | (?<=\[)(?-i:THINK)\]
+      | (?<=<)\|channel\|>(?:analysis|commentary)\b[^<>]{{0,80}}<\|message\|>)
+    | (?<=<)(?:/(?:seed:)?|\|/|\|?end_(?:of_)?)(?:{_THINKING}|working_out)\|?>
+    | (?<=◁)/think▷
+    | (?<=\[)/(?-i:THINK)\]
+    | (?<=<)\|channel\|>final\b[^<>]{{0,80}}<\|message\|>
+  )""",
+  re.IGNORECASE | re.VERBOSE,
+)
 # Where a turn has its thoughts apart from its words.
 REASONING = ('reasoning_content', 'reasoning', 'thinking')
 
@@ -72,10 +92,23 @@ def never_closes(text: str) -> bool:
   return bool(mark) and closed_thought(mark) not in text
 
 
-def behind_thoughts(text: str) -> str:
-  """What follows the thoughts that a text begins with; else the text."""
-  mark = thought_at_start(text)
-  return text.rpartition(closed_thought(mark))[2] if mark else text
+def without_thoughts(text: str) -> str | None:
+  """What a text says outside of its thoughts; None: a thought has no end.
+
+  A mark that closes what was not opened ends thoughts that the prompt opened,
+  so all before it is one. Thoughts may stand anywhere.
+  """
+  said, start, is_open = [], 0, False
+  for mark in _MARK.finditer(text):
+    if mark['opens']:
+      if not is_open:
+        said.append(text[start : mark.start()])
+      is_open = True
+      continue
+    if not is_open:
+      said.clear()
+    is_open, start = False, mark.end()
+  return None if is_open else ''.join((*said, text[start:]))
 
 
 def thoughts_of(turn: Mapping[str, object], call: str = '') -> Thoughts:

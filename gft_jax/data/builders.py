@@ -24,7 +24,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
-from gft_jax import answers
+from gft_jax.answers import reading
 from gft_jax.config import (
   DataConfig,
   one_of,
@@ -389,7 +389,7 @@ def _content(path: str | pathlib.Path) -> str:
 
 # The code that makes a prepared dataset: what another version wrote is not read.
 _ARITHMETIC = _content(arithmetic.__file__)
-_READERS = [_content(m.__file__) for m in (files, turns, cells, answers)]
+_READERS = [_content(m.__file__) for m in (files, turns, cells, reading)]
 
 
 def _digest(*parts: str) -> str:

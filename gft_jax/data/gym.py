@@ -8,8 +8,7 @@ some tasks know about it is not JSON. The expert is the worked solution where
 the task has one, else the answer in tags; tasks without a single right answer
 have none.
 
-What a response answers is the text in its last <answer>...</answer>; without
-tags what follows the last ####; else the whole response.
+What a response answers is read by `gft_jax.answers`, as for every reward.
 
 Some scorers hand the answer to `eval`, or to sympy, which does. Model output is
 never executed here: for those tasks an answer must match a pattern that can
@@ -23,6 +22,7 @@ import os
 import pathlib
 import re
 
+from gft_jax.answers import AnswerError, final
 from gft_jax.config import ConfigError, nearest, require
 from gft_jax.data import cache as cached
 
@@ -126,6 +126,7 @@ def score(prompt: str, answer: str, response: str) -> float:
     response: what the policy wrote.
 
   Raises:
+    AnswerError: the response has no answer.
     ValueError: the row is of another version of Reasoning Gym.
   """
   del prompt
@@ -134,19 +135,13 @@ def score(prompt: str, answer: str, response: str) -> float:
   entry = dataset[named['index']]
   if entry['answer'] != named['answer']:
     raise ValueError('the row was made by another version of reasoning-gym')
-  found = extracted(response)
+  found = final(response)
+  if found is None:
+    raise AnswerError('no answer in the response')
   harmless = EVALUATED.get(named['task'], '(?s:.*)')
   if len(found) > MOST_CHARACTERS or not re.fullmatch(harmless, found):
     return 0.0
   return float(dataset.score_answer(found, entry))
-
-
-def extracted(response: str) -> str:
-  """What a response gives as its answer; see the head of this file."""
-  _, tag, after = response.rpartition('<answer>')
-  if tag and '</answer>' in after:
-    return after.partition('</answer>')[0].strip()
-  return response.rpartition('####')[2].strip()
 
 
 def _row(

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from gft_jax import data
+from gft_jax.answers import AnswerError
 from gft_jax.config import ConfigError, DataConfig, RewardConfig
 from gft_jax.data import builders
 from gft_jax.rewards.grader import Grader
@@ -104,18 +105,28 @@ def test_the_reward_of_a_run(tmp_path):
 
 
 @pytest.mark.parametrize(
-  'response, answer',
+  'response, worth',
   [
-    ('<answer> 1 </answer> no, <answer>2</answer> it is', '2'),
-    ('so 1 #### 2\n', '2'),
-    ('#### 1 <answer>2</answer>', '2'),
-    ('<answer>2', '<answer>2'),
-    (' 2 ', '2'),
-    ('', ''),
+    ('<answer> 1 </answer> no, <answer>{}</answer> it is', 1),
+    ('<think><answer>1</answer></think>{}', 1),
+    ('so 1 #### {}\n', 1),
+    ('The answer is {}.', 1),
+    (' {} ', 1),
+    ('<answer>{}</answer><answer>1</answer>', 0),
   ],
 )
-def test_what_a_response_answers(response, answer):
-  assert gym.extracted(response) == answer
+def test_a_response_is_read_as_for_every_reward(tmp_path, response, worth):
+  (row,) = source(tmp_path, path='reasoning_gym/chain_sum', rows=1).rows
+  right = json.loads(row['answer'])['answer']
+  score = gym.score('', row['answer'], response.format(right))
+  assert (score == 1) == worth
+
+
+@pytest.mark.parametrize('response', ['', '<think>4', '<answer></answer>'])
+def test_a_response_without_an_answer(tmp_path, response):
+  (row,) = source(tmp_path, path='reasoning_gym/chain_sum', rows=1).rows
+  with pytest.raises(AnswerError):
+    gym.score('', row['answer'], response)
 
 
 @pytest.mark.parametrize(

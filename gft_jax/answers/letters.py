@@ -1,0 +1,101 @@
+"""The letter that an answer to a multiple choice chooses."""
+
+import re
+
+from gft_jax.answers.reading import Answer
+from gft_jax.answers.spelling import spelled
+
+_LEAD = (
+  r'(?:(?:is|the|correct|right|best|answer|option|choice|letter|statement|choose'
+  r'|clearly|therefore|definitely|thus|indeed|:|=)\s*)*'
+)
+_OPEN, _CLOSE = r'(?:\\?[(\[{"\'*]\s*)*', r'(?:\s*\\?[)\]}"\'*])*'
+# A letter at the start, and what may follow it: a full stop, its text, a reason.
+_FIRST = re.compile(
+  rf'^{_LEAD}{_OPEN}([A-J])(?![\w\'])({_CLOSE})\s*(.*)$',
+  re.DOTALL | re.IGNORECASE,
+)
+_OTHER = re.compile(
+  rf'^(?:,|;|/|&|\+|and\b|or\b)\s*(?:and\s+|or\s+)?(?:option\s+)?{_OPEN}[A-J]\b(?!\s+[a-z])'
+)
+_REASON = re.compile(
+  r'^(?:$|[.:,;)\-–—=]|because\b|since\b|as\b|which\b|is\b|with\b|due\b|given\b|\d|\n|\()'
+)
+# What claims a letter: 'option B', '(B)', 'I choose B.', 'B is correct'.
+_CLAIMS = re.compile(
+  r'\b(?:[Oo]ption|[Cc]hoice|[Ll]etter|[Ss]tatement)\s*[("\']?([A-J])\b'
+  r'|(?:\b(?:choose|chose|pick|select|is|be|with|are|say|go for|therefore|thus|hence'
+  r'|so|leaves|leaving|remains)\b|[:→选選]|=>|⇒)\s*(?:the\s+)?'
+  r'(?:["\'(]?([A-J])\b(?=["\')]?\s*(?:[.,;:)。—–-]|$|\n|because|since|as\b))|\(([a-j])\))'
+  r'|(?:^|[\s(])\(?([A-J])\)'
+  r'|\b([A-J])\s+is\s+(?:the\s+)?(?:correct|right|true|best|answer)'
+)
+# A line that begins with a letter; several are the options, told again.
+_LINES = re.compile(r'(?:^|\n)\s*([A-J])(?:[.):]|\s*$|\s*\n)')
+_DENIED_BEFORE = re.compile(
+  r'(?:\b(?:not|rather than|instead of|unlike|except)|n\'t)\s*(?:the\s+)?(?:be\s+)?'
+  r'(?:option|choice|answer)?\s*\(?$'
+  r'|\b(?:eliminat|rul(?:e|es|ed|ing) out|exclud|discard)[^.\n]*$',
+  re.IGNORECASE,
+)
+_DENIED_BEHIND = re.compile(
+  r'^["\')]*\s*(?:is|are|was|can be|seems)\s*(?:not|n\'t|wrong|incorrect|false'
+  r'|ruled|eliminated|excluded|impossible)|^["\')]*\s*(?:cannot|can\'t|isn\'t|fails)',
+)
+
+
+def chosen(said: Answer) -> str | None:
+  """The one letter of A to J that a final answer chooses, or None."""
+  letter = _at_first(
+    re.sub(r'\\text\s*\{([^{}]*)\}', r'\1', spelled(said.text))
+  )
+  text = re.sub(r'\\\(|\\\)|\$', '', said.text)
+  if len(set(_LINES.findall(text))) > 1:
+    text = _LINES.sub('\n', text)
+    letter = None
+  if letter:
+    return letter
+  claims = [
+    *filter(_is_meant, (*_CLAIMS.finditer(text), *_LINES.finditer(text)))
+  ]
+  if not claims:
+    return None
+  last = max(claims, key=_start)
+  behind = text[last.end(last.lastindex) :].lstrip(')"\' ')
+  before = text[: _start(last)]
+  if _OTHER.match(behind) or re.search(
+    r'\(?\b[A-J]\)?\s*(?:or|and|/)\s*\(?$', before
+  ):
+    return None
+  return last[last.lastindex].upper()
+
+
+def is_formula(text: str) -> bool:
+  r"""Whether a text begins with a command of LaTeX that is no \text{...}."""
+  return bool(re.match(r'\\(?!text|math(?:rm|bf)|[()\[\]])', text))
+
+
+def _start(claim: re.Match) -> int:
+  return claim.start(claim.lastindex)
+
+
+def _is_meant(claim: re.Match) -> bool:
+  """Whether a claim is not denied: 'not (B)', 'B is wrong', 'we rule out B'."""
+  text, end = claim.string, claim.end(claim.lastindex)
+  return not (
+    _DENIED_BEFORE.search(text[max(0, _start(claim) - 80) : _start(claim)])
+    or _DENIED_BEHIND.match(text[end : end + 40])
+  )
+
+
+def _at_first(text: str) -> str | None:
+  """The letter that a text begins with, if it means one."""
+  found = _FIRST.match(text)
+  if not found:
+    return None
+  letter, closing, rest = found[1], found[2], found[3].strip()
+  if letter.islower() and rest:
+    return None
+  if _OTHER.match(rest) or _DENIED_BEHIND.match(f' {rest}'):
+    return None
+  return letter.upper() if closing or _REASON.match(rest) else None

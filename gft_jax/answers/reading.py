@@ -1,0 +1,233 @@
+r"""What a text finally says: one reading for every reward and every vote.
+
+| step | what is read |
+|---|---|
+| 1 | thoughts are left out; a thought without an end has no answer |
+| 2 | of `<answer>18</answer>` what stands in the last such tag |
+| 3 | the last \boxed{18}; boxes that a comma or an 'or' joins are one answer |
+| 4 | what follows the last `####` |
+| 5 | the sentence behind the last 'answer is', 'Answer:' or heading 'Answer' |
+| 6 | the only bold words of the last line |
+| 7 | else the whole text, of which a reward may take the end |
+"""
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from gft_jax.thoughts import without_thoughts
+
+# The longest text that regular expressions and parsers see: they are
+# superlinear, and an answer stands at the end.
+MAX_CHARACTERS = 8192
+# What GSM8K puts before a final answer.
+MARK = '####'
+
+
+class Answer(NamedTuple):
+  """What a text finally says.
+
+  Attributes:
+    text: without white space around it; never empty.
+    marked: it is stated as the answer, by steps 2 to 6.
+  """
+
+  text: str
+  marked: bool
+
+
+def final(response: str) -> str | None:
+  """The text of what a response finally says; None: it has no answer."""
+  said = read(response)
+  return said.text if said else None
+
+
+def read(response: str) -> Answer | None:
+  """What a response finally says; None: it has no answer.
+
+  Only the last `MAX_CHARACTERS` characters behind its thoughts are read.
+  """
+  return next(readings(response), None)
+
+
+def readings(response: str) -> Iterator[Answer]:
+  """The final answer, and what would be it without it, in the steps' order."""
+  text = without_thoughts(response)
+  if text is None:
+    return
+  text = _SPECIAL.sub(' ', text[-MAX_CHARACTERS:])
+  tagged = _in_tag(text)
+  for step in (_boxed, after_mark, _stated):
+    found = step(text if tagged is None else tagged)
+    if found == '':
+      return
+    if found:
+      yield Answer(found, True)
+  if tagged is not None:
+    if tagged:
+      yield Answer(tagged, True)
+    return
+  bold = _in_bold(text)
+  if bold:
+    yield Answer(bold, True)
+  text = _DENIED.sub('', _unemphasised(text)).strip()
+  if text:
+    yield Answer(text, False)
+
+
+def last_boxed(text: str) -> str | None:
+  r"""The content of the \boxed{...}, or \fbox{...}, that closes last."""
+  boxes = _boxes(text)
+  return boxes[-1].content if boxes else None
+
+
+def after_mark(text: str) -> str | None:
+  """What follows the last `####`, to the end of its line.
+
+  A line without a digit that others follow is a heading of Markdown.
+  """
+  _, mark, rest = text.rpartition(MARK)
+  line, _, others = rest.strip().partition('\n')
+  heading = bool(others.strip()) and not re.search(r'\d', line)
+  return _unemphasised(line).strip() if mark and not heading else None
+
+
+# Tokens of chat templates that end a turn.
+_SPECIAL = re.compile(r'<\|[a-z_]{1,20}\|>|</s>|<eos>|<end_of_turn>')
+
+
+class _Box(NamedTuple):
+  start: int
+  end: int
+  content: str
+
+
+def _boxes(text: str) -> list[_Box]:
+  """Boxes that close and stand in no other, in the order of the text."""
+  opened, found = [], []
+  # A brace behind a backslash is a sign, not a bracket.
+  for brace in re.finditer(
+    r'\\(?:boxed|fbox|framebox)\s*\{|\\.|[{}]', text, re.DOTALL
+  ):
+    if brace[0].endswith('{') and brace[0] != r'\{':
+      opened.append(brace)
+    elif brace[0] == '}' and opened:
+      start = opened.pop()
+      if start[0] != '{':
+        while found and found[-1].start > start.start():
+          found.pop()
+        content = text[start.end() : brace.start()].strip()
+        found.append(_Box(start.start(), brace.end(), content))
+  return found
+
+
+# What joins two boxes to one answer: a comma, 'or', 'and $y ='.
+_JOINT = re.compile(
+  r'(?:[\s$]|\\[()\[\],;])*(?P<joint>,|;|\b(?:and|or)\b|\\text\{\s*(?:and|or)\s*\})'
+  r'(?:[\s$,]|\\[()\[\],;]|\b(?:and|or)\b)*(?:[a-zA-Z]\w?\s*=\s*)?'
+)
+
+
+def _boxed(text: str) -> str | None:
+  """The last box with those that are joined to it; else one left open."""
+  boxes = _boxes(text)
+  if not boxes:
+    return _left_open(text)
+  contents = [boxes[-1].content]
+  for before, after in zip(boxes[-2::-1], boxes[:0:-1]):
+    gap = text[before.end : after.start]
+    joint = _JOINT.fullmatch(gap) if len(gap) < 40 else None
+    if not joint:
+      break
+    word = ' or ' if 'or' in joint['joint'] else ', '
+    if before.content != contents[0]:
+      contents[:0] = [before.content, word]
+  inner = last_boxed(contents[0]) if len(contents) == 1 else None
+  return ''.join(contents) if inner is None else inner
+
+
+def _left_open(text: str) -> str | None:
+  r"""Of '\boxed{42' or '\boxed 42' what follows, to the end of the line."""
+  found = re.findall(
+    r'\\(?:boxed|fbox|framebox)\s*(?:\{([^\n]*)|([^\s{$]+))', text
+  )
+  if not found:
+    return None
+  return ''.join(found[-1]).strip().rstrip('$').strip()
+
+
+def _in_tag(text: str) -> str | None:
+  """What stands in the last answer tag that closes; else in one left open."""
+  closed = [mark.start() for mark in _TAG_END.finditer(text)]
+  opened = [mark.end() for mark in _TAG.finditer(text)]
+  if closed:
+    before = [start for start in opened if start <= closed[-1]]
+    return text[before[-1] : closed[-1]].strip() if before else None
+  return text[opened[-1] :].strip() if opened else None
+
+
+_TAG = re.compile(r'(?i:<(?:(?:final_?)?answer|solution)>)|\[ANSWER\]')
+_TAG_END = re.compile(r'(?i:</(?:(?:final_?)?answer|solution)>)|\[/ANSWER\]')
+
+# 'The answer is', 'the answer to both is', 'Answer:', and their kin.
+_STATES = re.compile(
+  r'\banswers?\b(?!\s+(?:choices|options))(?:[^.:=\n]{0,60}?\b(?:is|are|be|was)\b(?!\s*(?:not|n\'t)\b)\s*:?'
+  r'|[^.:=\n]{0,40}?\s*[:=])[ \t]*'
+  r'|答案(?:是|为|為|[:：])\s*',
+  re.IGNORECASE,
+)
+# A line of its own: '## Answer answer', 'Answer:'.
+_HEADING = re.compile(
+  r'^[ \t]*#{0,6}[ \t]*(?:the[ \t]+)?(?:final[ \t]+)?answer[ \t]*:?[ \t]*$',
+  re.IGNORECASE | re.MULTILINE,
+)
+# 'The answer is not 5', which states none.
+_DENIED = re.compile(
+  r'\banswers?\b[^.\n]{0,40}?\b(?:is|are|be)(?:\s+not|n\'t)\b(?:[^.\n]|\.(?=\d))*',
+  re.IGNORECASE,
+)
+_DISPLAY = re.compile(r'\s*(?:\$\$(.+?)\$\$|\\\[(.+?)\\\])', re.DOTALL)
+# The end of a sentence, but not behind an abbreviation.
+_SENTENCE = re.compile(
+  r'(.+?)(?:(?<!\bapprox)(?<!\bca)(?<!\bMr)(?<!\bDr)(?<!\bSt)(?<!\bMrs)'
+  r'\.(?=\s|$)|\n|$)'
+)
+
+
+def _stated(text: str) -> str | None:
+  """The sentence, line or display behind the last words that announce it."""
+  text = _unemphasised(text)
+  marks = [*_STATES.finditer(text), *_HEADING.finditer(text)]
+  for mark in sorted(marks, key=lambda m: m.end(), reverse=True):
+    rest = text[mark.end() :]
+    display = _DISPLAY.match(rest)
+    if display:
+      return (display[1] or display[2]).strip()
+    sentence = _SENTENCE.match(rest.lstrip())
+    if sentence and sentence[1].strip():
+      return sentence[1].strip()
+  return None
+
+
+_BOLD = re.compile(r'(?<![\w)*])\*\*(?=\S)(.+?)(?<=\S)\*\*(?![\w(*])')
+
+
+def _in_bold(text: str) -> str | None:
+  """The only bold words of the last line, but no label, 'Total:'."""
+  lines = text.strip().splitlines()
+  bold = _BOLD.findall(lines[-1]) if lines else []
+  label = (
+    len(bold) != 1 or bold[0].endswith(':') or f'{bold[0]}**:' in lines[-1]
+  )
+  return None if label else bold[0].strip()
+
+
+def _unemphasised(text: str) -> str:
+  """Without the stars, underlines and backticks of Markdown."""
+  text = re.sub(r'~~[^~\n]*~~|</?(?:b|strong|i|em|u|p|span)>', '', text)
+  text = _BOLD.sub(r'\1', text)
+  text = re.sub(
+    r'(?<![\w*\\])\*(?=\S)([^*\n]+?)(?<=\S)\*(?![\w*])', r'\1', text
+  )
+  text = re.sub(r'(?<![\w_])__(?=\S)(.+?)(?<=\S)__(?![\w_])', r'\1', text)
+  return re.sub(r'`([^`\n]+)`', r'\1', text)
