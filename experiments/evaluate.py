@@ -14,7 +14,8 @@ asks public benchmarks instead of the held-out splits.
 gft_jax/data/benchmarks.py has their names and how each is asked and graded; --data holds their files,
 NAME.jsonl or NAME.parquet, and `all` asks every file that is there. The
 instruction of the paper follows each question unless data.instruction is set
-(--set data.instruction= for none). A second call with the same --out goes on
+(--set data.instruction= for none); data.system is the system turn in front of
+it. A second call with the same --out goes on
 where the first was interrupted, and refuses other settings. --out gets
 
   generations/NAME.jsonl    every answer

@@ -5,8 +5,9 @@
 Weights, tokenizer and generation_config, which keep what the folder of
 model.path says; the newest checkpoint that verifies. Adapters of a run with
 model.lora are merged into the weights; --adapter writes them alone, as a folder
-for PEFT. data.template_args of the run become defaults of the chat template, so
-that the folder is asked as the run was; an adapter has no template.
+for PEFT. data.template_args and data.system of the run become defaults of the
+chat template, so that the folder is asked as the run was; an adapter has no
+template.
 """
 
 import sys

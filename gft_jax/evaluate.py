@@ -263,7 +263,10 @@ def metrics_of_benchmarks(file: pathlib.Path) -> Numbers:
 def digest(rows: Rows, config: Config) -> str:
   """Of the questions and of what their benchmark alone decides."""
   rule = evaluation_reward(config).function
-  text = json.dumps([rows, config.data.instruction, rule])
+  asked: list[object] = [rows, config.data.instruction, rule]
+  if config.data.system:  # Else as before there was this setting.
+    asked.append(config.data.system)
+  text = json.dumps(asked)
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

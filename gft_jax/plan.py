@@ -219,6 +219,7 @@ def _check_run_wide(config: Config, settings: Config, stage: Stage) -> None:
     # Else evaluations would ask otherwise than the stage trains.
     'data.template_args': settings.data.template_args
     == config.data.template_args,
+    'data.system': settings.data.system == config.data.system,
     'eval.base': settings.eval.base == config.eval.base,
     # Else rows that evaluations hold out of the same file would train.
     'data.eval_path': settings.data.eval_path == config.data.eval_path

@@ -150,9 +150,9 @@ def export_stage(
 ) -> int:
   """Writes a stage of a run as a folder for `transformers`; returns its step.
 
-  Adapters of `model.lora` are merged into the weights, and
-  `data.template_args` become defaults of the chat template. A run of more
-  devices than are here is loaded onto one.
+  Adapters of `model.lora` are merged into the weights; `data.template_args` and
+  `data.system` become defaults of the chat template. A run of more devices than
+  are here is loaded onto one.
 
   Args:
     workdir: of the run.
@@ -195,6 +195,7 @@ def export_stage(
       source=source_of(config.model.path),
       max_shard_size=max_shard_size,
       template_args=config.data.template_args,
+      system=config.data.system,
     )
   return step
 

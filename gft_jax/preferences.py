@@ -175,6 +175,7 @@ def _check(config: Config) -> None:
     # reward.model is asked in the tokenizer's own template.
     ('data.template', config.data.template, 'auto'),
     ('data.instruction', config.data.instruction, ''),
+    ('data.system', config.data.system, ''),
     ('checkpoint.best', config.checkpoint.best, ''),
     ('log.profile', config.log.profile, ''),
   ):

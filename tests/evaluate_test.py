@@ -6,8 +6,9 @@ import json
 import pytest
 
 from gft_jax import evaluate
-from gft_jax.config import Config, ConfigError, override
+from gft_jax.config import Config, ConfigError, override, to_dict
 from gft_jax.data import benchmarks
+from gft_jax.evaluation import generations
 
 
 def test_names_of_benchmarks():
@@ -42,6 +43,27 @@ def test_what_the_user_sets_stands():
   one = evaluate.for_one(plain, [], 'gsm8k')
   assert one.reward.function == benchmarks.BENCHMARKS['gsm8k'].reward
   assert one.data.instruction == benchmarks.BENCHMARKS['gsm8k'].instruction
+
+
+def test_the_system_turn_is_part_of_the_questions(tmp_path):
+  """Where none is set the digest is that of folders begun before."""
+  rows = [{'prompt': 'a', 'answer': 'b'}]
+  plain = override(Config(), 'reward.function=math')
+  assert evaluate.digest(rows, plain) == '7b45d2068cf3e98f'
+  told = override(plain, 'data.system=Be terse.')
+  assert evaluate.digest(rows, told) not in (
+    evaluate.digest(rows, plain),
+    evaluate.digest(rows, override(plain, 'data.instruction=Be terse.')),
+  )
+  assert evaluate.for_one(told, [], 'svamp').data.system == 'Be terse.'
+  # Settings that were kept before there was this one are as it is by default.
+  old = to_dict(plain)
+  old['data'].pop('system')
+  kept = {'config': old, 'facts': {}}
+  (tmp_path / 'settings.json').write_text(json.dumps(kept))
+  generations.check_settings(tmp_path, plain, {})
+  with pytest.raises(ConfigError, match=r"data\.system: '' -> 'Be terse\.'"):
+    generations.check_settings(tmp_path, told, {})
 
 
 def test_held_out_numbers_are_not_of_benchmarks(tmp_path):

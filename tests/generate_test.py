@@ -92,6 +92,22 @@ def test_a_prompt_is_asked_in_the_template_with_the_instruction():
   assert asked.tokenizer.decode(ids) == '#1+7n'
 
 
+def test_a_prompt_is_asked_under_the_system_turn():
+  asked = policy()
+  asked.tokenizer.chat_template = (
+    "{% for m in messages %}#{{ m['content'] }}{% endfor %}"
+    '{% if add_generation_prompt %}n{% endif %}'
+  )
+  config = Config(data=DataConfig(system='9'))
+  found = generate.prompts_to_ask(config, asked, ['1'], 8)
+  assert asked.tokenizer.decode(found.tokens[0, : found.length[0]]) == '#9#1n'
+  asked.tokenizer.chat_template = None
+  with pytest.raises(
+    ConfigError, match=r"data\.system='9' is for a chat templ"
+  ):
+    generate.prompts_to_ask(config, asked, ['1'], 8)
+
+
 @pytest.mark.parametrize(
   'texts, message',
   [

@@ -52,6 +52,8 @@ def test_dynamic_sampling_needs_rewards(config, tmp_path):
       'stages.gft.overrides=data.template_args=a=1',
       'data.template_args belongs to the whole',
     ),
+    ('stages.gft.overrides=data.system=x', 'data.system belongs to the whole'),
+    ('data.system=x', "data.system='x' is for a chat template, but"),
     ('stages.gft.overrides=stages.gft.steps=5', 'stages belongs to the whole'),
     ('stages.gft.overrides=data.eval_path=x', 'data.eval_path belongs to'),
     (

@@ -105,6 +105,7 @@ def test_other_pairs_or_epochs_are_not_gone_on_with(settings, trained):
   'setting',
   [
     *('data.template=plain', 'optimizer.micro_batches=2'),
+    *('data.system=Be terse.', 'data.instruction=Box it.'),
     *('checkpoint.best=eval/test/avg@4', 'log.profile=3..5'),
   ],
 )

@@ -41,6 +41,7 @@ def test_a_run_asks_alike_from_its_rows_to_its_export(config, tmp_path, thinks):
     r'reward.function=format',
     r'reward.pattern=\A<think>',
     *([] if thinks else ['data.template_args=enable_thinking=false']),
+    *([] if thinks else ['data.system=Be terse.']),
   ):
     config = override(config, setting)
   config = override(config, 'model.architecture.max_positions=256')
@@ -57,8 +58,9 @@ def test_a_run_asks_alike_from_its_rows_to_its_export(config, tmp_path, thinks):
   (ids,) = pipeline.encode_prompts(
     ['7?'], stage.config.data, stage.policy.tokenizer
   )
-  assert tokenizer.decode(ids).endswith(
-    f'7?<|im_end|>\n<|im_start|>assistant\n{end}'
+  system = '' if thinks else '<|im_start|>system\nBe terse.<|im_end|>\n'
+  assert tokenizer.decode(ids) == (
+    f'{system}<|im_start|>user\n7?<|im_end|>\n<|im_start|>assistant\n{end}'
   )
   texts, _, _ = answer_prompts(
     stage.config, stage.policy, stage.params, ['7?'], 2, 6
@@ -68,6 +70,7 @@ def test_a_run_asks_alike_from_its_rows_to_its_export(config, tmp_path, thinks):
   out = tmp_path / 'out'
   export_stage(run, 'gft', out)
   told = override(config, 'data.template_args=')
+  told = override(told, 'data.system=')
   told = override(told, f'model.path={out}')
   assert pipeline.encode_prompts(['7?'], told.data, load_tokenizer(out)) == [
     ids

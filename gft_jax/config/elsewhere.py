@@ -126,7 +126,7 @@ OURS = {
   'dataset': 'data.path',
   'train_dataset': 'data.path',
   'eval_dataset': 'data.eval_path',
-  'system_prompt': 'data.instruction',
+  'system_prompt': 'data.system',
   'chat_template': 'data.template',
   'peft_config': 'model.lora.rank',
   'dataset_name': 'data.path=hub:OWNER/NAME',

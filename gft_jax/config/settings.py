@@ -171,6 +171,11 @@ class DataConfig:
     ' token)',
   )
   instruction: str = setting('', 'text added to each prompt after a newline')
+  system: str = setting(
+    '',
+    'system turn of each prompt that has none of its own, in the chat template;'
+    " empty: the template's own default, if any",
+  )
   batch_size: int = setting(16, 'B, prompts per step over all devices')
   max_prompt: int = setting(1024, 'P, tokens; a longer prompt is dropped')
   max_response: int = setting(1024, 'T, tokens with EOS; longer is dropped')

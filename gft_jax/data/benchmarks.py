@@ -5,8 +5,9 @@ it into rows of prompt and answer, which the file formats of this project share.
 """
 
 import pathlib
+import re
 import string
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from gft_jax.config import one_of, require
 from gft_jax.data import files
@@ -23,7 +24,7 @@ class Benchmark(NamedTuple):
 
   Attributes:
     count: its rows; None where files of different sizes are in use.
-    prompt: template over the columns of the file; see `_Template`.
+    prompt: template over the columns of the file; see `_render`.
     answer: likewise.
     reward: what `reward.function` grades it with; `answers.extract` reads the
       votes of maj@k by the same rule.
@@ -37,13 +38,17 @@ class Benchmark(NamedTuple):
   instruction: str = INSTRUCTION
 
 
-# Names and columns as in the evaluation of the official code (ZJU-OmniAI/GFT at
-# 763384d, verl/utils/reward_score/math_evaluation/data), and mawps_singleop.
+# Names, columns and prompts as in the evaluation of the official code
+# (ZJU-OmniAI/GFT at 763384d, verl/utils/reward_score/math_evaluation: data,
+# parser.py, parse_question), and mawps_singleop, a part of its mawps. The prompts
+# of all rows are equal; the test has their digests.
 BENCHMARKS = {
   'aime24': Benchmark(30, '{problem}', '{answer}'),
   'amc23': Benchmark(40, '{problem}', '{answer}'),
-  'college_math': Benchmark(2818, '{question}', '{answer}'),
-  'gaokao2023en': Benchmark(385, '{question}', '{answer}'),
+  # 18 references are yes or no.
+  'college_math': Benchmark(2818, '{question}{answer:verdict}', '{answer}'),
+  # Two rows have no answer; the grader counts them as such.
+  'gaokao2023en': Benchmark(385, '{question}', '{answer:*}'),
   'gsm8k': Benchmark(1319, '{question}', '{answer}'),
   'math_oai': Benchmark(500, '{problem}', '{answer}'),
   'mawps': Benchmark(2065, '{input}', '{target}'),
@@ -51,20 +56,36 @@ BENCHMARKS = {
   # The answer is in a box of the solution.
   'minerva_math': Benchmark(272, '{problem}', '{solution}'),
   'mmlu_stem': Benchmark(
-    3018, '{question}\n{choices:options}', '{answer:letter}', 'choice'
+    3018,
+    '{question}\nAnswer Choices: {choices:options}',
+    '{answer:letter}',
+    'choice',
   ),
-  'olympiadbench': Benchmark(
-    675, '{context:before}{question}', '{final_answer:list}'
+  # The column `context` is null in all rows.
+  'olympiadbench': Benchmark(675, '{question}', '{final_answer:list}'),
+  # Of 4 rows whose options are written 'A. x B. y' the first bracket stays open.
+  'sat_math': Benchmark(
+    32,
+    '{question}\nAnswer Choices: {options:options}',
+    '{Answer}',
+    'choice',
   ),
-  'sat_math': Benchmark(32, '{question}\n{options}', '{Answer}', 'choice'),
-  'svamp': Benchmark(1000, '{Body} {Question}', '{Answer}'),
+  'svamp': Benchmark(1000, '{Body:sentence} {Question}', '{Answer}'),
   # Its test set has 7,686 rows and the subset of most papers 1,000.
   'tabmwp': Benchmark(
     None,
-    '{table_title:before}{table}\n{question}{choices:choices}',
+    'Read the following table {table_title:regarding "*" }and answer a'
+    ' question:\n{table}\n{question}{choices: Please select from the following'
+    ' options: *}{answer:verdict}',
     '{answer}',
   ),
 }
+
+LETTERS = string.ascii_uppercase
+# What is asked behind a question whose reference answer is one of the two.
+VERDICTS = dict.fromkeys(('true', 'false'), ' (True or False)') | (
+  dict.fromkeys(('yes', 'no'), ' (Yes or No)')
+)
 
 FORMATS = ('jsonl', 'parquet')
 
@@ -124,9 +145,6 @@ def rows(name: str, path: str | pathlib.Path) -> list[dict[str, str]]:
         raise raw
       raw = {column: _decoded(value) for column, value in raw.items()}
       prompt = _render(benchmark.prompt, raw)
-      if not prompt:
-        raise files.BadRow(f'has nothing for {benchmark.prompt!r}')
-      # Two public rows have no answer; the grader counts them as such.
       answer = _render(benchmark.answer, raw)
       found.append({'prompt': prompt, 'answer': answer})
     except files.BadRow as error:
@@ -139,48 +157,81 @@ def rows(name: str, path: str | pathlib.Path) -> list[dict[str, str]]:
   return found
 
 
-class _Template(string.Formatter):
-  """{column}, or one of
-
-  {column:options}  a list of texts as lines 'A) text'
-  {column:letter}   the position of the right one as its letter
-  {column:list}     a list of texts with commas
-  {column:before}   a text and a line end, or nothing where it is null
-  {column:choices}  a list of texts as one more line, or nothing where it is null
-  """
-
-  def format_field(self, value: Any, format_spec: str) -> str:
-    kind = format_spec
-    letters = string.ascii_uppercase
-    if kind in ('options', 'list', 'choices') and value is not None:
-      if not isinstance(value, list) or len(value) > len(letters):
-        raise TypeError(f'is no list of at most {len(letters)} texts')
-    if kind == 'options':
-      return '\n'.join(f'{a}) {text}' for a, text in zip(letters, value))
-    if kind == 'letter':
-      if not isinstance(value, int) or not 0 <= value < len(letters):
-        raise TypeError(f'has {value!r}, which is no place in a list')
-      return letters[value]
-    if kind == 'list':
-      return ', '.join(value)
-    if kind == 'before':
-      return f'{value}\n' if value else ''
-    if kind == 'choices':
-      return f'\nChoices: {", ".join(value)}' if value else ''
-    value = files.number_as_text(value)
-    if not isinstance(value, str):
-      raise TypeError(f'is a {type(value).__name__}, not text')
-    return value
-
-
 def _render(template: str, raw: dict) -> str:
-  try:
-    text = _Template().vformat(template, (), raw).strip()
-  except KeyError as error:
-    raise files.BadRow(f'has no column {error}') from None
-  except (TypeError, IndexError) as error:
-    raise files.BadRow(f'does not fit {template!r}: {error}') from None
-  return text
+  """The words of a template, and its columns.
+
+  {column} is a text that is not blank, or a number; other forms are
+
+  {column:sentence}  without space at its ends, with a full stop if it has none
+  {column:options}   '(A) x (B) y': of a list, or of a text 'A) x B) y'
+  {column:letter}    the position of the right one as its letter
+  {column:list}      a list of texts with commas
+  {column:verdict}   ' (Yes or No)' or ' (True or False)' where the text is one
+                     of these words, or nothing
+  {column:a * b}     a text, or a list as Python prints it, in place of the star;
+                     nothing where it is null or empty
+
+  Raises:
+    BadRow: it lacks a column, or has one of another form.
+  """
+  text = ''
+  for words, column, form, _ in string.Formatter().parse(template):
+    text += words
+    if column is None:
+      continue
+    if column not in raw:
+      raise files.BadRow(f'has no column {column!r}')
+    try:
+      text += _formed(raw[column], form or '')
+    except files.BadRow as error:
+      raise files.BadRow(f'has a column {column!r} that {error}') from None
+  return text.strip()
+
+
+def _formed(value: object, form: str) -> str:
+  """A value in a form of `_render`."""
+  if form == 'letter':
+    if not isinstance(value, int) or not 0 <= value < len(LETTERS):
+      raise files.BadRow(f'is {value!r}, no place in a list')
+    return LETTERS[value]
+  if form == 'options':
+    return _options(value)
+  if form == 'list':
+    return ', '.join(map(str, _listed(value)))
+  value = files.number_as_text(value)
+  if '*' in form:
+    given = value if isinstance(value, str) else _listed(value or [])
+    return form.replace('*', str(given)) if given else ''
+  if not isinstance(value, str):
+    raise files.BadRow(f'is a {type(value).__name__}, not text')
+  if form == 'verdict':
+    word = value.replace(r'\text', '').strip(' .${}').lower()
+    return VERDICTS.get(word, '')
+  if not value.strip():
+    raise files.BadRow('is blank')
+  if form == 'sentence':
+    return value.strip().removesuffix('.') + '.'
+  return value
+
+
+def _listed(value: object) -> list:
+  if (
+    not isinstance(value, list)
+    or len(value) > len(LETTERS)
+    or not all(isinstance(item, str | int | float) for item in value)
+  ):
+    raise files.BadRow(f'is no list of at most {len(LETTERS)} texts')
+  return value
+
+
+def _options(value: object) -> str:
+  """Options behind letters in brackets, in one line."""
+  if isinstance(value, str):
+    if not value.lstrip().startswith('A'):
+      raise files.BadRow('is no list of options, and does not begin with A')
+    return '(' + re.sub(r'(?<= )(?=[B-D]\) )', '(', value.strip())
+  lettered = zip(LETTERS, _listed(value))
+  return ' '.join(f'({a}) {str(text).strip()}' for a, text in lettered)
 
 
 def _decoded(value: object) -> object:

@@ -109,18 +109,21 @@ class Writer:
     self._template = None
     if config.template != 'plain' and has_one:
       self._template = ChatTemplate(tokenizer, config.template_args)
-    require(
-      not (config.template_args and self._template is None),
-      f'data.template_args={config.template_args!r} is for a chat template, but'
-      f' data.template={config.template} and the tokenizer has'
-      f' {"one" if has_one else "none"}',
-    )
+    for name in ('template_args', 'system'):
+      require(
+        self._template is not None or not getattr(config, name),
+        f'data.{name}={getattr(config, name)!r} is for a chat template, but'
+        f' data.template={config.template} and the tokenizer has'
+        f' {"one" if has_one else "none"}; leave it empty',
+      )
+    if config.system and self._template is not None:
+      self._template.check_system()
     self.tokenizer = tokenizer
     self.is_chat = self._template is not None
     self.ends = end_ids(tokenizer)
     self._ends = [str(tokenizer.decode([i])) for i in self.ends]
     self._policy = config.special_tokens
-    self._instruction = config.instruction
+    self._instruction, self._system = config.instruction, config.system
     self._added = added_tokens(tokenizer)
     self._special = added_tokens(tokenizer, special=True)
     unknown = unknown_id(tokenizer)
@@ -128,13 +131,15 @@ class Writer:
     self._prefilled = self._find_prefilled()
 
   def asked(self, prompt: str | Turns) -> Turns:
-    """The turns of a prompt, under the instruction.
+    """The turns of a prompt, with the instruction and a system turn.
 
     Raises:
       BadRow: special tokens, where data.special_tokens drops them.
     """
     turns = user(prompt) if isinstance(prompt, str) else prompt
     turns = instructed(self._bare(turns), self._instruction)
+    if self._system and all(turn['role'] != 'system' for turn in turns):
+      turns = [{'role': 'system', 'content': self._system}, *turns]
     if self._template is not None:
       return self._checked(turns)
     # BOS stands once, see `pipeline`; a mark at the end opens thoughts.

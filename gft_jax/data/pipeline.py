@@ -17,6 +17,7 @@ from gft_jax.data.encoding import encode_answers, encode_texts
 from gft_jax.rewards.functions import NOTHING, Wanted
 
 ESCAPED_ROWS = 'special tokens are read as ordinary text'
+OWN_SYSTEM = 'a system turn of their own stands in place of data.system'
 
 # Why a row is dropped where answers are graded, and what to do about it.
 NO_ANSWER = 'without a reference answer to grade by'
@@ -107,7 +108,7 @@ def _fit(
   """The rows that fit, and what became of the others."""
   losses = Losses({}, {}, {})
   writer = _writer(rows, config, tokenizer)
-  texts = list(_written(rows, writer, group, losses))
+  texts = list(_written(rows, writer, group, losses, config.system))
   prompts = _prompt_ids([text.prompt for text in texts], writer)
   experts = encode_answers([text.expert for text in texts], writer)
   teachers = encode_answers(
@@ -156,7 +157,11 @@ def _writer(
 
 
 def _written(
-  rows: Sequence[dict], writer: chat.Writer, group: GroupConfig, losses: Losses
+  rows: Sequence[dict],
+  writer: chat.Writer,
+  group: GroupConfig,
+  losses: Losses,
+  system: str,
 ) -> Iterator[_Texts]:
   """Rows that can be graded and written; the others are counted."""
   graded = group.size > group.experts
@@ -185,6 +190,9 @@ def _written(
       expert = None
     teachers = [teacher for teacher in teachers if teacher.graded.strip()]
     answers = [*teachers, expert] if expert else teachers
+    spoken = [t['content'] for t in asked if t['role'] == 'system']
+    if system and [chat.unescaped(text) for text in spoken] != [system]:
+      losses.note(OWN_SYSTEM, number)
     for note in {answer.note for answer in answers} - {''}:
       losses.note(note, number)
     if any(

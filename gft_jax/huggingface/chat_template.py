@@ -121,6 +121,19 @@ class ChatTemplate:
     # pyrefly: ignore[bad-return]  # transformers says str of a list of pairs.
     return texts[0], spans[0]
 
+  def check_system(self) -> None:
+    """Raises ConfigError where the template does not write a system turn."""
+    turns: Conversation = [{'role': 'system', 'content': WORDS}, ASKED]
+    try:
+      fault = '' if WORDS in self.prompt(turns) else 'does not write one'
+    except FAILURES as error:
+      fault = f'refuses one: {" ".join(str(error).split())}'
+    require(
+      not fault,
+      f'data.system is a system turn, and the chat template of {self._name}'
+      f' {fault}; say it in data.instruction',
+    )
+
   @functools.cached_property
   def marks(self) -> bool:
     """Whether the template says itself what an assistant writes."""

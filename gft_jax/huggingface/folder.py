@@ -108,6 +108,7 @@ def save(
   source: str | pathlib.Path | None = None,
   max_shard_size: int = 5 * 10**9,
   template_args: str = '',
+  system: str = '',
 ) -> None:
   """Writes a folder that `transformers` and `load` read, with equal logits.
 
@@ -123,9 +124,8 @@ def save(
     tokenizer: written with its chat template.
     source: the folder or hub id that the policy came from. The files of its
       tokenizer are copied, and its generation_config.json is carried over.
-    max_shard_size: bytes. More than these go into several files; the host
-      holds one at a time.
-    template_args: defaults of its chat template; see `keep_arguments`.
+    max_shard_size: bytes of a file, of which the host holds one at a time.
+    template_args, system: defaults of its chat template; see `keep_arguments`.
 
   Raises:
     ConfigError: `directory` is `source`, or holds something else.
@@ -171,7 +171,7 @@ def save(
   config.unlink(missing_ok=True)
   tensor_files.write(directory, shapes, read, max_shard_size)
   save_tokenizer(directory, tokenizer, source)
-  keep_arguments(directory, template_args)
+  keep_arguments(directory, template_args, system)
   write_json(directory / 'generation_config.json', generation)
   ids = {name: generation[name] for name in TOKEN_IDS}
   dtype = {'torch_dtype': leaves['embedding'].dtype.name}

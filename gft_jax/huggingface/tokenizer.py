@@ -79,19 +79,31 @@ def save_tokenizer(
     shutil.copyfile(path, directory / path.name)
 
 
-def keep_arguments(directory: pathlib.Path, arguments: str) -> None:
-  """Makes `data.template_args` the defaults of a folder's chat template.
+def keep_arguments(
+  directory: pathlib.Path, arguments: str, system: str = ''
+) -> None:
+  """Makes settings of a run the defaults of a folder's chat template.
 
   Whoever uses the folder then asks as the run did, and may say otherwise.
+
+  Args:
+    directory: the folder.
+    arguments: `data.template_args`.
+    system: `data.system`.
   """
-  given = template_arguments(arguments)
-  if not given:
-    return
   head = ''.join(
     f'{{%- if {name} is not defined -%}}{{%- set {name} = {value!r} -%}}'
     '{%- endif -%}'
-    for name, value in given.items()
+    for name, value in template_arguments(arguments).items()
   )
+  if system:
+    turn = {'role': 'system', 'content': system}
+    head += (
+      "{%- if messages[0]['role'] not in ['system', 'developer'] -%}"
+      f'{{%- set messages = [{turn!r}] + messages -%}}{{%- endif -%}}'
+    )
+  if not head:
+    return
   for path in directory.glob('chat_template*.jinja'):
     path.write_text(head + path.read_text(encoding='utf-8'), encoding='utf-8')
   for name in ('tokenizer_config.json', 'chat_template.json'):

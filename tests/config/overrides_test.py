@@ -175,6 +175,7 @@ def test_what_the_command_line_says_is_what_config_json_says():
     ('trainer.save_freq', 'checkpoint.every'),
     ('loss.beta', 'loss.kl_weight'),
     ('stages.gft.lr', 'optimizer.learning_rate'),
+    ('system_prompt', 'data.system'),
   ],
 )
 def test_a_name_of_another_trainer_leads_to_ours(name, ours):

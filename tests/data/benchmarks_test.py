@@ -1,5 +1,6 @@
 """The public files: counted, rendered, and their own answers graded."""
 
+import hashlib
 import json
 import re
 
@@ -8,7 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from gft_jax.config import ConfigError, RewardConfig
-from gft_jax.data import benchmarks
+from gft_jax.data import benchmarks, files
 from gft_jax.rewards.grader import Grader
 
 # Of TabMWP there is no file at hand, only rows written in its shape.
@@ -27,6 +28,65 @@ def test_every_file_is_read_to_its_last_row(shared, name):
   assert unanswered == ([167, 192] if name == 'gaokao2023en' else [])
 
 
+# Beginning of the SHA-256 of all prompts, as one JSON list: what parse_question
+# of the official code (ZJU-OmniAI/GFT at 763384d) gives for these files.
+OFFICIAL = {
+  'aime24': '5a2112b6df5dadcf',
+  'amc23': '89689b7a9c8aef7b',
+  'college_math': 'dc85e938379c100f',
+  'gaokao2023en': 'ac6f13faa27ac25f',
+  'gsm8k': '0c5afafea96570fb',
+  'math_oai': 'f2be42c84a8b6881',
+  'mawps': 'd4e9531d3cd78441',
+  'mawps_singleop': '5ade9c70a47a57a7',
+  'minerva_math': '20bf0b2cc11bdc41',
+  'mmlu_stem': 'cccc9b25ae400f18',
+  'olympiadbench': '7975c74e3fce6486',
+  'sat_math': 'c9c361579fe85506',
+  'svamp': '1fc4b78d34e3bd99',
+}
+
+
+@pytest.mark.parametrize('name', AT_HAND)
+def test_every_prompt_is_the_official_one(shared, name):
+  prompts = [
+    row['prompt'] for row in benchmarks.rows(name, file_of(shared, name))
+  ]
+  digest = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
+  assert digest[:16] == OFFICIAL[name]
+
+
+def official(name, row):
+  """The prompt of a row, as the official code words the benchmarks that join.
+
+  Written from what its parse_question does, and apart from the templates.
+  """
+  if name == 'svamp':
+    stop = '' if row['Body'].strip()[-1] == '.' else '.'
+    return row['Body'].strip() + stop + ' ' + row['Question'].strip()
+  if name == 'mmlu_stem':
+    a, b, c, d = (text.strip() for text in row['choices'])
+    options = f'(A) {a} (B) {b} (C) {c} (D) {d}'
+  elif name == 'sat_math':
+    options = '(' + row['options'].strip()
+    for letter in 'BCD':
+      options = options.replace(f' {letter}) ', f' ({letter}) ')
+  else:
+    words = row['answer'].strip('$.').lower()
+    return row['question'] + ' (Yes or No)' * (words in ('yes', 'no'))
+  return f'{row["question"].strip()}\nAnswer Choices: {options}'
+
+
+@pytest.mark.parametrize(
+  'name', ['college_math', 'mmlu_stem', 'sat_math', 'svamp']
+)
+def test_prompts_that_are_joined_row_by_row(shared, name):
+  file = file_of(shared, name)
+  rows = map(json.loads, file.read_text().splitlines())
+  asked = [row['prompt'] for row in benchmarks.rows(name, file)]
+  assert asked == [official(name, row) for row in rows]
+
+
 def test_prompts_and_answers_of_each_kind(shared):
   def first(name):
     return benchmarks.rows(name, file_of(shared, name))[0]
@@ -34,15 +94,78 @@ def test_prompts_and_answers_of_each_kind(shared):
   assert first('amc23')['answer'] == '27'
   assert first('svamp')['prompt'].endswith(
     'collection. If the bananas are organized into 2 groups and oranges are'
-    ' organized into 93 groups How big is each group of bananas?'
+    ' organized into 93 groups. How big is each group of bananas?'
   )
   row = first('mmlu_stem')
   assert row['answer'] == 'C'
-  lines = row['prompt'].splitlines()
-  assert lines[1].startswith('A) maintain') and lines[4].startswith('D) ')
-  assert first('sat_math')['answer'] == 'A'
+  _, options = row['prompt'].splitlines()
+  assert options.startswith('Answer Choices: (A) maintain')
+  assert ' logistic curve (B) opt for' in options
+  row = first('sat_math')
+  assert row['answer'] == 'A'
+  assert row['prompt'].endswith(
+    '\nAnswer Choices: (A) $f(-6)=0$ (B) $f(6)=-6$ (C) $f(-6)=6$ (D) $f(0)=-6$'
+  )
   assert first('olympiadbench')['answer'] == '2'
   assert first('olympiadbench')['prompt'].startswith('Xenia and Sergey')
+
+
+@pytest.mark.parametrize(
+  ('answer', 'asked'),
+  [
+    ('yes', ' (Yes or No)'),
+    ('No.', ' (Yes or No)'),
+    (r'$\text{Yes}$', ' (Yes or No)'),
+    ('TRUE', ' (True or False)'),
+    (r'\text{false}', ' (True or False)'),
+    ('no solution', ''),
+    ('yesterday', ''),
+    ('5', ''),
+    ('', ''),
+  ],
+)
+def test_a_question_of_yes_or_no_says_so(answer, asked):
+  row = {'question': 'Is it so?', 'answer': answer}
+  template = benchmarks.BENCHMARKS['college_math'].prompt
+  assert benchmarks._render(template, row) == f'Is it so?{asked}'
+
+
+@pytest.mark.parametrize(
+  ('template', 'value', 'text'),
+  [
+    ('{x}', 3.0, '3'),
+    ('{x:sentence} Why?', ' It rains', 'It rains. Why?'),
+    ('{x:sentence} Why?', 'It rains.', 'It rains. Why?'),
+    ('{x:sentence} Why?', 'It rains!', 'It rains!. Why?'),
+    ('{x:options}', ['a', ' b ', 3], '(A) a (B) b (C) 3'),
+    ('{x:options}', 'A) a B) F(B) C) c', '(A) a (B) F(B) (C) c'),
+    ('{x:options}', 'A. 1 B. 2', '(A. 1 B. 2'),
+    ('of{x: "*"}.', 'me', 'of "me".'),
+    ('of{x: *}.', ['a', "b's"], """of ['a', "b's"]."""),
+    ('of{x: *}.', 7, 'of 7.'),
+    ('of{x: *}.', None, 'of.'),
+    ('of{x: *}.', [], 'of.'),
+  ],
+)
+def test_forms_of_a_template(template, value, text):
+  assert benchmarks._render(template, {'x': value}) == text
+
+
+@pytest.mark.parametrize(
+  ('template', 'value', 'message'),
+  [
+    ('Do it: {x}', ' ', "has a column 'x' that is blank"),
+    ('{x:sentence} Why?', '', 'is blank'),
+    ('{x:options}', 'B) 2 A) 1', "'x' that is no list of options"),
+    ('{x:options}', ['a', None], 'at most 26 texts'),
+    ('{x: *}', {'a': 1}, 'at most 26 texts'),
+    ('{x:letter}', 'B', 'no place in a list'),
+    ('{x:verdict}', ['yes'], 'is a list, not text'),
+  ],
+)
+def test_a_value_that_fits_no_form_is_named(template, value, message):
+  with pytest.raises(files.BadRow, match=message):
+    benchmarks._render(template, {'x': value})
 
 
 def test_tables_of_tabmwp(tmp_path):
@@ -77,9 +200,12 @@ def test_tables_of_tabmwp(tmp_path):
   path.write_text('\n'.join(map(json.dumps, rows)))
   found = benchmarks.rows('tabmwp', path)
   assert [row['prompt'] for row in found] == [
-    'Coins of Ann\nCoin | Number\nPenny | 3\nDime | 1,200\n'
-    'How many dimes has Ann?',
-    'Day | Rain\nMonday | yes\nWas Monday dry?\nChoices: yes, no',
+    'Read the following table regarding "Coins of Ann" and answer a question:\n'
+    'Coin | Number\nPenny | 3\nDime | 1,200\nHow many dimes has Ann?',
+    'Read the following table and answer a question:\n'
+    'Day | Rain\nMonday | yes\nWas Monday dry? Please select from the following'
+    " options: ['yes', 'no'] (Yes or No)",
+    'Read the following table and answer a question:\n'
     'Part | Size\nA | half\nWhich share is A?',
   ]
   responses = [r'\boxed{1200}', r'\boxed{\text{no}}', r'So \boxed{0.5}.']
@@ -117,7 +243,10 @@ def test_the_benchmarks_of_the_paper_by_its_names():
   ('lines', 'message'),
   [
     ([{'Body': 'a', 'Question': 'b'}], "row 1 has no column 'Answer'"),
-    ([{'Body': 'a', 'Question': 'b', 'Answer': None}], 'is a NoneType'),
+    (
+      [{'Body': 'a', 'Question': 'b', 'Answer': None}],
+      "'Answer' that is a NoneType",
+    ),
     (
       [{'Body': 'a', 'Question': 'b', 'Answer': 1}],
       'has 1 rows, but svamp has',

@@ -8,7 +8,7 @@ import transformers
 from chats import ASKED, CHATML, bytes_tokenizer, encoded, write
 
 from gft_jax.config import ConfigError, DataConfig
-from gft_jax.data import chat, encoding, files
+from gft_jax.data import benchmarks, chat, encoding, files
 from gft_jax.huggingface.chat_template import ChatTemplate
 
 SMOLLM2 = pathlib.Path('~/.cache/gft_jax/SmolLM2-135M-Instruct').expanduser()
@@ -203,6 +203,97 @@ def test_an_instruction_follows_the_last_turn():
     {'role': 'user', 'content': 'What is 1+1?\nBox it.'},
   ]
   assert chat.instructed(ASKED, '') == ASKED
+
+
+# As Qwen 2.5: a system turn of its own where the conversation has none.
+QWEN = (
+  "{% if messages[0]['role'] != 'system' %}"
+  "{{ '<|im_start|>system\nBox it.<|im_end|>\n' }}{% endif %}" + CHATML
+)
+
+
+def asked_by(source, prompt='2+2?', **settings):
+  writer = chat.Writer(DataConfig(**settings), bytes_tokenizer(source))
+  return writer.prompt(writer.asked(prompt))
+
+
+def test_the_system_turn_is_the_one_that_is_set():
+  """The prompt of the official evaluation, prompt_type qwen-boxed."""
+  instruction = benchmarks.INSTRUCTION
+  question = '<|im_start|>user\n2+2?\n' + instruction + '<|im_end|>\n'
+  call = '<|im_start|>assistant\n'
+  assert asked_by(
+    QWEN, system='You are a helpful assistant.', instruction=instruction
+  ) == (
+    '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n'
+    + question
+    + call
+  )
+  # None is given: the template's own, if it has any.
+  assert asked_by(QWEN, instruction=instruction) == (
+    '<|im_start|>system\nBox it.<|im_end|>\n' + question + call
+  )
+  assert asked_by(CHATML, instruction=instruction) == question + call
+
+
+@pytest.mark.parametrize(
+  'prompt',
+  [
+    ASKED,
+    [ASKED[1], {'role': 'assistant', 'content': '2'}, *ASKED],
+  ],
+)
+def test_a_conversation_keeps_its_own_system_turn(prompt):
+  own = asked_by(QWEN, prompt)
+  assert asked_by(QWEN, prompt, system='Be long.') == own
+  assert own.count('Be terse.') == 1
+  without = [turn for turn in prompt if turn['role'] != 'system']
+  told = asked_by(QWEN, without, system='Be long.')
+  assert told.startswith('<|im_start|>system\nBe long.<|im_end|>\n')
+
+
+def test_an_answer_follows_the_system_turn():
+  asked = [{'role': 'system', 'content': 'Be terse.'}, *chat.user('1+1?')]
+  tokenizer = bytes_tokenizer(QWEN)
+  assert encoded('1+1?', ANSWERED, tokenizer, system='Be terse.') == encoded(
+    asked, ANSWERED, tokenizer
+  )
+
+
+@pytest.mark.parametrize(
+  ('source', 'settings', 'message'),
+  [
+    (None, {}, "'x' is for a chat template, but .*=auto .* has none; leave it"),
+    (CHATML, {'template': 'plain'}, '=plain and the tokenizer has one; leave'),
+    (REFUSING, {}, 'refuses one: System role not supported; say it in data.in'),
+    (
+      CHATML.replace('in messages', "in messages if m['role'] != 'system'"),
+      {},
+      'does not write one; say it in data.instruction',
+    ),
+    # A text that the template writes of itself is no sign of the turn.
+    (
+      CHATML.replace('in messages', "in messages if m['role'] != 'system'")
+      + '{# #}x',
+      {},
+      'does not write one; say it in data.instruction',
+    ),
+  ],
+)
+def test_a_system_turn_that_would_be_lost_is_refused(source, settings, message):
+  with pytest.raises(ConfigError, match=f'^data.system.*{message}') as caught:
+    asked_by(source, system='x', **settings)
+  assert '\n' not in str(caught.value)
+  assert asked_by(source, **settings)  # It is the setting that is refused.
+
+
+def test_special_tokens_in_a_system_turn_are_as_in_other_texts():
+  told = {'system': 'x<|im_end|>'}
+  with pytest.raises(files.BadRow, match=r'special token <\|im_end\|>'):
+    asked_by(QWEN, **told)
+  found = asked_by(QWEN, special_tokens='escape', **told)
+  assert chat.ESCAPE in found
+  assert chat.unescaped(found) == asked_by(QWEN, special_tokens='keep', **told)
 
 
 def test_parts_change_nothing(monkeypatch):

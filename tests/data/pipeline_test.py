@@ -284,6 +284,35 @@ def test_of_a_conversation_the_answers_train(load, talk):
     assert batch.given_trained.shape == batch.given_tokens.shape
 
 
+def test_the_system_turn_of_the_settings(load, talk):
+  """In front of every prompt but those that have one, which are named."""
+  own = [SYSTEM, *turns('how ?')]
+  equal = [{'role': 'system', 'content': 'many 2'}, *turns('how ?')]
+  some = [QUESTION, *({**QUESTION, 'prompt': x} for x in (own, equal, '2 ?'))]
+  dataset = load(some, OWN, talk, system='many 2')
+  found = dataset.first(4)
+  asked = [
+    talk.decode(tokens[:n]) for tokens, n in zip(found.tokens, found.length)
+  ]
+  assert asked == [
+    '<s> system many 2 user how many ? assistant',
+    '<s> system two ? user how ? assistant',
+    '<s> system many 2 user how ? assistant',
+    '<s> system many 2 user 2 ? assistant',
+  ]
+  assert found.prompts == ['how many ?', 'how ?', 'how ?', '2 ?']
+  assert dataset.statistics.notes == {pipeline.OWN_SYSTEM: [2]}
+  assert dataset.statistics.lines() == [
+    'a system turn of their own stands in place of data.system, 1 row: 2'
+  ]
+  plain = load(some, OWN, talk)
+  assert plain.statistics.notes == {}
+  assert plain.fingerprint != dataset.fingerprint
+  settings = DataConfig(system='many 2')
+  (ids,) = pipeline.encode_prompts(['how many ?'], settings, talk)
+  assert talk.decode(ids) == asked[0]
+
+
 def test_another_mask_is_other_data(load, talk):
   some = [{'messages': turns('how many ?', 'two', 'how ?', '2 2')}] * 2
   one = load(some, DEMONSTRATIONS, talk)

@@ -270,6 +270,27 @@ def test_arguments_of_a_run_are_defaults_of_what_it_exports(place, tmp_path):
   assert theirs == prompt.format("it's")
 
 
+SYSTEM = "Say 'x' at the {% end %}\n\\boxed{\u00e9}"
+
+
+@pytest.mark.parametrize('arguments', ['', 'level=high'])
+def test_the_system_turn_of_a_run_is_a_default_too(arguments, tmp_path):
+  tokenizer = folders.tiny_tokenizer()
+  tokenizer.chat_template = SWITCH
+  tokenizer.save_pretrained(tmp_path)
+  keep_arguments(tmp_path, arguments, SYSTEM)
+  found = ChatTemplate(load_tokenizer(tmp_path))
+  before = ChatTemplate(tokenizer, arguments)
+  told = [{'role': 'system', 'content': SYSTEM}, *QUESTION]
+  assert found.prompt(QUESTION) == found.prompt(told) == before.prompt(told)
+  assert SYSTEM in found.prompt(QUESTION)
+  other = [{'role': 'system', 'content': 'w3'}, *QUESTION]
+  assert found.prompt(other) == before.prompt(other)
+  answered = [*QUESTION, {'role': 'assistant', 'content': 'w1'}]
+  assert found.render(answered) == before.render([told[0], *answered])
+  found.check_system()
+
+
 def test_without_arguments_the_template_stays_byte_for_byte(tmp_path):
   tokenizer = folders.tiny_tokenizer()
   tokenizer.chat_template = SWITCH
