@@ -2,8 +2,8 @@
 
 import re
 
-from gft_jax.answers.equality import condition, is_words, without_unit
 from gft_jax.answers.numbers import is_unit, number_of
+from gft_jax.answers.parts import condition, is_words, without_unit
 from gft_jax.answers.reading import Answer
 from gft_jax.answers.spelling import spelled
 

@@ -1,6 +1,8 @@
 """The letter that an answer to a multiple choice chooses."""
 
 import re
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from gft_jax.answers.reading import Answer
 from gft_jax.answers.spelling import spelled
@@ -32,6 +34,7 @@ _CLAIMS = re.compile(
 )
 # A line that begins with a letter; several are the options, told again.
 _LINES = re.compile(r'(?:^|\n)\s*([A-J])(?:[.):]|\s*$|\s*\n)')
+_EITHER = re.compile(r'\(?\b[A-J]\)?\s*(?:or|and|/)\s*\(?$')
 _DENIED_BEFORE = re.compile(
   r'(?:\b(?:not|rather than|instead of|unlike|except)|n\'t)\s*(?:the\s+)?(?:be\s+)?'
   r'(?:option|choice|answer)?\s*\(?$'
@@ -42,6 +45,12 @@ _DENIED_BEHIND = re.compile(
   r'^["\')]*\s*(?:is|are|was|can be|seems)\s*(?:not|n\'t|wrong|incorrect|false'
   r'|ruled|eliminated|excluded|impossible)|^["\')]*\s*(?:cannot|can\'t|isn\'t|fails)',
 )
+
+
+class _Claim(NamedTuple):
+  letter: str
+  before: str
+  behind: str
 
 
 def chosen(said: Answer) -> str | None:
@@ -55,19 +64,13 @@ def chosen(said: Answer) -> str | None:
     letter = None
   if letter:
     return letter
-  claims = [
-    *filter(_is_meant, (*_CLAIMS.finditer(text), *_LINES.finditer(text)))
-  ]
+  claims = [*filter(_is_meant, _claims(text))]
   if not claims:
     return None
-  last = max(claims, key=_start)
-  behind = text[last.end(last.lastindex) :].lstrip(')"\' ')
-  before = text[: _start(last)]
-  if _OTHER.match(behind) or re.search(
-    r'\(?\b[A-J]\)?\s*(?:or|and|/)\s*\(?$', before
-  ):
+  last = max(claims, key=lambda claim: len(claim.before))
+  if _OTHER.match(last.behind.lstrip(')"\' ')) or _EITHER.search(last.before):
     return None
-  return last[last.lastindex].upper()
+  return last.letter.upper()
 
 
 def is_formula(text: str) -> bool:
@@ -75,16 +78,18 @@ def is_formula(text: str) -> bool:
   return bool(re.match(r'\\(?!text|math(?:rm|bf)|[()\[\]])', text))
 
 
-def _start(claim: re.Match) -> int:
-  return claim.start(claim.lastindex)
+def _claims(text: str) -> Iterator[_Claim]:
+  for pattern in (_CLAIMS, _LINES):
+    for found in pattern.finditer(text):
+      at = next(i for i, letter in enumerate(found.groups(), 1) if letter)
+      yield _Claim(found[at], text[: found.start(at)], text[found.end(at) :])
 
 
-def _is_meant(claim: re.Match) -> bool:
+def _is_meant(claim: _Claim) -> bool:
   """Whether a claim is not denied: 'not (B)', 'B is wrong', 'we rule out B'."""
-  text, end = claim.string, claim.end(claim.lastindex)
   return not (
-    _DENIED_BEFORE.search(text[max(0, _start(claim) - 80) : _start(claim)])
-    or _DENIED_BEHIND.match(text[end : end + 40])
+    _DENIED_BEFORE.search(claim.before[-80:])
+    or _DENIED_BEHIND.match(claim.behind[:40])
   )
 
 

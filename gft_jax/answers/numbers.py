@@ -55,10 +55,14 @@ _MULTIPLES = {
   'trillion': 10**12,
   'dozen': 12,
 }
-_NAMES = (
-  'zero one two three four five six seven eight nine ten eleven twelve thirteen'
-  ' fourteen fifteen sixteen seventeen eighteen nineteen twenty'
-).split()
+_NAMES = {
+  name: value
+  for value, name in enumerate(
+    'zero one two three four five six seven eight nine ten eleven twelve'
+    ' thirteen fourteen fifteen sixteen seventeen eighteen nineteen'
+    ' twenty'.split()
+  )
+}
 
 # What may stand between a number and a word that is no unit.
 _NO_UNIT = re.compile(
@@ -133,7 +137,7 @@ def number_of(text: str, *, letters: bool = False) -> Number | None:
   text = re.sub(r'^\(([^(),]*)\)$', r'\1', _REASON.sub('', text))
   first, _, rest = text.partition(' ')
   if first.casefold() in _NAMES:
-    value = Fraction(_NAMES.index(first.casefold()))
+    value = Fraction(_NAMES[first.casefold()])
     return _with_unit(value, False, f' {rest}', letters=False)
   found = _NUMBER.match(text)
   value = _value(found) if found else None
@@ -219,7 +223,7 @@ def _with_unit(
     return None
   if not re.match(r'[A-Za-z(]', plain):
     return None
-  name = re.match('[(A-Za-z]*', words[0])[0].strip('(')
+  name = re.sub(r'[^A-Za-z].*', '', words[0].lstrip('('))
   letter = len(name) == 1
   if not (
     is_text

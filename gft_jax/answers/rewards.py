@@ -10,20 +10,21 @@ import functools
 import re
 from collections.abc import Callable
 
-from gft_jax.answers.equality import (
-  Unreadable,
+from gft_jax.answers.equality import equal
+from gft_jax.answers.expressions import expression, formulas
+from gft_jax.answers.letters import chosen, is_formula
+from gft_jax.answers.numbers import Number, number_of
+from gft_jax.answers.parts import (
   close_up,
-  equal,
   is_words,
   split,
   unassigned,
   without_unit,
+  words,
 )
-from gft_jax.answers.expressions import expression, formulas
-from gft_jax.answers.letters import chosen, is_formula
-from gft_jax.answers.numbers import Number, number_of
 from gft_jax.answers.reading import Answer, read, readings
-from gft_jax.answers.spelling import spelled, words
+from gft_jax.answers.spelling import spelled
+from gft_jax.answers.verified import Unreadable
 from gft_jax.config import RewardConfig
 
 Reward = Callable[[str, str, str], float]

@@ -117,12 +117,6 @@ def spelled(text: str) -> str:
   return text
 
 
-def words(text: str) -> str:
-  """What a spelled text says as words: unwrapped, in lower case."""
-  text = re.sub(r'\\text\s*\{([^{}]*)\}', r'\1', text)
-  return ' '.join(text.split()).strip('.!,; ').casefold()
-
-
 def _trimmed(text: str) -> str:
   """Without white space, quotes, stops and 'approximately' around it."""
   while True:
@@ -134,7 +128,9 @@ def _trimmed(text: str) -> str:
       return text
 
 
-_REPEATING = re.compile(r'(?<![\d.])(\d{0,20})\.(\d{0,20})\\overline\s*\{(\d{1,20})\}')
+_REPEATING = re.compile(
+  r'(?<![\d.])(\d{0,20})\.(\d{0,20})\\overline\s*\{(\d{1,20})\}'
+)
 
 
 def _repeated(found: re.Match) -> str:
