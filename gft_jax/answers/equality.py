@@ -16,6 +16,7 @@ import re
 from gft_jax.answers.numbers import number_of, same
 from gft_jax.answers.parts import (
   close_up,
+  computed,
   condition,
   is_equation,
   is_words,
@@ -57,7 +58,7 @@ def equal(reference: str, found: str) -> bool:
   if decided is not None:
     return decided
   reference, found = (
-    condition(without_unit(text)) for text in (reference, found)
+    computed(condition(without_unit(text))) for text in (reference, found)
   )
   sides = unassigned(reference), unassigned(found)
   # An equation and 'y = ...' may be of one line, and both stay whole.

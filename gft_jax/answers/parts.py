@@ -15,10 +15,8 @@ _ASSIGNED = re.compile(
       =(?:[^=<>]*=)*\s*([^=<>]+)$""",
   re.VERBOSE,
 )
-# A letter that is no part of a command, or a relation.
-_VARIABLE = re.compile(
-  r'(?<![\\a-zA-Z])[a-zA-Z]|[<>|]|\\(?:le|ge|ne)(?![a-zA-Z])'
-)
+# A letter or another relation, where commands are gone.
+_VARIABLE = re.compile('[a-zA-Z<>]')
 _UNIT = re.compile(
   r"""\s*\\text\s*\{\s*(?!(?:or|and|if|for|when|where|with|is)\b)[^{}\d]+\}
       (?:\s*\^\s*\{?\d\}?)?\s*$
@@ -28,7 +26,7 @@ _UNIT = re.compile(
 # Functions, constants and environments, whose names are no words.
 _NAMED = re.compile(
   r"""\\(?:begin|end)\s*\{[a-z*]+\}(?:\{[lcr|]+\})?
-  | \\(?!text)[a-zA-Z]+
+  | \\(?!text|le(?![a-zA-Z])|ge(?![a-zA-Z])|ne(?![a-zA-Z]))[a-zA-Z]+
   | \b(?:sin|cos|tan|cot|sec|csc|log|ln|exp|lim|max|min|mod|gcd|lcm
     |arcsin|arccos|arctan|sinh|cosh|tanh|and|or)\b""",
   re.VERBOSE,
@@ -82,14 +80,17 @@ def without_unit(text: str) -> str:
 
 def unassigned(text: str) -> str:
   """5 of 'x = 5' and of '2 + 3 = 5'."""
-  if len(_at_top(text)) > 1:
-    return text
-  found = _ASSIGNED.match(text)
-  if found:
-    return found[1].strip()
+  found = _ASSIGNED.match(text) if len(_at_top(text)) == 1 else None
+  return found[1].strip() if found else computed(text)
+
+
+def computed(text: str) -> str:
+  """5 of '2 + 3 = 5', where no variable stands before the last sign."""
   before, sign, last = text.rpartition('=')
-  computed = sign and last.strip() and not _VARIABLE.search(before)
-  return last.strip() if computed else text
+  is_list = len(_at_top(text)) > 1 or text.startswith(r'\{')
+  if is_list or not sign or not last.strip():
+    return text
+  return text if _VARIABLE.search(_NAMED.sub(' ', before)) else last.strip()
 
 
 def is_equation(text: str) -> bool:

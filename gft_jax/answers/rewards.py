@@ -74,12 +74,14 @@ def mathematics(prompt: str, answer: str, response: str) -> float:
   letter = chosen(reference) if alone else None
   if letter and chosen(said) == letter:
     return 1.0
-  gold = spelled(reference.text)
+  gold, whole = spelled(reference.text), spelled(said.text)
+  if gold and close_up(gold) == close_up(whole):
+    return 1.0
   if number_of(gold) is None and is_words(without_unit(gold)):
-    if equal(gold, spelled(said.text)):
+    if equal(gold, whole):
       return 1.0
     inside = formulas(reference.text)
-    if len(inside) != 1:
+    if len(inside) != 1 or is_words(without_unit(whole)):
       return 0.0
     gold = spelled(inside[0])
   found = expression(said)
@@ -252,9 +254,14 @@ def _integer_after_hash(text: str, error: type[ValueError]) -> int:
 
 
 def _approximations(text: str) -> list[str]:
-  r"""Both sides of '\frac{1}{3} \approx 0.333'."""
-  sides = [side.strip() for side in re.split(r'\\approx(?![a-zA-Z])', text)]
-  return [side for side in sides if side] or [text]
+  r"""Both sides of '\frac{1}{3} \approx 0.333'; of 'x \approx 3' it is an '='."""
+  sign = r'\\approx(?![a-zA-Z])'
+  exact, *rounded = (side.strip() for side in re.split(sign, text))
+  if (
+    len(rounded) == 1 and re.search(r'\d|\\[a-zA-Z]', exact) and not split(text)
+  ):
+    return [exact, *rounded]
+  return [re.sub(sign, '=', text)]
 
 
 def _folded(text: str) -> str:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # Digits of a value; two that agree in all but the last five are equal.
 _DIGITS = 30
-# Digits in which two exact numbers are sought to differ.
+# Digits in which two large numbers are sought to differ.
 _MOST_DIGITS = 1000
 _INEQUALITY = re.compile(r'[<>]|\\[lg]e(?![a-zA-Z])')
 
@@ -55,7 +55,8 @@ def equal_expressions(reference: str, found: str) -> bool:
   y, x = _value(gold), _value(answer)
   if y and x:
     return _close(y, x) and not _differ(gold, answer, y, x)
-  return bool(_library().verify(_exact(gold), _exact(answer)))
+  same = _library().verify(_exact(gold), _exact(answer))
+  return bool(same) and not _vacuous(gold, answer)
 
 
 class _Library(NamedTuple):
@@ -95,6 +96,7 @@ def _library() -> _Library:
   )
 
 
+@functools.lru_cache(maxsize=64)  # A group's answers share their reference.
 def _parsed(text: str):
   """sympy's object of a spelled text; None: there is none."""
   import sympy
@@ -115,6 +117,18 @@ def _parsed(text: str):
     return side
   symbols = getattr(side, 'free_symbols', ())
   return side.xreplace({s: sympy.I for s in symbols if s.name == 'i'})
+
+
+def _vacuous(gold, answer) -> bool:
+  """Whether two equations are alike only in that no real number solves them."""
+  import sympy
+
+  sides = (gold, answer)
+  if not all(isinstance(side, sympy.Eq) for side in sides):
+    return False
+  zeros = [sympy.Add(side.lhs, sympy.Mul(-1, side.rhs)) for side in sides]
+  ratio = sympy.simplify(sympy.Mul(zeros[0], sympy.Pow(zeros[1], -1)))
+  return not ratio.is_number and not sympy.solve(gold)
 
 
 def _exact(side):
@@ -158,8 +172,12 @@ def _close(gold: _Value, answer: _Value) -> bool:
 
 
 def _differ(gold, answer, of_gold: _Value, of_answer: _Value) -> bool:
-  """Whether two exact numbers are found to differ behind many digits."""
-  if of_gold.is_decimal or of_answer.is_decimal:
+  """Whether two large numbers are found to differ behind the digits compared."""
+  import sympy
+
+  exact = not (of_gold.is_decimal or of_answer.is_decimal)
+  large = sympy.Ge(sympy.Abs(of_gold.number), 10 ** (_DIGITS - 10))
+  if not (exact and large):
     return False
   difference = (gold - answer).evalf(5, maxn=_MOST_DIGITS)
   # With a precision of 1 it is zero as far as can be told.

@@ -195,8 +195,8 @@ def accuracy(
 def votes_of(kept: Answers, function: str) -> np.ndarray:
   """[B, G] int32: which answers to a problem say the same; -1 says nothing.
 
-  Two say the same where `answers.extract` gives the same text, so 1/2 and 0.5
-  are two votes, though either may be right.
+  Two say the same where `answers.extract` gives the same text: 1/2 and 0.5, but
+  not x + 1 and 1 + x, though either may be right.
 
   Args:
     kept: answers of the policy.

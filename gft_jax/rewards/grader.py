@@ -395,7 +395,7 @@ def _start_worker(
   functions = _functions(config)
   if 'math' in functions:
     # Sympy and the grammar: up to 2 s.
-    answers_lib.mathematics('', '1', r'\boxed{1}')
+    answers_lib.mathematics('', 'x+1', r'\boxed{1+x}')
   limit = config.memory_mb * 2**20
   resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
   return functools.partial(_work, functions, config.timeout_s)

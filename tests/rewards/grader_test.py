@@ -117,6 +117,17 @@ def test_math_reads_the_experts_of_gsm8k(shared):
   assert wrong.values.mean() < 0.1
 
 
+def test_what_a_worker_loads_is_charged_to_no_answer():
+  # In a process of its own, since a worker limits its memory.
+  code = (
+    'import sys; from gft_jax.config import RewardConfig;'
+    ' from gft_jax.rewards import grader;'
+    " grader._start_worker(RewardConfig('math'));"
+    " assert 'math_verify' in sys.modules"
+  )
+  subprocess.run([sys.executable, '-c', code], check=True)
+
+
 def test_hostile_mathematics_costs_the_time_limit_and_no_more():
   hostile = [
     r'\boxed{10^{10^{10}}}',
