@@ -12,6 +12,7 @@ from gft_jax.answers.reading import (
   Answer,
   after_mark,
   final,
+  in_tag,
   last_boxed,
   read,
 )
@@ -45,6 +46,7 @@ __all__ = [
   'extract',
   'final',
   'formatted',
+  'in_tag',
   'last_boxed',
   'length',
   'mathematics',

@@ -56,7 +56,7 @@ def readings(response: str) -> Iterator[Answer]:
   if text is None:
     return
   text = _SPECIAL.sub(' ', text[-MAX_CHARACTERS:])
-  tagged = _in_tag(text)
+  tagged = in_tag(text)
   for step in (_boxed, after_mark, _stated):
     found = step(text if tagged is None else tagged)
     if found == '':
@@ -156,7 +156,7 @@ def _left_open(text: str) -> str | None:
   return ''.join(found[-1]).strip().rstrip('$').strip()
 
 
-def _in_tag(text: str) -> str | None:
+def in_tag(text: str) -> str | None:
   """What stands in the last answer tag that closes; else in one left open."""
   closed = [mark.start() for mark in _TAG_END.finditer(text)]
   opened = [mark.end() for mark in _TAG.finditer(text)]

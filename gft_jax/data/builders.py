@@ -24,6 +24,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
+from gft_jax import thoughts
 from gft_jax.answers import reading
 from gft_jax.config import (
   DataConfig,
@@ -389,7 +390,9 @@ def _content(path: str | pathlib.Path) -> str:
 
 # The code that makes a prepared dataset: what another version wrote is not read.
 _ARITHMETIC = _content(arithmetic.__file__)
-_READERS = [_content(m.__file__) for m in (files, turns, cells, reading)]
+_READERS = [
+  _content(m.__file__) for m in (files, turns, cells, reading, thoughts)
+]
 
 
 def _digest(*parts: str) -> str:

@@ -18,7 +18,7 @@ import re
 import sys
 from collections.abc import Iterator
 
-from gft_jax.answers import MARK, last_boxed
+from gft_jax.answers import MARK, in_tag, last_boxed
 from gft_jax.config import ConfigError, check_local, nearest, require
 from gft_jax.data import turns
 from gft_jax.data.cells import (
@@ -29,6 +29,7 @@ from gft_jax.data.cells import (
   number_as_text,
   text_of,
 )
+from gft_jax.thoughts import without_thoughts
 
 __all__ = [
   'BadRow',
@@ -104,10 +105,15 @@ def talks(
 def final_answer(expert: str) -> str:
   r"""What a worked solution states as its answer, or ''.
 
-  It is the line after `####` if that ends the text, without the commas of
-  thousands (GSM8K), else the content of the last balanced \boxed{...} (MATH,
-  NuminaMath). A `####` before further lines is a heading of Markdown.
+  Thoughts are left out. It is what stands in <answer>...</answer>, else the line
+  after `####` if that ends the text, without the commas of thousands (GSM8K),
+  else the content of the last balanced \boxed{...} (MATH, NuminaMath). A `####`
+  before further lines is a heading of Markdown.
   """
+  expert = without_thoughts(expert) or ''
+  tagged = in_tag(expert)
+  if tagged is not None:
+    return tagged
   _, mark, line = expert.rpartition(MARK)
   line = line.strip()
   if mark and '\n' not in line and r'\boxed' not in line:

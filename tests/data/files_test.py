@@ -119,6 +119,9 @@ def test_what_is_read_as_it_is(tmp_path):
     ('#### Step 1\nWe add.\n#### Step 2\nSo \\boxed{1,000}.', '1,000'),
     ('#### Step 1\nWe add to get 3.', ''),
     (r'#### So \boxed{3}', '3'),
+    (r'<think>\boxed{1}</think> so <answer> 2 </answer> #### 3', '2'),
+    (r'<think>\boxed{1}</think> so it is', ''),
+    (r'<think>\boxed{1}', ''),
   ],
 )
 def test_final_answers(expert, answer):
