@@ -23,6 +23,7 @@ from gft_jax.answers.parts import (
   split,
   unassigned,
   unwrapped,
+  value_of_name,
   without_unit,
   words,
 )
@@ -30,9 +31,10 @@ from gft_jax.answers.spelling import spelled
 from gft_jax.answers.verified import equal_expressions
 
 _SET = r'\{\}'
+_RELATION = re.compile(r'[<>]|\\[lg]e(?![a-zA-Z])')
 _NUMERAL = re.compile(
   r'^\(?([0-9A-F]+)\)?'
-  r'(?:_\{?\s*(?:\\text\s*\{)?(\w+?)\}?\s*\}?|\s*\(?base (\w+)\)?)$'
+  r'(?:_\{?\s*(?:\\text\s*\{)?(\w+?)\}?\s*\}?|\s*\(?(?:in )?base (\w+)\)?)$'
 )
 _BASES = dict(
   two='2', three='3', four='4', five='5', six='6', seven='7', eight='8',
@@ -40,6 +42,11 @@ _BASES = dict(
 )  # fmt: skip
 _RATIO = re.compile(
   r'^(\d{1,20}(?::\d{1,20})+)\s*(?:([ap])\.?m)?\b', re.IGNORECASE
+)
+# What may stand before words in a sentence: 'the function is'.
+_SENTENCE = re.compile(
+  r'(?!.*\b(?:not|never|no|neither|nor|or|either|and|non)\b)(?!.*n\'t)'
+  r'(?:the|this|that|it|there|they|due)\b[\w\s,]{0,60}\s'
 )
 _ONE_WORD = ('yes', 'no', 'true', 'false')
 
@@ -64,7 +71,9 @@ def equal(reference: str, found: str) -> bool:
   # An equation and 'y = ...' may be of one line, and both stay whole.
   if not any(map(is_equation, sides)):
     reference, found = sides
-  if is_equation(found) and '=' not in reference:
+  if '=' not in reference:
+    found = value_of_name(found)
+  if is_equation(found) != is_equation(reference):
     return False
   for decide in (_numbers, _numerals, _ratios, _words, _lists):
     decided = decide(reference, found)
@@ -96,11 +105,11 @@ def _numerals(reference: str, found: str) -> bool | None:
 def _ratios(reference: str, found: str) -> bool | None:
   """Compares ratios, 2:3:5, and times of day, 4:30 pm."""
   gold, answer = (
-    _RATIO.match(re.sub(r' ?: ?| to ', ':', text))
+    _RATIO.match(re.sub(r'\s?:\s?|\sto\s', ':', words(text)))
     for text in (reference, found)
   )
   if not gold or not answer:
-    return None
+    return False if bool(gold) != bool(answer) else None
   parts = ([int(n) for n in side[1].split(':')] for side in (gold, answer))
   halves = {side[2].lower() for side in (gold, answer) if side[2]}
   return len(halves) < 2 and next(parts) == next(parts)
@@ -110,20 +119,29 @@ def _words(reference: str, found: str) -> bool | None:
   """Compares words; None: the reference is an expression."""
   gold, answer = words(reference), words(found)
   if gold in _ONE_WORD:
-    return re.sub(r'[^a-z].*', '', answer) == gold
+    both = re.match(r'\w+\s*(?:and|or|/)\b', answer)
+    return re.sub(r'[^a-z].*', '', answer) == gold and not both
   if not is_words(reference):
     return None
-  return gold.removesuffix('s') == answer.removesuffix('s')
+  said = gold.removesuffix('s') == answer.removesuffix('s')
+  return said or (
+    bool(_SENTENCE.fullmatch(answer.removesuffix(gold)))
+    and (answer.endswith(gold))
+  )
 
 
 def _lists(reference: str, found: str) -> bool | None:
   """Compares lists by their elements; None: one of the two is none."""
   gold, answer = split(reference), split(found)
+  if answer and not gold and not (answer[0] or _RELATION.search(found)):
+    return all(equal(reference, spelled(item)) for item in answer[1])
   if gold is None or answer is None:
     return None
-  (opened, items), (other, left) = gold, answer
   # A pair or a set may stand without its brackets, but no interval.
+  (opened, items), (other, left) = gold, answer
   if opened != other and {opened, other} not in ({'', '()'}, {'', _SET}):
+    return False
+  if '()' in (opened, other) and re.search(r'\bor\b', reference + found):
     return False
   if len(items) != len(left):
     # A set may repeat itself, and \pm may stand inside of an element.

@@ -1,11 +1,14 @@
 """The expression that a final answer is, or that its prose ends in."""
 
 import re
+from collections.abc import Iterator
+from typing import NamedTuple
 
-from gft_jax.answers.numbers import is_unit, number_of
-from gft_jax.answers.parts import condition, is_words, without_unit
+from gft_jax.answers.numbers import number_of
+from gft_jax.answers.parts import computed, condition, is_words, without_unit
 from gft_jax.answers.reading import Answer
 from gft_jax.answers.spelling import spelled
+from gft_jax.answers.units import unit_of as is_unit
 
 # $...$ on one line, \\(...\\), $$...$$ and \\[...\\].
 _FORMULA = re.compile(
@@ -17,6 +20,15 @@ _PROSE = re.compile(
   r'^["\'(\[{*_-]*(?!(?:sqrt|pi|sin|cos|tan|log|ln|exp)\b)(?:[^\W\d_]{2,}|[aAI](?![\w^_*/+=-]))'
 )
 _MATHEMATICAL = re.compile(r'\d|\\[a-zA-Z]|[\ue000-\uf8ff∞∅π√½⅓⅔¼¾]|\bpi\b')
+# Words beside a number that change it.
+_CHANGED = re.compile(
+  r"""\d[\s$.,]*(?:squared|cubed|halves|thirds|fifths|sixths|tenths|hundredths
+    |thousandths|doubled|tripled|factorial|plus|minus|to\sthe\spower|times\sas)\b
+  | \b(?:twice|half\sof|third\sof|quarter\sof|root\sof|(?:no|not)\smore\sthan|under
+    |below|above|more\sthan|less\sthan|fewer\sthan|greater\sthan|almost|close\sto
+    |between)\s+[$\\]?-?\d""",
+  re.VERBOSE | re.IGNORECASE,
+)
 # Lines of a computation.
 _ALIGNED = re.compile(
   r'\\(?:begin|end)\{(?:align|aligned|gather|gathered|equation|split|eqnarray)\*?\}'
@@ -28,21 +40,19 @@ _JOINS = ('or', 'and')
 def expression(said: Answer) -> str | None:
   """The expression of a final answer, spelled; None: it has none.
 
-  Of prose it is the last formula or number; those that 'or' and 'and' join are
-  one, so that a hedge is not its last half.
+  Of prose it is the last formula or number, of a stated sentence the first;
+  those that 'or' and 'and' join are one, so that a hedge is not its last half.
+  A number that words change, 'twice 7', is none.
   """
   text = spelled(said.text)
   if said.marked or '\n' not in said.text:
     if number_of(text, letters=True) or not is_words(without_unit(text)):
-      return _result(text) if re.search(r'[\w\\]', text) else None
-  prose = said.text
-  if said.marked:
-    *_, claimed = re.split(r'\b(?:is|are|was|be|equals)\b', prose)
-    prose = claimed if _MATHEMATICAL.search(claimed) else prose
-  found = _runs(prose)
-  if found:
-    return spelled(found[0 if said.marked else -1])
-  return text if condition(text) != text else None
+      return computed(text) if re.search(r'[\w\\]', text) else None
+  runs = _runs(said.text)
+  if not runs:
+    return text if condition(text) != text else None
+  run = _chosen(runs, said.marked)
+  return spelled(run.text) if run.is_meant else None
 
 
 def formulas(text: str) -> list[str]:
@@ -51,7 +61,38 @@ def formulas(text: str) -> list[str]:
   return [formula for formula in found if not is_words(spelled(formula))]
 
 
-def _runs(text: str) -> list[str]:
+class _Run(NamedTuple):
+  """Words in a row that are mathematics.
+
+  Attributes:
+    text: the words.
+    line: its number.
+    is_meant: neither a hedge nor a number that the words around it change.
+  """
+
+  text: str
+  line: int
+  is_meant: bool
+
+  @property
+  def is_computed(self) -> bool:
+    return '=' in self.text
+
+
+def _chosen(runs: list[_Run], marked: bool) -> _Run:
+  """The run that is the answer: of a sentence the first, else the last.
+
+  In the last line a computation goes before other numbers.
+  """
+  if marked:
+    hedged = len(runs) > 1 and runs[0].text != runs[1].text
+    return runs[0]._replace(is_meant=runs[0].is_meant and not hedged)
+  last = [run for run in runs if run.line == runs[-1].line]
+  computations = [run for run in last if run.is_computed]
+  return computations[0] if len(computations) == 1 else runs[-1]
+
+
+def _runs(text: str) -> list[_Run]:
   """The words of a text that are mathematics, those in a row together."""
   hidden: list[str] = []
 
@@ -64,36 +105,37 @@ def _runs(text: str) -> list[str]:
 
   if _ALIGNED.search(text):
     text = _ALIGNED.sub('\n', text).replace('&', ' ').replace(r'\\', '\n')
-  runs: list[list[str]] = [[]]
-  for line in _FORMULA.sub(hide, text).splitlines():
-    for token in line.split():
-      if token in _JOINS and runs[-1]:
-        runs[-1].append(token)
-      elif _PROSE.match(token):
-        word = token.strip('.,;')
-        if runs[-1] and (word in _OF_UNITS or is_unit(word)):
-          runs[-1].append(token)
-        else:
-          runs.append([])
-      else:
-        runs[-1].append(token)
-        if token.endswith(('.', ';', ':', '?', '!')):
-          runs.append([])
-    runs.append([])
+  text = re.sub(r'\\text\s*\{([^{}]*)\}', r' \1 ', _FORMULA.sub(hide, text))
   found = []
-  for run in runs:
-    while run and run[-1] in _JOINS:
-      run.pop()
-    joined = ' '.join(run)
-    if _MATHEMATICAL.search(joined):
-      for i, formula in enumerate(hidden):
-        joined = joined.replace(chr(0xE000 + i), formula)
-      found.append(_result(joined))
+  for number, line in enumerate(text.splitlines()):
+    tokens = line.split()
+    for start, end in _spans(tokens):
+      joined = ' '.join(tokens[start:end])
+      if _MATHEMATICAL.search(joined):
+        around = ' '.join(tokens[max(0, start - 3) : end + 3])
+        for i, formula in enumerate(hidden):
+          joined = joined.replace(chr(0xE000 + i), formula)
+        hedged = tokens[end : end + 1] == ['or'] and tokens[end + 1 :][:1] != [
+          'so'
+        ]
+        run = _Run(joined, number, not (hedged or _CHANGED.search(around)))
+        found.append(run)
   return found
 
 
-def _result(run: str) -> str:
-  """18 of '9 * 2 = 18': the last side, where the one before has no letter."""
-  before, sign, last = run.rpartition('=')
-  computed = sign and last.strip() and not re.search('[a-zA-Z<>]', before)
-  return last if computed else run
+def _spans(tokens: list[str]) -> Iterator[tuple[int, int]]:
+  """Where the runs of a line begin and end."""
+  start = 0
+  for at, token in enumerate([*tokens, 'end']):
+    word = token.strip('.,;')
+    if start < at and (token in _JOINS or word in _OF_UNITS or is_unit(word)):
+      continue
+    if _PROSE.match(token):
+      end = at
+      while end > start and tokens[end - 1] in _JOINS:
+        end -= 1
+      yield start, end
+      start = at + 1
+    elif token.endswith(('.', ';', ':', '?', '!')):
+      yield start, at + 1
+      start = at + 1

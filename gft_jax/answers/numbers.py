@@ -8,10 +8,12 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
+from gft_jax.answers.units import unit_of
+
 # |x - y| / |y| of a decimal that is right: the official grader's.
 TOLERANCE = Fraction(1, 10_000)
 # The same where one of the two is a whole number.
-WHOLE_TOLERANCE = Fraction(1, 1_000_000)
+WHOLE_TOLERANCE = Fraction(1, 1_000_000_000)
 # Larger powers of ten are left to math-verify.
 _MOST_DIGITS = 400
 # Longer texts are no numbers; Python refuses to read 4,300 digits.
@@ -32,6 +34,11 @@ class Number(NamedTuple):
   is_decimal: bool
   percent: bool = False
   unit: str = ''
+
+  @property
+  def is_whole(self) -> bool:
+    """It was written as a whole number."""
+    return not self.is_decimal and self.value.denominator == 1
 
 
 _DECIMAL = r'(?:\d+(?:\.\d*)?|\.\d+)'
@@ -64,64 +71,27 @@ _NAMES = {
   )
 }
 
-# What may stand between a number and a word that is no unit.
+# Words behind a number that change it, or that join another to it.
 _NO_UNIT = re.compile(
-  r'\b(?:or|and|plus|minus|times|to|x|over|choose|squared|cubed|divided|factorial'
-  r'|modulo?|base|not)\b|[=_<>|]|\d(?<!\^\d)(?<!\^\{\d)'
+  r"""\b(?:or|and|plus|minus|times|to|x|over|choose|squared|cubed|divided|factorial
+  |modulo?|base|not|but|if|when|otherwise|halves|halfs?|thirds|fourths|fifths|sixths
+  |sevenths|eighths|ninths|tenths|hundredths|thousandths|doubled|tripled|power
+  |less|more|greater|fewer)\b|[-+,=_<>|:]|\d""",
+  re.VERBOSE,
 )
-# The reason behind an answer; it may hold further numbers.
+_POWER = re.compile(r'\^\s*\{?\s*-?\d+\s*\}?')
+# The reason behind an answer, which may hold further numbers; but no hedge.
+_HEDGE = r'(?!.*\b(?:or|but|maybe|possibly|perhaps|could)\b)'
 _REASON = re.compile(
-  r',?\s+(?:because|since|as|which|so|thus|i\.e\.)\s.*|,\s+(?!and\b|or\b)[a-z]{2,}.*'
-  r'|\s+\((?!mod)(?=.*\d).*\)$',
+  rf',?\s+(?:because|since|as|which|so|thus|i\.e\.)\s.*'
+  rf'|,\s+{_HEDGE}(?!and\b)[a-z]{{2,}}.*|\s+\((?!mod){_HEDGE}(?=.*\d).*\)$',
   re.DOTALL,
 )
-# Units that a wrong one can be told from; another word is none of these.
-_UNITS = {
-  name: names[0]
-  for names in map(
-    str.split,
-    (
-      'mm millimeter millimetre',
-      'cm centimeter centimetre',
-      'm meter metre',
-      'km kilometer kilometre',
-      'in inch inche',
-      'ft foot feet',
-      'yd yard',
-      'mi mile',
-      'mg milligram',
-      'g gram',
-      'kg kilogram',
-      'lb pound',
-      'oz ounce',
-      'ml milliliter millilitre',
-      'l liter litre',
-      's sec second',
-      'min minute',
-      'h hr hour',
-      'day',
-      'week',
-      'month',
-      'year yr',
-      'dollar usd',
-      'cent',
-      'euro',
-      'hz',
-      'n',
-      'j',
-      'kj',
-      'w',
-      'kw',
-      'v',
-      'k kelvin',
-      'mol mole',
-      'rad radian',
-      'f',
-      'c',
-    ),
-  )
-  for name in names
-}
+# A unit in \text{...}, with its powers.
+_TEXT = re.compile(
+  r'(?:\s*(?:\\text\s*\{[^{}]*\}(?:\s*\^\s*\{?\s*-?\d+\s*\}?)?|/|\\cdot(?![a-z])))+\s*'
+)
+_PLAIN = re.compile(r'[A-Za-z(ΩµμÅ][A-Za-zΩµμÅ().\s/^{}\d-]*')
 
 
 def number_of(text: str, *, letters: bool = False) -> Number | None:
@@ -138,47 +108,47 @@ def number_of(text: str, *, letters: bool = False) -> Number | None:
   first, _, rest = text.partition(' ')
   if first.casefold() in _NAMES:
     value = Fraction(_NAMES[first.casefold()])
-    return _with_unit(value, False, f' {rest}', letters=False)
+    return _with_unit(Number(value, False), f' {rest}', letters=False)
   found = _NUMBER.match(text)
   value = _value(found) if found else None
   if found is None or value is None:
     return None
-  is_decimal = '.' in found[0]
-  return _with_unit(value, is_decimal, text[found.end() :], letters)
+  number = Number(value, is_decimal='.' in found[0])
+  return _with_unit(number, text[found.end() :], letters)
 
 
 def same(reference: Number, found: Number) -> bool:
   """Whether two numbers are one, as decimals are, and in one unit.
 
   Without a decimal they are equal as fractions. A percent sign on one side
-  alone may be meant or not: 12.5% is 12.5 and 0.125.
+  alone may be meant or not, where the other has no unit: 12.5% is 12.5 and
+  0.125.
   """
-  units = _unit(reference.unit), _unit(found.unit)
+  units = unit_of(reference.unit), unit_of(found.unit)
   if all(units) and units[0] != units[1]:
     return False
-  y, x = reference.value, found.value
-  decimal = reference.is_decimal or found.is_decimal
-  if reference.percent != found.percent:
-    return any(close(y, x * scale, decimal) for scale in _scales(found.percent))
-  return close(y, x, decimal)
+  if reference.percent == found.percent:
+    return close(reference, found, found.value)
+  if any(units):
+    return False
+  scale = Fraction(1, 100) if found.percent else Fraction(100)
+  return any(close(reference, found, found.value * x) for x in (1, scale))
 
 
-def close(reference: Fraction, found: Fraction, decimal: bool) -> bool:
-  """Whether x is y: |x - y| <= tolerance |y| where one is a decimal."""
-  if not decimal:
-    return reference == found
-  whole = 1 in (reference.denominator, found.denominator)
+def close(reference: Number, found: Number, x: Fraction) -> bool:
+  """Whether x is the reference y: |x - y| <= tolerance |y| for decimals.
+
+  Args:
+    reference: y.
+    found: how x was written.
+    x: its value.
+  """
+  y = reference.value
+  if not (reference.is_decimal or found.is_decimal):
+    return x == y
+  whole = any(n.is_whole for n in (reference, found))
   tolerance = WHOLE_TOLERANCE if whole else TOLERANCE
-  return abs(found - reference) <= tolerance * abs(reference)
-
-
-def is_unit(text: str) -> bool:
-  """Whether a text is a unit that is known."""
-  return _unit(text) is not None
-
-
-def _scales(percent: bool) -> tuple[Fraction, Fraction]:
-  return Fraction(1), Fraction(1, 100) if percent else Fraction(100)
+  return abs(x - y) <= tolerance * abs(y)
 
 
 def _value(found: re.Match) -> Fraction | None:
@@ -202,58 +172,34 @@ def _value(found: re.Match) -> Fraction | None:
   return sign * (whole + above / below) * Fraction(10) ** exponent
 
 
-def _with_unit(
-  value: Fraction, is_decimal: bool, rest: str, letters: bool
-) -> Number | None:
+def _with_unit(number: Number, rest: str, letters: bool) -> Number | None:
   """The number with what follows it, where that is a unit or a percent sign."""
-  percent = re.match(r'\s*%', rest)
-  rest = rest[percent.end() :] if percent else rest
-  rest, spaced = rest.strip(' .'), rest[:1] in ' (\\'
-  if not rest:
-    return Number(value, is_decimal, bool(percent))
-  is_text = r'\text' in rest
+  percent = re.match(r'\s*\\?%', rest)
+  if percent:
+    number, rest = number._replace(percent=True), rest[percent.end() :]
+  if not rest.strip(' .'):
+    return number
+  is_text = bool(_TEXT.fullmatch(rest))
   plain = re.sub(r'\\text\s*\{([^{}]*)\}', r' \1 ', rest)
-  plain = ' '.join(re.sub(r'\\cdot', ' ', plain).split())
-  words = plain.strip('() ').split()
-  if words and words[0].casefold() in _MULTIPLES and not _NO_UNIT.search(plain):
-    value *= _MULTIPLES[words[0].casefold()]
-    return Number(value, is_decimal, bool(percent), ' '.join(words[1:]))
-  known = _unit(plain) is not None
-  if '\\' in plain or _NO_UNIT.search(plain) or not words:
+  plain = ' '.join(plain.split()).strip(' .')
+  if _NO_UNIT.search(_POWER.sub('', plain)):
     return None
-  if not re.match(r'[A-Za-z(]', plain):
+  words = plain.strip('()').split()
+  multiple = _MULTIPLES.get(words[0].casefold()) if words else None
+  if multiple:
+    value = number.value * multiple
+    return number._replace(value=value, unit=' '.join(words[1:]))
+  if is_text:
+    return None if plain in ('k', 'K') else number._replace(unit=plain)
+  if not words or not _PLAIN.fullmatch(plain):
     return None
-  name = re.sub(r'[^A-Za-z].*', '', words[0].lstrip('('))
-  letter = len(name) == 1
-  if not (
-    is_text
-    or (known and (not letter or (letters and spaced)))
-    or (spaced and not letter and len(name) > 2)
-    or (spaced and letters and words[0] in ('a', 'A') and len(words) > 1)
-  ):
-    return None
-  return Number(value, is_decimal, bool(percent), plain)
-
-
-def _unit(text: str) -> tuple[str, ...] | None:
-  """The parts of a known unit, over and under its fraction bars."""
-  text = re.sub(r'[()]', ' ', text.casefold())
-  text = re.sub(r'\b(k?)mph\b', _speed, text)
-  text = re.sub(r'\b(?:squared?|sq\.?)\b|\^\{?2\}?', ' ² ', text)
-  text = re.sub(r'\bcubed?\b|\bcubic\b|\^\{?3\}?', ' ³ ', text)
-  text = re.sub(r'\bper\b|\ban?\b', '/', text)
-  parts = re.findall(r'[a-z]+|[²³/]', text)
-  known = []
-  for part in parts:
-    part = part if part in _UNITS or part in '²³/' else part.removesuffix('s')
-    if part not in _UNITS and part not in '²³/':
-      return None
-    known.append(_UNITS.get(part, part))
-  sides = ''.join(f'{part} ' for part in known).split('/')
-  return (
-    tuple(' '.join(sorted(side.split())) for side in sides) if known else None
-  )
-
-
-def _speed(found: re.Match) -> str:
-  return 'km/h' if found[1] else 'mi/h'
+  spaced = rest[:1] in ' ('
+  names = re.findall('[A-Za-z]+', _POWER.sub('', plain))
+  alone = any(len(name) == 1 and name != 'a' for name in names)
+  if not unit_of(plain):
+    meant = spaced and not alone and (len(names[0]) > 2 or len(names) > 1)
+  elif alone:  # 5 m, and 5 m/s, but not 5 m n.
+    meant = letters and spaced and (len(names) == 1 or '/' in plain)
+  else:
+    meant = True
+  return number._replace(unit=plain) if meant else None

@@ -2,6 +2,8 @@ r"""What a spelled text is made of: a name, a unit, brackets, elements, words.""
 
 import re
 
+from gft_jax.answers.units import unit_of
+
 # Longer lists are left to math-verify.
 _MOST_ELEMENTS = 50
 _OPENS, _CLOSES = ('(', '[', '{', r'\{'), (')', ']', '}', r'\}')
@@ -26,13 +28,14 @@ _UNIT = re.compile(
 # Functions, constants and environments, whose names are no words.
 _NAMED = re.compile(
   r"""\\(?:begin|end)\s*\{[a-z*]+\}(?:\{[lcr|]+\})?
+  | _\{?\s*\\text\s*\{[a-z]+\}\s*\}?
   | \\(?!text|le(?![a-zA-Z])|ge(?![a-zA-Z])|ne(?![a-zA-Z]))[a-zA-Z]+
   | \b(?:sin|cos|tan|cot|sec|csc|log|ln|exp|lim|max|min|mod|gcd|lcm
     |arcsin|arccos|arctan|sinh|cosh|tanh|and|or)\b""",
   re.VERBOSE,
 )
 _WORD = re.compile(
-  r'[^\W\d_]{3,}|\b(?:an|as|at|be|by|do|he|if|is|it|my|of|on|so|we)\b',
+  r'[^\W\d_]{3,}|\b(?:an|as|at|be|by|do|he|if|is|it|my|no|of|on|so|up|us|we)\b',
   re.IGNORECASE,
 )
 _BUILDER = re.compile(
@@ -60,9 +63,10 @@ def is_words(text: str) -> bool:
 
 
 def close_up(text: str) -> str:
-  """A text without the spaces that part nothing."""
+  """A text without the spaces and braces that part nothing."""
   text = re.sub(r'\\text\s*(?=\{)', '', text)
-  return re.sub(r'(?<!\w)\s+|\s+(?!\w)', '', text)
+  text = re.sub(r'(?<=[\^_])\{(\w)\}|(?<=\\sqrt)\{(\w)\}', r'\1\2', text)
+  return re.sub(r'(?<!\d)\s+|\s+(?!\d)', '', text)
 
 
 def unwrapped(text: str) -> str:
@@ -75,6 +79,9 @@ def unwrapped(text: str) -> str:
 def without_unit(text: str) -> str:
   r"""5\pi of '5\pi\text{ cm}' and of '5\pi square units'."""
   bare = _UNIT.sub('', text)
+  tail = re.search(r'\s([a-zA-Z]{2}[a-zA-Z/^{}\d]*)$', bare)
+  if tail and unit_of(tail[1]):
+    bare = bare[: tail.start()]
   return bare if re.search(r'\d|\\[a-zA-Z]|^[a-z]$', bare) else text
 
 
@@ -91,6 +98,22 @@ def computed(text: str) -> str:
   if is_list or not sign or not last.strip():
     return text
   return text if _VARIABLE.search(_NAMED.sub(' ', before)) else last.strip()
+
+
+# What may stand before the sign where all of it is a name: AB, m + n, P(A).
+_NAME = re.compile(
+  r"""(?:\\(?:angle|overline|overrightarrow|vec|frac|lim|tan|sin|cos|arg|text|mathbb|sum
+    |alpha|beta|theta|gamma|phi|lambda|mu|triangle|to|infty|cap|cup|mid|circ|prime)
+    |[a-zA-Z]|[+{}()|'\s]|_\{?\w+\}?|(?<=[a-zA-Z])\([^()]*\)|_\{[^{}]*\})+""",
+  re.VERBOSE,
+)
+
+
+def value_of_name(text: str) -> str:
+  """12 of 'AB = 12', 'm + n = 12' and 'f(3) = 12', not of '2x = 12'."""
+  before, sign, last = text.rpartition('=')
+  plain = sign and last.strip() and len(_at_top(text)) == 1
+  return last.strip() if plain and _NAME.fullmatch(before) else text
 
 
 def is_equation(text: str) -> bool:
@@ -126,8 +149,11 @@ def split(text: str) -> tuple[str, list[str]] | None:
 
 
 def _signed(part: str) -> list[str]:
-  found = re.match(r'\s*\\pm\s*(.+)', part, re.DOTALL)
-  return [found[1], f'-{found[1]}'] if found else [part]
+  if r'\pm' not in part:
+    return [part]
+  upper = re.sub(r'\\pm\b', '+', re.sub(r'\\mp\b', '-', part))
+  lower = re.sub(r'\\pm\b', '-', re.sub(r'\\mp\b', '+', part))
+  return [re.sub(r'(^|[({=])\s*\+\s*', r'\1', upper), lower]
 
 
 def _depths(text: str) -> list[int]:

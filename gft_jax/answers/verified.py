@@ -46,10 +46,11 @@ def equal_expressions(reference: str, found: str) -> bool:
     Exception: whatever its parsers raise; its own time-outs are off, the
       graders have a deadline.
   """
-  gold = _parsed(reference)
+  cased = _has_both_cases(reference) or _has_both_cases(found)
+  gold = _parsed(reference, cased)
   if gold is None:
     raise Unreadable('reference')
-  answer = None if is_words(found) else _parsed(found)
+  answer = None if is_words(found) else _parsed(found, cased)
   if answer is None:
     raise Unreadable('answer')
   y, x = _value(gold), _value(answer)
@@ -57,6 +58,14 @@ def equal_expressions(reference: str, found: str) -> bool:
     return _close(y, x) and not _differ(gold, answer, y, x)
   same = _library().verify(_exact(gold), _exact(answer))
   return bool(same) and not _vacuous(gold, answer)
+
+
+def _has_both_cases(text: str) -> bool:
+  """Whether a letter stands in both cases, so that R is not r."""
+  letters = {*re.sub(r'\\[a-zA-Z]+', ' ', text)}
+  return any(
+    letter.lower() != letter and letter.lower() in letters for letter in letters
+  )
 
 
 class _Library(NamedTuple):
@@ -68,50 +77,56 @@ class _Library(NamedTuple):
 def _library() -> _Library:
   # Half a second that other rewards need not pay.
   import math_verify
-  from latex2sympy2_extended.latex2sympy2 import NormalizationConfig
+  from latex2sympy2_extended import latex2sympy2
+  from math_verify.grader import should_treat_as_complex
 
   # It warns in every process that its time-outs are off, as they should be.
   logging.getLogger('math_verify').setLevel(logging.ERROR)
   # Units are read by `numbers`; it would take the m of 6m for one.
-  spelling = NormalizationConfig(
+  spelling = latex2sympy2.NormalizationConfig(
     basic_latex=True, malformed_operators=True, nits=True
   )
-  config = math_verify.LatexExtractionConfig(normalization_config=spelling)
-  return _Library(
-    functools.partial(
-      math_verify.parse,
-      extraction_config=[config],
-      fallback_mode='no_fallback',
-      # pyrefly: ignore[bad-argument-type]  # It also takes None: no time-out.
-      parsing_timeout=None,
-      raise_on_error=True,
-    ),
-    functools.partial(
-      math_verify.verify,
-      numeric_precision=40,
-      allow_set_relation_comp=True,
-      timeout_seconds=None,
-      raise_on_error=True,
-    ),
+
+  def parse(text: str, cased: bool):
+    try:
+      return latex2sympy2.latex2sympy(
+        text,
+        is_real=not should_treat_as_complex(text),
+        normalization_config=spelling,
+        conversion_config=latex2sympy2.ConversionConfig(
+          lowercase_symbols=not cased
+        ),
+      )
+    except RecursionError:
+      raise
+    except Exception:  # Whatever a grammar made of text that is none.
+      return None
+
+  verify = functools.partial(
+    math_verify.verify,
+    numeric_precision=40,
+    allow_set_relation_comp=True,
+    timeout_seconds=None,
+    raise_on_error=True,
   )
+  return _Library(parse, verify)
 
 
 @functools.lru_cache(maxsize=64)  # A group's answers share their reference.
-def _parsed(text: str):
+def _parsed(text: str, cased: bool = False):
   """sympy's object of a spelled text; None: there is none."""
   import sympy
 
   parts = re.split(r'\bor\b', text)
   if len(parts) > 1 and all(map(_INEQUALITY.search, parts)):
     # 'x < 1 or x > 5' is a union, for which math-verify has no word.
-    sides = [_parsed(spelled(part)) for part in parts]
+    sides = [_parsed(spelled(part), cased) for part in parts]
     if not all(hasattr(side, 'as_set') for side in sides):
       return None
     return sympy.Union(*(side.as_set() for side in sides))
-  found = _library().parse(f'${text}$')
-  if not found:
+  side = _library().parse(text, cased)
+  if side is None:
     return None
-  side = found[0]
   # What its own sets and conjunctions remember is lost in a copy.
   if hasattr(side, '_unsorted_args'):
     return side
