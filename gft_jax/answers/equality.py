@@ -61,9 +61,10 @@ def equal(reference: str, found: str) -> bool:
   reference, found = unwrapped(reference), unwrapped(found)
   if close_up(reference) == close_up(found):
     return True
-  decided = _numbers(reference, found)  # Their units may contradict.
-  if decided is not None:
-    return decided
+  for decide in (_numbers, _ratios):  # Their units may contradict.
+    decided = decide(reference, found)
+    if decided is not None:
+      return decided
   reference, found = (
     computed(condition(without_unit(text))) for text in (reference, found)
   )
@@ -75,7 +76,7 @@ def equal(reference: str, found: str) -> bool:
     found = value_of_name(found)
   if is_equation(found) != is_equation(reference):
     return False
-  for decide in (_numbers, _numerals, _ratios, _words, _lists):
+  for decide in (_numbers, _numerals, _words, _lists):
     decided = decide(reference, found)
     if decided is not None:
       return decided
@@ -109,7 +110,10 @@ def _ratios(reference: str, found: str) -> bool | None:
     for text in (reference, found)
   )
   if not gold or not answer:
-    return False if bool(gold) != bool(answer) else None
+    # 3:4 is 3/4, and no whole number.
+    other = found if gold else reference
+    one = bool(gold) != bool(answer)
+    return False if one and re.fullmatch(r'-?\d+', other) else None
   parts = ([int(n) for n in side[1].split(':')] for side in (gold, answer))
   halves = {side[2].lower() for side in (gold, answer) if side[2]}
   return len(halves) < 2 and next(parts) == next(parts)
@@ -117,17 +121,20 @@ def _ratios(reference: str, found: str) -> bool | None:
 
 def _words(reference: str, found: str) -> bool | None:
   """Compares words; None: the reference is an expression."""
+  return words_equal(reference, found) if is_words(reference) else None
+
+
+def words_equal(reference: str, found: str) -> bool:
+  """Whether a text says the words of a reference, also in a sentence."""
   gold, answer = words(reference), words(found)
   if gold in _ONE_WORD:
-    both = re.match(r'\w+\s*(?:and|or|/)\b', answer)
-    return re.sub(r'[^a-z].*', '', answer) == gold and not both
-  if not is_words(reference):
-    return None
-  said = gold.removesuffix('s') == answer.removesuffix('s')
-  return said or (
-    bool(_SENTENCE.fullmatch(answer.removesuffix(gold)))
-    and (answer.endswith(gold))
-  )
+    both = re.match(r'\w+\s*(?:and|or|/)\s', answer)
+    if re.sub(r'[^a-z].*', '', answer) == gold:
+      return not both
+  if gold.removesuffix('s') == answer.removesuffix('s'):
+    return True
+  sentence = _SENTENCE.fullmatch(answer.removesuffix(gold))
+  return answer.endswith(gold) and bool(sentence)
 
 
 def _lists(reference: str, found: str) -> bool | None:
@@ -135,6 +142,12 @@ def _lists(reference: str, found: str) -> bool | None:
   gold, answer = split(reference), split(found)
   if answer and not gold and not (answer[0] or _RELATION.search(found)):
     return all(equal(reference, spelled(item)) for item in answer[1])
+  if (
+    gold
+    and not answer
+    and not (gold[0] or _RELATION.search(found) or is_words(found))
+  ):
+    return all(equal(spelled(item), found) for item in gold[1])
   if gold is None or answer is None:
     return None
   # A pair or a set may stand without its brackets, but no interval.

@@ -20,6 +20,11 @@ _PROSE = re.compile(
   r'^["\'(\[{*_-]*(?!(?:sqrt|pi|sin|cos|tan|log|ln|exp)\b)(?:[^\W\d_]{2,}|[aAI](?![\w^_*/+=-]))'
 )
 _MATHEMATICAL = re.compile(r'\d|\\[a-zA-Z]|[\ue000-\uf8ff∞∅π√½⅓⅔¼¾]|\bpi\b')
+_DENIED = re.compile(r'^\W*not\b|\bnot\s+(?:\w+\s+)?-?\d|\bwrong\b')
+# What an exact answer is about.
+_ABOUT = re.compile(
+  r'(?<=\S)(?:,\s*|\s+\()(?:or\s+)?(?:approximately|about|roughly)\s+-?[\d.]+\)?(?=\.?$)'
+)
 # Words beside a number that change it.
 _CHANGED = re.compile(
   r"""\d[\s$.,]*(?:squared|cubed|halves|thirds|fifths|sixths|tenths|hundredths
@@ -45,10 +50,16 @@ def expression(said: Answer) -> str | None:
   A number that words change, 'twice 7', is none.
   """
   text = spelled(said.text)
+  if said.marked and _DENIED.search(text):
+    return None
   if said.marked or '\n' not in said.text:
     if number_of(text, letters=True) or not is_words(without_unit(text)):
       return computed(text) if re.search(r'[\w\\]', text) else None
-  runs = _runs(said.text)
+  prose = _ABOUT.sub('', said.text)
+  *_, claimed = re.split(r'\b(?:is|are|was|equals)\b', prose)
+  if said.marked and _MATHEMATICAL.search(claimed):
+    prose = claimed  # 17 of 'the sum of 10 and 7 is 17'
+  runs = _runs(prose)
   if not runs:
     return text if condition(text) != text else None
   run = _chosen(runs, said.marked)
@@ -103,6 +114,7 @@ def _runs(text: str) -> list[_Run]:
     hidden.append(formula)
     return f' {chr(0xE000 + len(hidden) - 1)} '
 
+  text = re.sub(r'\b(?:negative|(?<=is )minus)\s+(?=[$\\\d])', '-', text)
   if _ALIGNED.search(text):
     text = _ALIGNED.sub('\n', text).replace('&', ' ').replace(r'\\', '\n')
   text = re.sub(r'\\text\s*\{([^{}]*)\}', r' \1 ', _FORMULA.sub(hide, text))

@@ -21,29 +21,40 @@ _OTHER = re.compile(
   rf'^(?:,|;|/|&|\+|and\b|or\b)\s*(?:and\s+|or\s+)?(?:option\s+)?{_OPEN}[A-J]\b(?!\s+[a-z])'
 )
 _REASON = re.compile(
-  r'^(?:$|[.:,;)\-–—=]|because\b|since\b|as\b|which\b|is\b|with\b|due\b|given\b|\d|\n|\()'
+  r'^(?:$|[.:,;)!]|[-–—]\s|because\b|since\b|as\b|which\b|with\b|due\b|given\b|\d|\n|\('
+  r'|is\s+(?:the\s+)?(?:correct|right|answer|true|best|only))'
 )
 # What claims a letter: 'option B', '(B)', 'I choose B.', 'B is correct'.
 _CLAIMS = re.compile(
-  r'\b(?:[Oo]ption|[Cc]hoice|[Ll]etter|[Ss]tatement)\s*[("\']?([A-J])\b'
-  r'|(?:\b(?:choose|chose|pick|select|is|be|with|are|say|go for|therefore|thus|hence'
-  r'|so|leaves|leaving|remains)\b|[:→选選]|=>|⇒)\s*(?:the\s+)?'
-  r'(?:["\'(]?([A-J])\b(?=["\')]?\s*(?:[.,;:)。—–-]|$|\n|because|since|as\b))|\(([a-j])\))'
-  r'|(?:^|[\s(])\(?([A-J])\)'
-  r'|\b([A-J])\s+is\s+(?:the\s+)?(?:correct|right|true|best|answer)'
+  r"""\b(?:[Oo]ption|[Cc]hoice|[Ll]etter|[Ss]tatement)\s*[("']?([A-J])\b
+  | (?i:\b(?:choose|chose|pick|select|is|be|with|are|say|go\sfor|therefore|thus|hence
+      |so|leaves|leaving|remains|it's|that's|only)\b,?|[:→选選是]|=>|⇒)\s*(?:the\s+)?
+    (?:["'(]?([A-J])\b(?=["')]?\s*(?:[.,;:!)。—–]|-\s|$|\n|because|since|as\b))
+      |\(([a-j])\))
+  | (?:^|(?<=\s))\(([A-J])\)
+  | (?:^|(?<=\s))([A-J])\)
+  | \b([A-J])\s+is\s+(?:the\s+)?(?:only\s+|most\s+|best\s+)?
+    (?:correct|right|true|best|answer|accurate|choice|option)
+  | \b[Oo]nly\s+([A-J])\s+(?:is|satisfies|works|fits|holds|remains)""",
+  re.VERBOSE,
 )
 # A line that begins with a letter; several are the options, told again.
-_LINES = re.compile(r'(?:^|\n)\s*([A-J])(?:[.):]|\s*$|\s*\n)')
+_LINES = re.compile(r'(?:^|\n)\s*([A-J])(?:[.):]|\s*$|\s*(?=\n))')
+_FIRST_LINE = re.compile(
+  r'\s*\(?([A-J])[).]?\s*\n(?!\s*\(?[A-J][).]?\s*(?:\n|$))'
+)
 _EITHER = re.compile(r'\(?\b[A-J]\)?\s*(?:or|and|/)\s*\(?$')
 _DENIED_BEFORE = re.compile(
-  r'(?:\b(?:not|rather than|instead of|unlike|except)|n\'t)\s*(?:the\s+)?(?:be\s+)?'
-  r'(?:option|choice|answer)?\s*\(?$'
-  r'|\b(?:eliminat|rul(?:e|es|ed|ing) out|exclud|discard)[^.\n]*$',
+  r'(?:\b(?:not|never|cannot|rather than|instead of|unlike|unlikely(?: to)?|except'
+  r'|think(?: it is)?|wrong answer|incorrect answer)|n\'t)\s*(?:the\s+answer\s+)?(?:the\s+)?'
+  r'(?:be\s+|is\s+)?(?:option|choice|answer)?\s*\(?$'
+  r'|\b(?:eliminat|rul(?:e|es|ed|ing) out|exclud|discard)(?:(?!leav|remain|\bso\b)[^.\n])*$',
   re.IGNORECASE,
 )
 _DENIED_BEHIND = re.compile(
-  r'^["\')]*\s*(?:is|are|was|can be|seems)\s*(?:not|n\'t|wrong|incorrect|false'
-  r'|ruled|eliminated|excluded|impossible)|^["\')]*\s*(?:cannot|can\'t|isn\'t|fails)',
+  r'^["\')]*,?\s*(?:which\s+)?(?:is|are|was|can be|seems)\s*(?:not|n\'t|the\s+)?\s*'
+  r'(?:not|wrong|incorrect|false|ruled|eliminated|excluded|impossible|inappropriate)'
+  r'|^["\')]*\s*(?:is\s+not|isn\'t|cannot|can\'t|fails|does\s+not|doesn\'t|would\s+not)',
 )
 
 
@@ -59,9 +70,11 @@ def chosen(said: Answer) -> str | None:
     re.sub(r'\\text\s*\{([^{}]*)\}', r'\1', spelled(said.text))
   )
   text = re.sub(r'\\\(|\\\)|\$', '', said.text)
-  if len(set(_LINES.findall(text))) > 1:
+  first = _FIRST_LINE.match(text)
+  if len(set(_LINES.findall(text))) > 1 and not first:
     text = _LINES.sub('\n', text)
     letter = None
+  letter = letter or (first[1] if first else None)
   if letter:
     return letter
   claims = [*filter(_is_meant, _claims(text))]

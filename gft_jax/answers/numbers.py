@@ -89,7 +89,7 @@ _REASON = re.compile(
 )
 # A unit in \text{...}, with its powers.
 _TEXT = re.compile(
-  r'(?:\s*(?:\\text\s*\{[^{}]*\}(?:\s*\^\s*\{?\s*-?\d+\s*\}?)?|/|\\cdot(?![a-z])))+\s*'
+  r'(?:\s*(?:\\text\s*\{(?:[^{}]|\{[^{}]*\})*\}(?:\s*\^\s*\{?\s*-?\d+\s*\}?)?|/|\\cdot(?![a-z])))+\s*'
 )
 _PLAIN = re.compile(r'[A-Za-z(ΩµμÅ][A-Za-zΩµμÅ().\s/^{}\d-]*')
 
@@ -131,8 +131,10 @@ def same(reference: Number, found: Number) -> bool:
     return close(reference, found, found.value)
   if any(units):
     return False
-  scale = Fraction(1, 100) if found.percent else Fraction(100)
-  return any(close(reference, found, found.value * x) for x in (1, scale))
+  scales = [Fraction(1, 100) if found.percent else Fraction(100)]
+  if reference.percent or abs(reference.value) >= 1:
+    scales.append(Fraction(1))  # The question may ask for a percentage.
+  return any(close(reference, found, found.value * x) for x in scales)
 
 
 def close(reference: Number, found: Number, x: Fraction) -> bool:
@@ -180,7 +182,7 @@ def _with_unit(number: Number, rest: str, letters: bool) -> Number | None:
   if not rest.strip(' .'):
     return number
   is_text = bool(_TEXT.fullmatch(rest))
-  plain = re.sub(r'\\text\s*\{([^{}]*)\}', r' \1 ', rest)
+  plain = re.sub(r'\\text\s*\{((?:[^{}]|\{[^{}]*\})*)\}', r' \1 ', rest)
   plain = ' '.join(plain.split()).strip(' .')
   if _NO_UNIT.search(_POWER.sub('', plain)):
     return None
@@ -190,7 +192,7 @@ def _with_unit(number: Number, rest: str, letters: bool) -> Number | None:
     value = number.value * multiple
     return number._replace(value=value, unit=' '.join(words[1:]))
   if is_text:
-    return None if plain in ('k', 'K') else number._replace(unit=plain)
+    return None if plain in ('k', 'M', 'B') else number._replace(unit=plain)
   if not words or not _PLAIN.fullmatch(plain):
     return None
   spaced = rest[:1] in ' ('
@@ -199,7 +201,9 @@ def _with_unit(number: Number, rest: str, letters: bool) -> Number | None:
   if not unit_of(plain):
     meant = spaced and not alone and (len(names[0]) > 2 or len(names) > 1)
   elif alone:  # 5 m, and 5 m/s, but not 5 m n.
-    meant = letters and spaced and (len(names) == 1 or '/' in plain)
+    meant = (
+      letters and spaced and (len(names) == 1 or re.search(r'[/^]', plain))
+    )
   else:
     meant = True
   return number._replace(unit=plain) if meant else None

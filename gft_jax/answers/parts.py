@@ -13,7 +13,7 @@ _JOINT = re.compile(r',(?:\s*(?:and|or)\b)?|;|\b(?:and|or)\b')
 # A name and what it is, the last side of 'x = 2 + 3 = 5'; no inequality.
 _ASSIGNED = re.compile(
   r"""^(?:[a-zA-Z]|\((?:[a-z],\s*)+[a-z]\)|\\[a-zA-Z]+|\\text\s*\{[^{}]*\})
-      (?:_\w|_\{\w+\}|'|\([a-z]\))?\s*
+      (?:_\w|_\{\w+\}|'|\([a-zA-Z]\))?\s*
       =(?:[^=<>]*=)*\s*([^=<>]+)$""",
   re.VERBOSE,
 )
@@ -22,12 +22,14 @@ _VARIABLE = re.compile('[a-zA-Z<>]')
 _UNIT = re.compile(
   r"""\s*\\text\s*\{\s*(?!(?:or|and|if|for|when|where|with|is)\b)[^{}\d]+\}
       (?:\s*\^\s*\{?\d\}?)?\s*$
-  | (?<=[\d})\]a-z])\s+(?:square\s|cubic\s|sq\s)?[a-zA-Z]{3,}(?:\s*\^\{?\d\}?)?$""",
+  | (?<=[\d})\]a-z])\s+(?:square\s|cubic\s|sq\s)?
+      (?!squared|cubed|halves|thirds|[a-z]+ths\b|doubled|tripled|factorial)[a-zA-Z]{3,}(?:\s*\^\{?\d\}?)?$""",
   re.VERBOSE,
 )
 # Functions, constants and environments, whose names are no words.
 _NAMED = re.compile(
   r"""\\(?:begin|end)\s*\{[a-z*]+\}(?:\{[lcr|]+\})?
+  | \(?(?:in\s)?base\s\w+\)?
   | _\{?\s*\\text\s*\{[a-z]+\}\s*\}?
   | \\(?!text|le(?![a-zA-Z])|ge(?![a-zA-Z])|ne(?![a-zA-Z]))[a-zA-Z]+
   | \b(?:sin|cos|tan|cot|sec|csc|log|ln|exp|lim|max|min|mod|gcd|lcm

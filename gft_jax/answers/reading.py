@@ -50,8 +50,13 @@ def read(response: str) -> Answer | None:
   return next(readings(response), None)
 
 
-def readings(response: str) -> Iterator[Answer]:
-  """The final answer, and what would be it without it, in the steps' order."""
+def readings(response: str, *, bold: bool = True) -> Iterator[Answer]:
+  """The final answer, and what would be it without it, in the steps' order.
+
+  Args:
+    response: the text.
+    bold: whether there is a step 6.
+  """
   text = without_thoughts(response)
   if text is None:
     return
@@ -67,10 +72,11 @@ def readings(response: str) -> Iterator[Answer]:
     if tagged:
       yield Answer(tagged, True)
     return
-  bold = _in_bold(text)
-  if bold:
-    yield Answer(bold, True)
-  text = _DENIED.sub('', _unemphasised(text)).strip()
+  in_bold = _in_bold(text) if bold else None
+  if in_bold:
+    yield Answer(in_bold, True)
+  text = _affirmed(_behind_retractions(_unemphasised(text)))
+  text = re.sub(r'^#+\s+', '', text.strip())
   if text:
     yield Answer(text, False)
 
@@ -93,7 +99,7 @@ def after_mark(text: str) -> str | None:
 
 
 # Tokens of chat templates that end a turn.
-_SPECIAL = re.compile(r'<\|[a-z_]{1,20}\|>|</s>|<eos>|<end_of_turn>')
+_SPECIAL = re.compile(r'<\|[a-zA-Z_]{1,20}\|>|</s>|<eos>|<end_of_turn>')
 
 
 class _Box(NamedTuple):
@@ -160,9 +166,9 @@ def in_tag(text: str) -> str | None:
   """What stands in the last answer tag that closes; else in one left open."""
   closed = [mark.start() for mark in _TAG_END.finditer(text)]
   opened = [mark.end() for mark in _TAG.finditer(text)]
-  if closed:
+  if closed:  # The prompt may have opened it.
     before = [start for start in opened if start <= closed[-1]]
-    return text[before[-1] : closed[-1]].strip() if before else None
+    return text[before[-1] if before else 0 : closed[-1]].strip()
   return text[opened[-1] :].strip() if opened else None
 
 
@@ -171,22 +177,65 @@ _TAG_END = re.compile(r'(?i:</(?:(?:final_?)?answer|solution)>)|\[/ANSWER\]')
 
 # 'The answer is', 'the answer to both is', 'Answer:', and their kin.
 _STATES = re.compile(
-  r'\banswers?\b(?!\s+(?:choices|options))(?:[^.:=\n]{0,60}?\b(?:is|are|be|was)\b(?!\s*(?:not|n\'t)\b)\s*:?'
-  r'|[^.:=\n]{0,40}?\s*[:=])[ \t]*'
+  r'\banswers?\b(?!\s+(?:choices|options))(?:[^.:=\n]{0,60}?\b(?:is|are|be|was)\b\s*:?'
+  r'|[^.:=\n]{0,40}?["\']?\s*[:=])[ \t]*'
   r'|答案(?:是|为|為|[:：])\s*',
   re.IGNORECASE,
 )
-# A line of its own: '## Answer answer', 'Answer:'.
+# A line of its own: '## Final answer', 'Answer:'.
 _HEADING = re.compile(
-  r'^[ \t]*#{0,6}[ \t]*(?:the[ \t]+)?(?:final[ \t]+)?answer[ \t]*:?[ \t]*$',
+  r'^[ \t]*(?:#{1,6}[ \t]*)?(?:the[ \t]+)?(?:final[ \t]+)?answer[ \t]*:?[ \t]*$',
   re.IGNORECASE | re.MULTILINE,
 )
-# 'The answer is not 5', which states none.
-_DENIED = re.compile(
-  r'\banswers?\b[^.\n]{0,40}?\b(?:is|are|be)(?:\s+not|n\'t)\b(?:[^.\n]|\.(?=\d))*',
+_NOT = r"(?:\b(?:not|never|cannot|instead of|rather than|unlikely(?: to be)?)\b|n't\b)"
+# Around the words that announce an answer: they announce none.
+_NO_ANSWER = re.compile(
+  rf"{_NOT}|\b(?:wrong|incorrect|don't think|do not think|doubt)\b",
   re.IGNORECASE,
 )
-_DISPLAY = re.compile(r'\s*(?:\$\$(.+?)\$\$|\\\[(.+?)\\\])', re.DOTALL)
+_WRONG = re.compile(
+  rf'^\s*{_NOT}|,?\s+(?:which\s+)?(?:is|was)\s+(?:wrong|incorrect|false)\b',
+  re.IGNORECASE,
+)
+# 'It is not 5', 'not $64': a number that is none.
+_DENIED = re.compile(
+  rf'{_NOT}\s+(?:[a-z]+\s+){{0,2}}[$\\]?-?\d+(?:[.,]\d+)*', re.IGNORECASE
+)
+# What a denial goes on with: 'not 5, it is 6'.
+_INSTEAD = re.compile(r';|,\s+(?:it|but|rather)\b')
+_RETRACTED = re.compile(
+  r'(?:^|[.!?,;\n]|\s[-–—])\s*(?:no,? )?(?:wait|actually|correction|sorry|scratch that)\b',
+  re.IGNORECASE,
+)
+
+
+def _affirmed(text: str) -> str:
+  """Without the numbers and sentences that a text denies."""
+  for mark in reversed([*_STATES.finditer(text)]):
+    end = _SENTENCE.match(text, mark.end())
+    stop = end.end() if end else mark.end()
+    if _is_denied(text, mark, stop):
+      other = _INSTEAD.search(text, mark.end(), stop)
+      text = text[: mark.start()] + text[other.start() if other else stop :]
+  return _DENIED.sub(' ', text)
+
+
+def _is_denied(text: str, mark: re.Match, stop: int) -> bool:
+  before = re.split(
+    r'[.!?,;\n]', text[max(0, mark.start() - 30) : mark.start()]
+  )
+  announced = f'{before[-1]} {mark[0]}'
+  sentence = text[mark.end() : stop]
+  return bool(_NO_ANSWER.search(announced) or _WRONG.search(sentence))
+
+
+def _behind_retractions(text: str) -> str:
+  """What follows the last 'Wait', where it says a number or letter anew."""
+  *_, last = _RETRACTED.split(text)
+  return last if re.search(r'\d|\\[a-z]|\b[A-J]\b', last) else text
+
+
+_DISPLAY = re.compile(r'\s{0,40}(?:\$\$(.+?)\$\$|\\\[(.+?)\\\])', re.DOTALL)
 # The end of a sentence, but not behind an abbreviation.
 _SENTENCE = re.compile(
   r'(.+?)(?:(?<!\bapprox)(?<!\bca)(?<!\bMr)(?<!\bDr)(?<!\bSt)(?<!\bMrs)'
@@ -196,16 +245,20 @@ _SENTENCE = re.compile(
 
 def _stated(text: str) -> str | None:
   """The sentence, line or display behind the last words that announce it."""
-  text = _unemphasised(text)
+  text = _behind_retractions(_unemphasised(text))
   marks = [*_STATES.finditer(text), *_HEADING.finditer(text)]
   for mark in sorted(marks, key=lambda m: m.end(), reverse=True):
     rest = text[mark.end() :]
     display = _DISPLAY.match(rest)
     if display:
       return (display[1] or display[2]).strip()
-    sentence = _SENTENCE.match(rest.lstrip())
-    if sentence and sentence[1].strip():
-      return sentence[1].strip()
+    line = re.sub(r'^(?:[-*•>]\s+)+', '', rest.lstrip())
+    sentence = _SENTENCE.match(line)
+    stop = len(text) - len(line) + (sentence.end() if sentence else 0)
+    if sentence and sentence[1].strip() and not _is_denied(text, mark, stop):
+      found = _DENIED.sub(' ', sentence[1]).strip().rstrip('!').strip()
+      # Of JSON, {"answer": 18}.
+      return (found.strip('"}\' ') if mark[0][-2:-1] in '"' else found) or None
   return None
 
 
@@ -213,18 +266,23 @@ _BOLD = re.compile(r'(?<![\w)*])\*\*(?=\S)(.+?)(?<=\S)\*\*(?![\w(*])')
 
 
 def _in_bold(text: str) -> str | None:
-  """The only bold words of the last line, but no label, 'Total:'."""
+  """The only bold words of the last line, no item, label or denial."""
   lines = text.strip().splitlines()
-  bold = _BOLD.findall(lines[-1]) if lines else []
-  label = (
-    len(bold) != 1 or bold[0].endswith(':') or f'{bold[0]}**:' in lines[-1]
-  )
-  return None if label else bold[0].strip()
+  line = lines[-1] if lines else ''
+  bold = _BOLD.findall(line)
+  if len(bold) != 1 or re.match(r'\s*(?:[-*•]\s|\d+[.)]\s)', line):
+    return None
+  label = bold[0].endswith(':') or f'{bold[0]}**:' in line
+  before = line.partition('**')[0]
+  return None if label or _NO_ANSWER.search(before[-40:]) else bold[0].strip()
 
 
 def _unemphasised(text: str) -> str:
   """Without the stars, underlines and backticks of Markdown."""
-  text = re.sub(r'~~[^~\n]*~~|</?(?:b|strong|i|em|u|p|span)>', '', text)
+  text = re.sub(
+    r'~~[^~\n]*~~|</?(?:b|strong|i|em|u|p|span)>|<<[^<>\n]*>>', '', text
+  )
+  text = re.sub(r'^\s*```\w*\s*$', '', text, flags=re.MULTILINE)
   text = _BOLD.sub(r'\1', text)
   text = re.sub(
     r'(?<![\w*\\])\*(?=\S)([^*\n]+?)(?<=\S)\*(?![\w*])', r'\1', text

@@ -9,13 +9,15 @@ output is data: it is parsed, never executed. Parsing may still be slow, so
 import functools
 import re
 from collections.abc import Callable
+from fractions import Fraction
 
-from gft_jax.answers.equality import equal
+from gft_jax.answers.equality import equal, words_equal
 from gft_jax.answers.expressions import expression, formulas
 from gft_jax.answers.letters import chosen, is_formula
 from gft_jax.answers.numbers import Number, number_of
 from gft_jax.answers.parts import (
   close_up,
+  condition,
   is_words,
   split,
   unassigned,
@@ -77,27 +79,31 @@ def mathematics(prompt: str, answer: str, response: str) -> float:
   gold, whole = spelled(reference.text), spelled(said.text)
   if gold and close_up(gold) == close_up(whole):
     return 1.0
-  if number_of(gold) is None and is_words(without_unit(gold)):
-    if equal(gold, whole):
-      return 1.0
-    inside = formulas(reference.text)
-    if len(inside) != 1 or is_words(without_unit(whole)):
-      return 0.0
-    gold = spelled(inside[0])
-  found = expression(said)
-  if not found:
-    raise AnswerError('no expression in the response')
   try:
-    return float(
-      any(
-        equal(one, other)
-        for one in _approximations(gold)
-        for other in _approximations(found)
-      )
-    )
+    return float(_is_right(gold, whole, reference, said))
   except Unreadable as error:
     kind = GoldError if error.side == 'reference' else AnswerError
     raise kind(str(error)) from None
+
+
+def _is_right(gold: str, whole: str, reference: Answer, said: Answer) -> bool:
+  """Whether a response is right; its texts are spelled in `gold`, `whole`."""
+  gold = condition(gold)
+  if number_of(gold) is None and is_words(without_unit(gold)):
+    if words_equal(gold, whole):
+      return True
+    inside = formulas(reference.text)
+    if len(inside) != 1 or is_words(without_unit(whole)):
+      return False
+    gold = spelled(inside[0])
+  found = expression(said)
+  if not found:
+    raise Unreadable('answer')
+  return any(
+    equal(one, other)
+    for one in _approximations(gold, both=True)
+    for other in _approximations(found)
+  )
 
 
 def choice(prompt: str, answer: str, response: str) -> float:
@@ -156,11 +162,11 @@ def numeric(
   reference, said = read(answer), read(response)
   y = _number(reference, GoldError)
   x = _number(said, AnswerError)
-  values = [float(x.value)]
+  values = [x.value]
   if x.percent != y.percent:
-    values.append(float(x.value / 100 if x.percent else x.value * 100))
-  gold = float(y.value)
-  return float(any(abs(v - gold) <= tolerance * abs(gold) for v in values))
+    values.append(x.value / 100 if x.percent else x.value * 100)
+  near = Fraction(tolerance) * abs(y.value)
+  return float(any(abs(value - y.value) <= near for value in values))
 
 
 def formatted(
@@ -238,7 +244,7 @@ def _one_spelling(text: str) -> str:
 
 def _letter(response: str) -> str | None:
   """The letter of what a response finally says that is no formula."""
-  for said in readings(response):
+  for said in readings(response, bold=False):
     if not is_formula(said.text):
       return chosen(said)
   return None
@@ -253,14 +259,13 @@ def _integer_after_hash(text: str, error: type[ValueError]) -> int:
   return int(number)
 
 
-def _approximations(text: str) -> list[str]:
-  r"""Both sides of '\frac{1}{3} \approx 0.333'; of 'x \approx 3' it is an '='."""
+def _approximations(text: str, *, both: bool = False) -> list[str]:
+  r"""The exact side of '\frac{1}{3} \approx 0.333', or both; 'x \approx 3' is 'x = 3'."""
   sign = r'\\approx(?![a-zA-Z])'
   exact, *rounded = (side.strip() for side in re.split(sign, text))
-  if (
-    len(rounded) == 1 and re.search(r'\d|\\[a-zA-Z]', exact) and not split(text)
-  ):
-    return [exact, *rounded]
+  has_value = re.search(r'\d|\\[a-zA-Z]', exact)
+  if len(rounded) == 1 and has_value and not split(text):
+    return [exact, *rounded] if both else [exact]
   return [re.sub(sign, '=', text)]
 
 

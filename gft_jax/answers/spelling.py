@@ -41,6 +41,14 @@ _REWRITES = tuple(
     (r'(?<!\\)\\[,;: ]|~|\\q?quad(?![a-zA-Z])|\\thinspace|\s+', ' '),
     # Words.
     (r'\\mathrm\{i\}', 'i'),
+    (r'^\\text\s*\{[^{}]*[:=]\s*\}', ''),
+    (r'\\text\s*\{\s*(?:negative|minus)\s*\}\s*', '-'),
+    (r'\\text\s*\{((?:\s*[A-Z]\s*,)+\s*[A-Z]\s*)\}', r'\1'),
+    (r'\\text\s*\{\s*infinity\s*\}', r'\\infty '),
+    (
+      r'(\\(?:sin|cos|tan|cot|sec|csc))\s*[({]?\s*(\d+(?:\.\d+)?)\s*(?:\^\s*\{?\s*\\circ\s*\}?|\\degrees?)\s*[)}]?',
+      r'\1(\\frac{\2\\pi}{180})',
+    ),
     (r'\\(?:textbf|textit|textrm|textsf|textnormal|mathrm|mathbf|mathit|mathsf|mbox|rm|operatorname)\s*\{', r'\\text{'),
     (r'\\text\s*\{\s*\}', ''),
     (r'\\(?:text)?color\s*\{[^{}]*\}\s*\{([^{}]*)\}', r'\1'),
@@ -78,6 +86,12 @@ _REWRITES = tuple(
     # 3e8, but not the e of an expression.
     (r'(?<![\w.}])(-?\d+(?:\.\d+)?)[eE]\+?(-?\d{1,4})(?![\w.])', r'\1 \\times 10^{\2}'),
     (r'(?<=\d)(?:st|nd|rd|th)\b', ''),
+    (r'!=', r'\\ne '),
+    (r'<=', r'\\le '),
+    (r'>=', r'\\ge '),
+    (r'(?<=\d)\s+x\s+(?=\d)', r' \\times '),
+    (r'(?:^|(?<=[^\w)}\s]))\s*(?:negative|minus)\s+(?=[\d\\])', '-'),
+    (r'\bnegative\s+(?=[\d\\])', '-'),
     (r'^\s*(?:more|greater) than (?=\d)', '> '),
     (r'^\s*(?:less|fewer|smaller) than (?=\d)', '< '),
     (r'^\+|(?<=[(\[,])\s*\+', ''),
@@ -157,5 +171,7 @@ def _sign(sign: str) -> str:
   if name.startswith('VULGAR FRACTION'):
     above, below = unicodedata.normalize('NFKC', sign).split('⁄')
     return rf'\frac{{{above}}}{{{below}}}'
+  if unicodedata.category(sign) in ('So', 'Cf', 'Mn'):
+    return ' '  # An emoji, a mark without width.
   plain = unicodedata.normalize('NFKC', sign)  # Full-width forms, odd spaces.
   return plain if plain.isascii() else sign

@@ -68,7 +68,7 @@ def test_braces_without_end_are_read_in_one_pass():
     ('Answer choices: (A) 1 (B) 2', 'Answer choices: (A) 1 (B) 2'),
     ('The answer is approx. 5 m. Good.', 'approx. 5 m'),
     ('答案是 5。', '5。'),
-    ('The answer is not 5. It is 6.', 'The . It is 6.'),
+    ('The answer is not 5. It is 6.', 'The  It is 6.'),
     ('<answer></answer>', None),
   ],
 )
