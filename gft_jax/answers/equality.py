@@ -145,7 +145,7 @@ def _lists(reference: str, found: str) -> bool | None:
   if (
     gold
     and not answer
-    and not (gold[0] or _RELATION.search(found) or is_words(found))
+    and not (gold[0] or _RELATION.search(reference + found) or is_words(found))
   ):
     return all(equal(spelled(item), found) for item in gold[1])
   if gold is None or answer is None:

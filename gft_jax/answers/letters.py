@@ -39,9 +39,9 @@ _CLAIMS = re.compile(
   re.VERBOSE,
 )
 # A line that begins with a letter; several are the options, told again.
-_LINES = re.compile(r'(?:^|\n)\s*([A-J])(?:[.):]|\s*$|\s*(?=\n))')
+_LINES = re.compile(r'(?:^|\n)[ \t]*([A-J])(?:[.):]|[ \t]*(?=\n|$))')
 _FIRST_LINE = re.compile(
-  r'\s*\(?([A-J])[).]?\s*\n(?!\s*\(?[A-J][).]?\s*(?:\n|$))'
+  r'\s*\(?([A-J])[).]?[ \t]*\n(?!\s*\(?[A-J][).]?[ \t]*(?:\n|$))'
 )
 _EITHER = re.compile(r'\(?\b[A-J]\)?\s*(?:or|and|/)\s*\(?$')
 _DENIED_BEFORE = re.compile(

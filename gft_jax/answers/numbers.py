@@ -197,6 +197,8 @@ def _with_unit(number: Number, rest: str, letters: bool) -> Number | None:
     return None
   spaced = rest[:1] in ' ('
   names = re.findall('[A-Za-z]+', _POWER.sub('', plain))
+  if not names:
+    return None
   alone = any(len(name) == 1 and name != 'a' for name in names)
   if not unit_of(plain):
     meant = spaced and not alone and (len(names[0]) > 2 or len(names) > 1)

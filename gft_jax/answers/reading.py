@@ -204,7 +204,7 @@ _DENIED = re.compile(
 # What a denial goes on with: 'not 5, it is 6'.
 _INSTEAD = re.compile(r';|,\s+(?:it|but|rather)\b')
 _RETRACTED = re.compile(
-  r'(?:^|[.!?,;\n]|\s[-–—])\s*(?:no,? )?(?:wait|actually|correction|sorry|scratch that)\b',
+  r'(?:^|[.!?,;\n]|\s[-–—])\s{0,3}(?:no,? )?(?:wait|actually|correction|sorry|scratch that)\b',
   re.IGNORECASE,
 )
 

@@ -97,7 +97,7 @@ def _library() -> _Library:
           lowercase_symbols=not cased
         ),
       )
-    except RecursionError:
+    except MemoryError:
       raise
     except Exception:  # Whatever a grammar made of text that is none.
       return None
