@@ -167,7 +167,8 @@ def _value(side) -> _Value | None:
   number = sympy.N(side, _DIGITS)
   if not all(part.is_comparable for part in number.as_real_imag()):
     return None
-  is_whole = bool(number == sympy.floor(number))
+  is_small = sympy.Lt(sympy.Abs(number), 10**_DIGITS)
+  is_whole = bool(is_small and number == sympy.floor(number))
   return _Value(number, bool(side.atoms(sympy.Float)), is_whole)
 
 
