@@ -15,6 +15,8 @@ _FORMULA = re.compile(
   r'\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|(?<!\\)\$([^$\n]+?)(?<!\\)\$',
   re.DOTALL,
 )
+# Signs for private use, each in the place of a formula.
+_FIRST, _HIDDEN = 0xE000, '[\ue000-\uf8ff]'
 # A word of prose; single letters are variables, but for these.
 _PROSE = re.compile(
   r'^["\'(\[{*_-]*(?!(?:sqrt|pi|sin|cos|tan|log|ln|exp)\b)(?:[^\W\d_]{2,}|[aAI](?![\w^_*/+=-]))'
@@ -112,8 +114,9 @@ def _runs(text: str) -> list[_Run]:
     if is_words(spelled(formula)) and not found[0].startswith('\\'):
       return found[0]
     hidden.append(formula)
-    return f' {chr(0xE000 + len(hidden) - 1)} '
+    return f' {chr(_FIRST + len(hidden) - 1)} '
 
+  text = re.sub(_HIDDEN, ' ', text)
   text = re.sub(r'\b(?:negative|(?<=is )minus)\s+(?=[$\\\d])', '-', text)
   if _ALIGNED.search(text):
     text = _ALIGNED.sub('\n', text).replace('&', ' ').replace(r'\\', '\n')
@@ -125,8 +128,9 @@ def _runs(text: str) -> list[_Run]:
       joined = ' '.join(tokens[start:end])
       if _MATHEMATICAL.search(joined):
         around = ' '.join(tokens[max(0, start - 3) : end + 3])
-        for i, formula in enumerate(hidden):
-          joined = joined.replace(chr(0xE000 + i), formula)
+        joined = re.sub(
+          _HIDDEN, lambda sign: hidden[ord(sign[0]) - _FIRST], joined
+        )
         hedged = tokens[end : end + 1] == ['or'] and tokens[end + 1 :][:1] != [
           'so'
         ]

@@ -95,6 +95,8 @@ def test_final(response, said):
     ('math', r'nothing in \boxed{}', None),
     ('math', 'nothing', None),
     ('math', '?', None),
+    ('math', 'so \ue000 it is \ue001 $7$', '7'),
+    ('math', r'\boxed{' + '9' * 5000 + '}', '9' * 5000),
     ('exact', 'It is **Paris**.', 'paris'),
     ('mine:reward', 'about 7', '7'),
     ('choice', r'(A) or \boxed{C}', 'C'),
