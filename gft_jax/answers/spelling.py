@@ -5,6 +5,7 @@ what has several spellings gets one: \dfrac12 and ½ are \frac{1}{2}, − is -,
 \mathrm{cm} is \text{cm}. The result is LaTeX for math-verify to parse.
 """
 
+import functools
 import re
 import unicodedata
 
@@ -109,6 +110,7 @@ _BEFORE = re.compile(
 _QUOTES = ('"', "'", '*', '`', '_')
 
 
+@functools.lru_cache(maxsize=64)  # A text is read several times in a row.
 def spelled(text: str) -> str:
   """The one spelling of a text; of a spelled text itself."""
   if not text.isascii():
