@@ -49,6 +49,10 @@ _SENTENCE = re.compile(
   r'(?:the|this|that|it|there|they|due)\b[\w\s,]{0,60}\s'
 )
 _ONE_WORD = ('yes', 'no', 'true', 'false')
+# One of these, and why; 'no solution' and 'yes or no' are other answers.
+_AND_WHY = re.compile(
+  r'(yes|no|true|false)(?:$|[,.;:!]|\s[-–—]|\s(?:because|since|as|it|the|this|they|we)\b)'
+)
 
 
 def equal(reference: str, found: str) -> bool:
@@ -127,10 +131,9 @@ def _words(reference: str, found: str) -> bool | None:
 def words_equal(reference: str, found: str) -> bool:
   """Whether a text says the words of a reference, also in a sentence."""
   gold, answer = words(reference), words(found)
-  if gold in _ONE_WORD:
-    both = re.match(r'\w+\s*(?:and|or|/)\s', answer)
-    if re.sub(r'[^a-z].*', '', answer) == gold:
-      return not both
+  said = _AND_WHY.match(answer) if gold in _ONE_WORD else None
+  if said:
+    return said[1] == gold
   if gold.removesuffix('s') == answer.removesuffix('s'):
     return True
   sentence = _SENTENCE.fullmatch(answer.removesuffix(gold))
