@@ -258,7 +258,7 @@ def _stated(text: str) -> str | None:
     if sentence and sentence[1].strip() and not _is_denied(text, mark, stop):
       found = _DENIED.sub(' ', sentence[1]).strip().rstrip('!').strip()
       # Of JSON, {"answer": 18}.
-      return (found.strip('"}\' ') if mark[0][-2:-1] in '"' else found) or None
+      return (found.strip('"}\' ') if '"' in mark[0] else found) or None
   return None
 
 
