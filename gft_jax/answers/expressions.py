@@ -23,6 +23,12 @@ _PROSE = re.compile(
 )
 _MATHEMATICAL = re.compile(r'\d|\\[a-zA-Z]|[\ue000-\uf8ff∞∅π√½⅓⅔¼¾]|\bpi\b')
 _DENIED = re.compile(r'^\W*not\b|\bnot\s+(?:\w+\s+)?-?\d|\bwrong\b')
+_REFUSED = re.compile(
+  r"\b(?:cannot|can't|can not|impossible to|unable to|not possible to)\s+"
+  r'(?:be\s+)?(?:determin|answer|solv|say|tell|find|know|calculat)'
+  r'|\b(?:not enough|insufficient) information\b',
+  re.IGNORECASE,
+)
 # What an exact answer is about.
 _ABOUT = re.compile(
   r'(?<=\S)(?:,\s*|\s+\()(?:or\s+)?(?:approximately|about|roughly)\s+-?[\d.]+\)?(?=\.?$)'
@@ -52,12 +58,12 @@ def expression(said: Answer) -> str | None:
   A number that words change, 'twice 7', is none.
   """
   text = spelled(said.text)
-  if said.marked and _DENIED.search(text):
+  if _REFUSED.search(text) or (said.marked and _DENIED.search(text)):
     return None
   if said.marked or '\n' not in said.text:
     if number_of(text, letters=True) or not is_words(without_unit(text)):
       return computed(text) if re.search(r'[\w\\]', text) else None
-  prose = _ABOUT.sub('', said.text)
+  prose = re.sub(r'\\text\s*\{([^{}]*)\}', r' \1 ', _ABOUT.sub('', said.text))
   *_, claimed = re.split(r'\b(?:is|are|was|equals)\b', prose)
   if said.marked and _MATHEMATICAL.search(claimed):
     prose = claimed  # 17 of 'the sum of 10 and 7 is 17'
@@ -79,12 +85,12 @@ class _Run(NamedTuple):
 
   Attributes:
     text: the words.
-    line: its number.
+    sentence: its number.
     is_meant: neither a hedge nor a number that the words around it change.
   """
 
   text: str
-  line: int
+  sentence: int
   is_meant: bool
 
   @property
@@ -95,12 +101,12 @@ class _Run(NamedTuple):
 def _chosen(runs: list[_Run], marked: bool) -> _Run:
   """The run that is the answer: of a sentence the first, else the last.
 
-  In the last line a computation goes before other numbers.
+  In the last sentence a computation goes before other numbers.
   """
   if marked:
     hedged = len(runs) > 1 and runs[0].text != runs[1].text
     return runs[0]._replace(is_meant=runs[0].is_meant and not hedged)
-  last = [run for run in runs if run.line == runs[-1].line]
+  last = [run for run in runs if run.sentence == runs[-1].sentence]
   computations = [run for run in last if run.is_computed]
   return computations[0] if len(computations) == 1 else runs[-1]
 
@@ -120,10 +126,11 @@ def _runs(text: str) -> list[_Run]:
   text = re.sub(r'\b(?:negative|(?<=is )minus)\s+(?=[$\\\d])', '-', text)
   if _ALIGNED.search(text):
     text = _ALIGNED.sub('\n', text).replace('&', ' ').replace(r'\\', '\n')
-  text = re.sub(r'\\text\s*\{([^{}]*)\}', r' \1 ', _FORMULA.sub(hide, text))
+  text = _FORMULA.sub(hide, text)
   found = []
-  for number, line in enumerate(text.splitlines()):
-    tokens = line.split()
+  sentences = re.split(r'\n|(?<=[.!?])\s', text)
+  for number, sentence in enumerate(sentences):
+    tokens = sentence.split()
     for start, end in _spans(tokens):
       joined = ' '.join(tokens[start:end])
       if _MATHEMATICAL.search(joined):
@@ -140,7 +147,7 @@ def _runs(text: str) -> list[_Run]:
 
 
 def _spans(tokens: list[str]) -> Iterator[tuple[int, int]]:
-  """Where the runs of a line begin and end."""
+  """Where the runs of a sentence begin and end."""
   start = 0
   for at, token in enumerate([*tokens, 'end']):
     word = token.strip('.,;')

@@ -7,7 +7,7 @@ r"""What a text finally says: one reading for every reward and every vote.
 | 3 | the last \boxed{18}; boxes that a comma or an 'or' joins are one answer |
 | 4 | what follows the last `####` |
 | 5 | the sentence behind the last 'answer is', 'Answer:' or heading 'Answer' |
-| 6 | the only bold words of the last line |
+| 6 | the only line in bold, or the only bold words of the last line |
 | 7 | else the whole text, of which a reward may take the end |
 """
 
@@ -177,7 +177,8 @@ _TAG_END = re.compile(r'(?i:</(?:(?:final_?)?answer|solution)>)|\[/ANSWER\]')
 
 # 'The answer is', 'the answer to both is', 'Answer:', and their kin.
 _STATES = re.compile(
-  r'\banswers?\b(?!\s+(?:choices|options))(?:[^.:=\n]{0,60}?\b(?:is|are|be|was)\b\s*:?'
+  r'\banswers?\b(?!\s+(?:choices|options))'
+  r'(?:(?:(?!\b(?:because|since|so|which)\b)[^.:=\n]){0,60}?\b(?:is|are|be|was)\b\s*:?'
   r'|[^.:=\n]{0,40}?["\']?\s*[:=])[ \t]*'
   r'|答案(?:是|为|為|[:：])\s*',
   re.IGNORECASE,
@@ -202,7 +203,7 @@ _DENIED = re.compile(
   rf'{_NOT}\s+(?:[a-z]+\s+){{0,2}}[$\\]?-?\d+(?:[.,]\d+)*', re.IGNORECASE
 )
 # What a denial goes on with: 'not 5, it is 6'.
-_INSTEAD = re.compile(r';|,\s+(?:it|but|rather)\b')
+_INSTEAD = re.compile(r';|,?\s+(?:but|rather)\b|,\s+it\b')
 _RETRACTED = re.compile(
   r'(?:^|[.!?,;\n]|\s[-–—])\s{0,3}(?:no,? )?(?:wait|actually|correction|sorry|scratch that)\b',
   re.IGNORECASE,
@@ -265,8 +266,22 @@ def _stated(text: str) -> str | None:
 _BOLD = re.compile(r'(?<![\w)*])\*\*(?=\S)(.+?)(?<=\S)\*\*(?![\w(*])')
 
 
+# A line that is bold, holds a number and is no heading.
+_BOLD_LINE = re.compile(
+  r'^[ \t]*\*\*(?!(?:step|part|case|solution|problem|question|example)\b)'
+  r'([^*\n]*\d[^*\n]*[^*\n:])\*\*[.]?[ \t]*$',
+  re.IGNORECASE | re.MULTILINE,
+)
+
+
 def _in_bold(text: str) -> str | None:
-  """The only bold words of the last line, no item, label or denial."""
+  """The only line in bold, or the only bold words of the last line.
+
+  Those are no item of a list, no label and no denial.
+  """
+  alone = _BOLD_LINE.findall(text)
+  if len(alone) == 1:
+    return alone[0].strip()
   lines = text.strip().splitlines()
   line = lines[-1] if lines else ''
   bold = _BOLD.findall(line)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # Digits of a value; two that agree in all but the last five are equal.
 _DIGITS = 30
 # Digits in which two large numbers are sought to differ.
-_MOST_DIGITS = 1000
+_MOST_DIGITS = 5000
 _INEQUALITY = re.compile(r'[<>]|\\[lg]e(?![a-zA-Z])')
 
 
