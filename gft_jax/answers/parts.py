@@ -94,12 +94,14 @@ def unassigned(text: str) -> str:
 
 
 def computed(text: str) -> str:
-  """5 of '2 + 3 = 5', where no variable stands before the last sign."""
+  """5 of '2 + 3 = 5', where no variable is free before the last sign."""
   before, sign, last = text.rpartition('=')
   is_list = len(_at_top(text)) > 1 or text.startswith(r'\{')
   if is_list or not sign or not last.strip():
     return text
-  return text if _VARIABLE.search(_NAMED.sub(' ', before)) else last.strip()
+  bound = re.match(r'\s*\\(?:lim|int|sum|prod|det)(?![a-zA-Z])', before)
+  free = _VARIABLE.search(_NAMED.sub(' ', before)) and not bound
+  return text if free else last.strip()
 
 
 # What may stand before the sign where all of it is a name: AB, m + n, P(A).

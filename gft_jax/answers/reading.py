@@ -269,7 +269,7 @@ _BOLD = re.compile(r'(?<![\w)*])\*\*(?=\S)(.+?)(?<=\S)\*\*(?![\w(*])')
 # A line that is bold, holds a number and is no heading.
 _BOLD_LINE = re.compile(
   r'^[ \t]*\*\*(?!(?:step|part|case|solution|problem|question|example)\b)'
-  r'([^*\n]*\d[^*\n]*[^*\n:])\*\*[.]?[ \t]*$',
+  r'([^*\n]{1,120})(?<!:)\*\*[.]?[ \t]*$',
   re.IGNORECASE | re.MULTILINE,
 )
 
@@ -280,7 +280,7 @@ def _in_bold(text: str) -> str | None:
   Those are no item of a list, no label and no denial.
   """
   alone = _BOLD_LINE.findall(text)
-  if len(alone) == 1:
+  if len(alone) == 1 and re.search(r'\d', alone[0]):
     return alone[0].strip()
   lines = text.strip().splitlines()
   line = lines[-1] if lines else ''
