@@ -4,6 +4,7 @@ import pathlib
 import re
 
 import pytest
+from answers.rewards_test import EVAL_DIFFERENCES, REWARD_DIFFERENCES
 
 from gft_jax import answers
 from gft_jax.answers import AnswerError
@@ -28,7 +29,7 @@ def tables():
   return [rows[2:] for rows in found]
 
 
-STEPS, MATHEMATICS, CHOICES, VOTES = tables()
+STEPS, MATHEMATICS, CHOICES, VOTES, OFFICIAL = tables()
 
 
 def cases(rows):
@@ -62,6 +63,21 @@ def test_votes(kind, same, others):
   (vote,) = {answers.extract('math', answer) for answer in same}
   assert vote is not None
   assert vote not in {answers.extract('math', answer) for answer in others}
+
+
+def test_where_the_official_grader_differs():
+  """As rewards_test.py finds: every case of its two lists, and no other."""
+  lines = PAGE.read_text().partition('## Beside')[2].splitlines()
+  rows = [re.split(r' \| ', line.strip('| ')) for line in lines if '`' in line]
+  found = [row for row in rows if len(row) == 5]
+  assert (
+    len(found)
+    == len(OFFICIAL)
+    == len(REWARD_DIFFERENCES) + len(EVAL_DIFFERENCES)
+  )
+  for reference, answer, official, here, _ in found:
+    worth = graded(answers.mathematics, reference.strip('`'), answer.strip('`'))
+    assert worth == float(here) == 1 - float(official)
 
 
 def test_the_tables_are_read_whole():
