@@ -60,7 +60,7 @@ def equal(reference: str, found: str) -> bool:
 
   Raises:
     Unreadable: one of them is neither a number, words nor an expression.
-    Exception: whatever math-verify's parsers raise.
+    Exception: whatever math-verify raises as it compares.
   """
   reference, found = unwrapped(reference), unwrapped(found)
   if close_up(reference) == close_up(found):

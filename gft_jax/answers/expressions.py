@@ -8,7 +8,7 @@ from gft_jax.answers.numbers import number_of
 from gft_jax.answers.parts import computed, condition, is_words, without_unit
 from gft_jax.answers.reading import Answer
 from gft_jax.answers.spelling import spelled
-from gft_jax.answers.units import unit_of as is_unit
+from gft_jax.answers.units import unit_of
 
 # $...$ on one line, \\(...\\), $$...$$ and \\[...\\].
 _FORMULA = re.compile(
@@ -22,14 +22,16 @@ _PROSE = re.compile(
   r'^["\'(\[{*_-]*(?!(?:sqrt|pi|sin|cos|tan|log|ln|exp)\b)(?:[^\W\d_]{2,}|[aAI](?![\w^_*/+=-]))'
 )
 _MATHEMATICAL = re.compile(r'\d|\\[a-zA-Z]|[\ue000-\uf8ff∞∅π√½⅓⅔¼¾]|\bpi\b')
+# 'not 5' and 'wrong' in a stated answer.
 _DENIED = re.compile(r'^\W*not\b|\bnot\s+(?:\w+\s+)?-?\d|\bwrong\b')
+# 'We cannot determine how many of the 6 are left' states no number.
 _REFUSED = re.compile(
   r"\b(?:cannot|can't|can not|impossible to|unable to|not possible to)\s+"
   r'(?:be\s+)?(?:determin|answer|solv|say|tell|find|know|calculat)'
   r'|\b(?:not enough|insufficient) information\b',
   re.IGNORECASE,
 )
-# What an exact answer is about.
+# The rounded value behind an exact answer: '2√5 (about 4.47)'.
 _ABOUT = re.compile(
   r'(?<=\S)(?:,\s*|\s+\()(?:or\s+)?(?:approximately|about|roughly)\s+-?[\d.]+\)?(?=\.?$)'
 )
@@ -138,9 +140,9 @@ def _runs(text: str) -> list[_Run]:
         joined = re.sub(
           _HIDDEN, lambda sign: hidden[ord(sign[0]) - _FIRST], joined
         )
-        hedged = tokens[end : end + 1] == ['or'] and tokens[end + 1 :][:1] != [
-          'so'
-        ]
+        # '5 or', but not '5 or so'.
+        after = tokens[end : end + 2]
+        hedged = after[:1] == ['or'] and after[1:] != ['so']
         run = _Run(joined, number, not (hedged or _CHANGED.search(around)))
         found.append(run)
   return found
@@ -151,7 +153,7 @@ def _spans(tokens: list[str]) -> Iterator[tuple[int, int]]:
   start = 0
   for at, token in enumerate([*tokens, 'end']):
     word = token.strip('.,;')
-    if start < at and (token in _JOINS or word in _OF_UNITS or is_unit(word)):
+    if start < at and (token in _JOINS or word in _OF_UNITS or unit_of(word)):
       continue
     if _PROSE.match(token):
       end = at

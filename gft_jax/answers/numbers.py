@@ -120,21 +120,28 @@ def number_of(text: str, *, letters: bool = False) -> Number | None:
 def same(reference: Number, found: Number) -> bool:
   """Whether two numbers are one, as decimals are, and in one unit.
 
-  Without a decimal they are equal as fractions. A percent sign on one side
-  alone may be meant or not, where the other has no unit: 12.5% is 12.5 and
-  0.125.
+  Without a decimal they are equal as fractions.
   """
   units = unit_of(reference.unit), unit_of(found.unit)
   if all(units) and units[0] != units[1]:
     return False
-  if reference.percent == found.percent:
-    return close(reference, found, found.value)
-  if any(units):
+  if reference.percent != found.percent and any(units):
     return False
-  scales = [Fraction(1, 100) if found.percent else Fraction(100)]
-  if reference.percent or abs(reference.value) >= 1:
-    scales.append(Fraction(1))  # The question may ask for a percentage.
-  return any(close(reference, found, found.value * x) for x in scales)
+  return any(close(reference, found, x) for x in values(reference, found))
+
+
+def values(reference: Number, found: Number) -> list[Fraction]:
+  """What a number may be worth beside a reference, for their percent signs.
+
+  With a sign on one side alone it is worth a hundredth, or a hundred times as
+  much. Where the question may ask for a percentage, the digits count as well:
+  12.5% is 0.125, and 12.5 too.
+  """
+  if reference.percent == found.percent:
+    return [found.value]
+  scaled = found.value / 100 if found.percent else found.value * 100
+  asked = reference.percent or abs(reference.value) >= 1
+  return [scaled, found.value] if asked else [scaled]
 
 
 def close(reference: Number, found: Number, x: Fraction) -> bool:

@@ -14,7 +14,7 @@ from fractions import Fraction
 from gft_jax.answers.equality import equal, words_equal
 from gft_jax.answers.expressions import expression, formulas
 from gft_jax.answers.letters import chosen, is_formula
-from gft_jax.answers.numbers import Number, number_of
+from gft_jax.answers.numbers import Number, number_of, values
 from gft_jax.answers.parts import (
   close_up,
   condition,
@@ -63,8 +63,8 @@ def mathematics(prompt: str, answer: str, response: str) -> float:
 
   Raises:
     AnswerError, GoldError: there is no expression.
-    Exception: whatever math-verify's parsers raise; its own time-outs are off,
-      the pool has the deadline.
+    Exception: whatever math-verify raises as it compares. Its own time-outs are
+      off; the pool has the deadline.
   """
   del prompt
   reference, said = read(answer), read(response)
@@ -149,8 +149,7 @@ def numeric(
       |x - y| <= tolerance |y|
 
   Numbers are what `answers.numbers` reads: with commas of thousands, a
-  currency, a unit, an exponent, as a fraction or a mixed number. A percent sign
-  on one side alone may be meant or not.
+  currency, a unit, a percent sign, an exponent, as a fraction or a mixed number.
 
   Args:
     tolerance: relative to the reference.
@@ -162,11 +161,8 @@ def numeric(
   reference, said = read(answer), read(response)
   y = _number(reference, GoldError)
   x = _number(said, AnswerError)
-  values = [x.value]
-  if x.percent != y.percent:
-    values.append(x.value / 100 if x.percent else x.value * 100)
   near = Fraction(tolerance) * abs(y.value)
-  return float(any(abs(value - y.value) <= near for value in values))
+  return float(any(abs(value - y.value) <= near for value in values(y, x)))
 
 
 def formatted(
@@ -260,7 +256,10 @@ def _integer_after_hash(text: str, error: type[ValueError]) -> int:
 
 
 def _approximations(text: str, *, both: bool = False) -> list[str]:
-  r"""The exact side of '\frac{1}{3} \approx 0.333', or both; 'x \approx 3' is 'x = 3'."""
+  r"""The exact side of '\frac{1}{3} \approx 0.333', or both sides.
+
+  'x \approx 3' becomes 'x = 3'.
+  """
   sign = r'\\approx(?![a-zA-Z])'
   exact, *rounded = (side.strip() for side in re.split(sign, text))
   has_value = re.search(r'\d|\\[a-zA-Z]', exact)

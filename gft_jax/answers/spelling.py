@@ -79,7 +79,7 @@ _REWRITES = tuple(
     (r'\^\s*\((-?[\w.]+(?:/\w+)?)\)', r'^{\1}'),
     (r'(?<=[\d)a-zA-Z])\s*\*\s*(?=[\d(a-zA-Z\\])', r' \\cdot '),
     (r'(?<![\d.a-zA-Z])\.(?=\d)', '0.'),
-    # 0.\overline{3} and 0.(3) stay; \frac12 gets its braces.
+    # \frac12 gets its braces.
     (rf'\\frac\s*({_TOKEN})', r'\\frac{\1}'),
     (rf'(\\frac\s*{_GROUP})\s*({_TOKEN})', r'\1{\2}'),
     (rf'(\\frac)\s*({_GROUP})\s*({_GROUP})', r'\1\2\3'),

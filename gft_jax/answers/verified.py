@@ -43,8 +43,8 @@ def equal_expressions(reference: str, found: str) -> bool:
 
   Raises:
     Unreadable: math-verify finds no expression in one.
-    Exception: whatever its parsers raise; its own time-outs are off, the
-      graders have a deadline.
+    Exception: whatever it raises as it compares. Its own time-outs are off;
+      the graders have a deadline.
   """
   cased = _has_both_cases(reference) or _has_both_cases(found)
   gold = _parsed(reference, cased)
@@ -99,7 +99,7 @@ def _library() -> _Library:
       )
     except MemoryError:
       raise
-    except Exception:  # Whatever a grammar made of text that is none.
+    except Exception:  # The parser raises many kinds on text that is no LaTeX.
       return None
 
   verify = functools.partial(

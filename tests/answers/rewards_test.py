@@ -175,6 +175,8 @@ def test_exact(answer, response, value):
     ('18', 'The answer is $18.00 a day', 1),
     ('50', r'\boxed{50\%}', 1),
     ('0.5', r'\boxed{50\%}', 1),
+    ('0.05', '0.05%', 0),
+    ('5%', '0.05', 1),
     ('2.5', 'It takes 2 1/2 hours', 1),
     ('1000', '<think>7</think><answer>1{,}000 km</answer>', 1),
     ('7', '<think>7</think>It is 8.', 0),
